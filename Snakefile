@@ -1,0 +1,11 @@
+# The evidence behind one grid, from data to report: `snakemake --cores 2`, another with `--config grid=<name or path>`.
+include: "workflow/rules/common.smk"
+include: "workflow/rules/base.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/analysis.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{FOLDER}/report.html",

@@ -1,0 +1,340 @@
+"""Tables of a finished grid: results/<grid>/tables/{main,pass_at_k,ratio_tails,controls}.{csv,md,tex}.
+
+CSV is for machines: fractions of one (the published percentages too), six digits, empty where there is no figure. Markdown and
+LaTeX are rounded for people: percent or points with one digit, intervals in brackets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from alp.analysis import runs, statistics
+from alp.analysis.runs import ArmRuns, Results
+from alp.analysis.statistics import Interval
+from alp.grid import Grid
+from alp.reproducibility import write_text
+from alp.schema import Method
+
+Cell = str | int | float | None
+TAIL_QUANTILES = ("q001", "q01", "q99", "q999")
+# fmt: off
+MAIN_COLUMNS = [
+    "method", "accuracy_mean", "accuracy_low", "accuracy_high", "seeds", "published", "difference_to_grpo", "difference_low",
+    "difference_high", "greedy_mean", "length_mean", "best_step", "best_validation",
+]
+CONTROL_COLUMNS = [
+    "method", "control", "changed", "accuracy_mean", "control_mean", "difference", "difference_low", "difference_high",
+    "gain_over_grpo", "gain_low", "gain_high",
+]
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table twice: exact ``columns``/``rows`` for CSV, finished text ``shown_columns``/``shown_rows`` for people.
+
+    ``best`` marks shown cells (row, column) that are set in bold.
+    """
+
+    columns: list[str]
+    rows: list[list[Cell]]
+    shown_columns: list[str]
+    shown_rows: list[list[str]]
+    best: set[tuple[int, int]] = field(default_factory=set)
+
+
+def aggregate(grid: Grid, results: Path) -> None:
+    """Build every table of the grid. Raises :class:`alp.errors.UserError` when a run is missing."""
+    loaded = runs.load(grid, results)
+    folder = grid.folder(results) / "tables"
+    for name in runs.TABLES:
+        table = BUILDERS[name](loaded)
+        write_text(folder / f"{name}.csv", to_csv(table))
+        write_text(folder / f"{name}.md", to_markdown(table))
+        write_text(folder / f"{name}.tex", to_latex(table))
+
+
+# ---- main ------------------------------------------------------------------------------------------------------------
+
+
+def main_table(loaded: Results) -> Table:
+    """One row per arm, the base model first (docs/results.md)."""
+    reference = loaded.find(runs.REFERENCE)
+    base_difference = statistics.paired_difference(loaded.base.per_problem[None], reference.accuracy) if reference else None
+    base_accuracy = statistics.interval(loaded.base.per_problem[None])
+    rows = [_main_row(runs.BASE, base_accuracy, None, None, base_difference, loaded.base.greedy, loaded.base.response_length, None, None)]
+    for arm in loaded.arms:
+        published = loaded.grid.published.get(arm.arm.method) if arm.arm.variant is None else None
+        difference = statistics.paired_difference(arm.accuracy, reference.accuracy) if reference and arm is not reference else None
+        step, validation = _best_validation(arm)
+        evaluations = [run.evaluation for run in arm.runs]
+        rows.append(
+            _main_row(
+                arm.name,
+                statistics.interval(arm.accuracy),
+                len(arm.runs),
+                None if published is None else published / 100,
+                difference,
+                _mean([one.greedy for one in evaluations]),
+                _mean([one.response_length for one in evaluations]),
+                step,
+                validation,
+            )
+        )
+    shown, best = _shown_main(rows, loaded)
+    return Table(MAIN_COLUMNS, rows, shown[0], shown[1:], best)
+
+
+def _main_row(
+    name: str,
+    accuracy: Interval,
+    seeds: int | None,
+    published: float | None,
+    difference: Interval | None,
+    greedy: float | None,
+    length: float | None,
+    best_step: int | None,
+    best_validation: float | None,
+) -> list[Cell]:
+    against = [difference.mean, difference.low, difference.high] if difference else [None, None, None]
+    return [name, accuracy.mean, accuracy.low, accuracy.high, seeds, published, *against, greedy, length, best_step, best_validation]
+
+
+def _shown_main(rows: list[list[Cell]], loaded: Results) -> tuple[list[list[str]], set[tuple[int, int]]]:
+    header = [
+        "Method",
+        f"avg@{loaded.base.samples}, %",
+        "Difference to GRPO, points",
+        "Greedy, %",
+        "Tokens",
+        "Best validation, % (step)",
+        "Seeds",
+        "Published, %",
+    ]
+    shown = [header]
+    for name, mean, low, high, seeds, published, difference, d_low, d_high, greedy, length, step, validation in rows:
+        shown.append(
+            [
+                runs.label(str(name)),
+                _with_interval(mean, low, high),
+                _with_interval(difference, d_low, d_high, signed=True),
+                _percent(greedy),
+                _number(length, 1),
+                f"{_percent(validation)} ({step})" if step is not None else "",
+                "" if seeds is None else str(seeds),
+                _number(None if published is None else 100 * float(published), 2),
+            ]
+        )
+    best: set[tuple[int, int]] = set()
+    for column, source in ((1, 1), (3, 9)):  # printed accuracy and greedy, arms alone
+        best |= {(row, column) for row in _highest([one[source] for one in rows], start=1)}
+    return shown, best
+
+
+def _best_validation(arm: ArmRuns) -> tuple[int | None, float | None]:
+    """Step of the highest validation accuracy averaged over seeds (the first of equals), among steps that every seed has."""
+    steps, values = arm.series("validation/accuracy")
+    complete = ~np.isnan(values).any(axis=0)
+    if not complete.any():
+        return None, None
+    means = values[:, complete].mean(axis=0)
+    best = int(np.argmax(means))
+    return int(steps[complete][best]), float(means[best])
+
+
+# ---- pass@k ----------------------------------------------------------------------------------------------------------
+
+
+def pass_at_k_table(loaded: Results) -> Table:
+    """Unbiased pass@k per arm: mean over problems, then over seeds."""
+    samples = loaded.base.samples
+    ks = statistics.powers_of_two(samples)
+    evaluations = [(runs.BASE, [loaded.base])] + [(arm.name, [run.evaluation for run in arm.runs]) for arm in loaded.arms]
+    rows: list[list[Cell]] = [
+        [name, *(_mean([float(statistics.pass_at_k(samples, one.correct, k).mean()) for one in seeds]) for k in ks)]
+        for name, seeds in evaluations
+    ]
+    shown = [[runs.label(str(row[0])), *map(_percent, row[1:])] for row in rows]
+    best = {(row, column) for column in range(1, len(ks) + 1) for row in _highest([one[column] for one in rows], start=1)}
+    return Table(["method", *(f"pass_at_{k}" for k in ks)], rows, ["Method", *(f"pass@{k}, %" for k in ks)], shown, best)
+
+
+# ---- ratio tails -----------------------------------------------------------------------------------------------------
+
+
+def ratio_tails_table(loaded: Results) -> Table:
+    """Extreme quantiles of the log-ratio, averaged over steps and seeds, and the tail width against the Bypass arm."""
+    rows: list[list[Cell]] = []
+    for level in ("token", "sequence"):
+        reference = loaded.tail_reference(level)
+        against = reference.tail_width(level) if reference else None
+        for arm in loaded.arms:
+            width = arm.tail_width(level)
+            reduction = 1 - width / against if width is not None and against and arm is not reference else None
+            quantiles: list[Cell] = [arm.step_mean(f"ratio/{level}/log_{name}") for name in TAIL_QUANTILES]
+            spread = arm.step_mean(f"ratio/{level}/log_std")
+            rows.append([arm.name, level, *quantiles, spread, width, reference.name if reference else None, reduction])
+    columns = ["method", "level", *TAIL_QUANTILES, "std", "width", "reference", "width_reduction"]
+    shown_columns = ["Method", "Ratio", "q0.1 %", "q1 %", "q99 %", "q99.9 %", "std", "q0.1–q99.9 width", "Reference", "Width reduction, %"]
+    shown = [
+        [
+            runs.label(str(row[0])),
+            str(row[1]),
+            *(_number(value, 3) for value in row[2:8]),
+            runs.label(str(row[8])) if row[8] else "",
+            _percent(row[9], signed=True),
+        ]
+        for row in rows
+    ]
+    return Table(columns, rows, shown_columns, shown)
+
+
+# ---- controls --------------------------------------------------------------------------------------------------------
+
+
+def controls_table(loaded: Results) -> Table:
+    """Every ALP arm against each of its controls in the grid: what remains of the gain when only some of ALP is left out."""
+    reference = loaded.find(runs.REFERENCE)
+    rows: list[list[Cell]] = []
+    for arm in loaded.arms:
+        if arm.method.perturbation is None or runs.is_control(arm.arm):
+            continue
+        gain = statistics.paired_difference(arm.accuracy, reference.accuracy) if reference else None
+        for control in _controls_of(arm, loaded):
+            left = statistics.paired_difference(arm.accuracy, control.accuracy)
+            means: list[Cell] = [float(arm.accuracy.mean()), float(control.accuracy.mean())]
+            gains: list[Cell] = [gain.mean, gain.low, gain.high] if gain else [None, None, None]
+            rows.append([arm.name, control.name, _changed(arm.method, control.method), *means, left.mean, left.low, left.high, *gains])
+    shown_columns = ["Method", "Control", "Differs in", "Method, %", "Control, %", "Method − control, points", "Method − GRPO, points"]
+    shown = [
+        [
+            runs.label(str(row[0])),
+            runs.label(str(row[1])),
+            str(row[2]),
+            _percent(row[3]),
+            _percent(row[4]),
+            _with_interval(*row[5:8], signed=True),
+            _with_interval(*row[8:11], signed=True),
+        ]
+        for row in rows
+    ]
+    return Table(CONTROL_COLUMNS, rows, shown_columns, shown)
+
+
+def _controls_of(arm: ArmRuns, loaded: Results) -> list[ArmRuns]:
+    """Control variants of the same method, and Bypass (with its own control variants) at the same level."""
+    bypass = runs.BYPASS[arm.ratio_level]
+    same = [one for one in loaded.arms if one.arm.method == arm.arm.method and runs.is_control(one.arm)]
+    without = [one for one in loaded.arms if one.arm.method == bypass and (one.arm.variant is None or runs.is_control(one.arm))]
+    return same + without
+
+
+def _changed(first: Method, second: Method) -> str:
+    """In words, what an ALP arm and its control differ in. A σ₀ of 0 is off, so its other noise settings do not count."""
+    noise, other = first.perturbation, second.perturbation
+    found = []
+    if (noise is not None and noise.std > 0) != (other is not None and other.std > 0):
+        found.append("noise")
+    elif noise is not None and other is not None and noise != other:
+        names = {"std": "σ₀", "learnable": "learning of σ", "lr": "learning rate of σ", "layers": "layers"}
+        found += [names.get(key, key) for key in type(noise).model_fields if getattr(noise, key) != getattr(other, key)]
+    if (first.clip_low, first.clip_high) != (second.clip_low, second.clip_high):
+        found.append("clip range")
+    found += [
+        key for key in ("denominator", "level", "dual_clip", "aggregation", "correction") if getattr(first, key) != getattr(second, key)
+    ]
+    return ", ".join(found) or "nothing"
+
+
+BUILDERS: dict[str, Callable[[Results], Table]] = {
+    "main": main_table,
+    "pass_at_k": pass_at_k_table,
+    "ratio_tails": ratio_tails_table,
+    "controls": controls_table,
+}
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def to_csv(table: Table) -> str:
+    """Comma-separated lines; floats with six digits, so that bytes do not depend on the last bits of a sum."""
+    lines = [table.columns, *([_exact(cell) for cell in row] for row in table.rows)]
+    return "".join(",".join(f'"{cell}"' if "," in cell else cell for cell in line) + "\n" for line in lines)
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table, text columns left and figures right."""
+    rule = [":---" if _is_text(table, column) else "---:" for column in range(len(table.shown_columns))]
+    rows = [
+        [f"**{cell}**" if (row, column) in table.best else cell for column, cell in enumerate(cells)]
+        for row, cells in enumerate(table.shown_rows)
+    ]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in [table.shown_columns, rule, *rows])
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs tabular, to be read with \\input inside a table environment."""
+    rows = [
+        [f"\\textbf{{{_tex(cell)}}}" if (row, column) in table.best else _tex(cell) for column, cell in enumerate(cells)]
+        for row, cells in enumerate(table.shown_rows)
+    ]
+    columns = "".join("l" if _is_text(table, column) else "r" for column in range(len(table.shown_columns)))
+    body = [" & ".join(cells) + r" \\" for cells in rows]
+    head = " & ".join(map(_tex, table.shown_columns)) + r" \\"
+    lines = ["% needs the booktabs package", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _is_text(table: Table, column: int) -> bool:
+    return table.shown_columns[column] in ("Method", "Ratio", "Reference", "Control", "Differs in")
+
+
+def _exact(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, float):
+        return f"{cell:.6f}".replace("-0.000000", "0.000000")
+    return str(cell)
+
+
+def _tex(text: str) -> str:
+    for plain, command in (("σ₀", r"$\sigma_0$"), ("σ", r"$\sigma$"), ("−", "$-$"), ("–", "--"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
+        text = text.replace(plain, command)
+    return text.replace("_", r"\_").replace(r"\sigma\_0", r"\sigma_0")
+
+
+def _number(value: Cell, digits: int, *, signed: bool = False) -> str:
+    """Rounded, with a true minus sign and no negative zero; empty for a missing figure."""
+    if value is None or not math.isfinite(float(value)):
+        return ""
+    text = f"{float(value):+.{digits}f}" if signed else f"{float(value):.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def _percent(fraction: Cell, *, signed: bool = False) -> str:
+    return _number(None if fraction is None else 100 * float(fraction), 1, signed=signed)
+
+
+def _with_interval(mean: Cell, low: Cell, high: Cell, *, signed: bool = False) -> str:
+    if mean is None:
+        return ""
+    return f"{_percent(mean, signed=signed)} [{_percent(low, signed=signed)}, {_percent(high, signed=signed)}]"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _highest(values: Sequence[Cell], *, start: int) -> list[int]:
+    """Positions from ``start`` on whose value prints as the highest, to one digit of a percent."""
+    shown = {row: round(100 * float(value), 1) for row, value in enumerate(values) if row >= start and value is not None}
+    return [row for row, value in shown.items() if value == max(shown.values())]

@@ -1,0 +1,230 @@
+"""One self-contained page per grid: results/<grid>/report.html. Tables and figures come from disk as they are; nothing is computed anew.
+
+No scripts, no external references, no clock and no host name: the same results and code give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from alp import config, reproducibility
+from alp.analysis import runs
+from alp.analysis.runs import Results
+from alp.errors import UserError
+from alp.grid import Grid
+
+CAPTIONS = Path(__file__).resolve().parents[2] / "workflow" / "report"
+TITLES = {
+    "accuracy": "Accuracy",
+    "validation": "Validation accuracy during training",
+    "pass_at_k": "pass@k",
+    "dynamics": "Training dynamics",
+    "length": "Response length",
+    "ratio_quantiles": "Ratio quantiles during training",
+    "tails": "Ratio tails",
+    "envelope": "Ratio envelope",
+    "sigma": "Learned noise per layer",
+    "main": "Main table",
+    "controls": "Controls",
+    "ratio_tails": "Ratio tails",
+}
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure or table of the page: ``content`` is a data URI or finished HTML."""
+
+    name: str
+    title: str
+    caption: str
+    content: str
+
+
+def report(grid: Grid, results: Path) -> None:
+    """Write the page. Raises :class:`UserError` when a table, a figure or a run is missing."""
+    loaded = runs.load(grid, results)
+    folder = grid.folder(results)
+    tables = {name: _table(grid, results, name) for name in runs.TABLES}
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            grid=grid,
+            headline=headline(loaded, {name: _rows(grid, results, name) for name in runs.TABLES}),
+            main=tables["main"],
+            figures=[_figure(grid, results, name) for name in runs.figure_names(grid)],
+            tables=[tables[name] for name in ("controls", "ratio_tails", "pass_at_k")],
+            setting_names=SETTINGS,
+            settings=[_settings(loaded, arm.name, arm.runs[0].folder) for arm in loaded.arms],
+            provenance=reproducibility.provenance(),
+            identities=_identities(loaded),
+            base_identity=loaded.base.config_hash,
+        )
+    )
+    reproducibility.write_text(folder / "report.html", page)
+
+
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+# ---- tables and figures ----------------------------------------------------------------------------------------------
+
+
+def _command(verb: str, grid: Grid, results: Path) -> str:
+    return f"alp {verb} {runs.named(grid)} results={results}"
+
+
+def _caption(name: str) -> str:
+    return " ".join(runs.read_text(CAPTIONS / f"{name}.rst", "git checkout workflow/report").split())
+
+
+def _figure(grid: Grid, results: Path, name: str) -> Shown:
+    text = runs.read_text(grid.folder(results) / "figures" / f"{name}.svg", _command("figures", grid, results))
+    # an <img> is a document of its own: ids of different figures cannot meet, as they would inline
+    encoded = base64.b64encode(text.encode()).decode()
+    return Shown(name, TITLES[name], _caption(name), f"data:image/svg+xml;base64,{encoded}")
+
+
+def _table(grid: Grid, results: Path, name: str) -> Shown:
+    text = runs.read_text(grid.folder(results) / "tables" / f"{name}.md", _command("aggregate", grid, results))
+    return Shown(name, TITLES[name], _caption(name), markdown_table(text))
+
+
+def _rows(grid: Grid, results: Path, name: str) -> list[Row]:
+    text = runs.read_text(grid.folder(results) / "tables" / f"{name}.csv", _command("aggregate", grid, results))
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def markdown_table(text: str) -> str:
+    """A pipe table as HTML; a rule of ``---:`` aligns right, ``**x**`` is bold, everything else is plain text."""
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if line.strip()]
+    header, rule, body = lines[0], lines[1], lines[2:]
+    kinds = ["number" if mark.endswith(":") else "text" for mark in rule]
+
+    def cells(tag: str, values: list[str]) -> str:
+        inner = (re.sub(r"^\*\*(.*)\*\*$", r"<strong>\1</strong>", html.escape(value)) for value in values)
+        return "".join(f'<{tag} class="{kind}">{value}</{tag}>' for kind, value in zip(kinds, inner, strict=True))
+
+    rows = "".join(f"<tr>{cells('td', values)}</tr>\n" for values in body)
+    if not body:
+        rows = f'<tr><td colspan="{len(header)}">nothing to compare in this grid</td></tr>\n'
+    return f"<table>\n<thead><tr>{cells('th', header)}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>"
+
+
+# ---- findings --------------------------------------------------------------------------------------------------------
+
+
+def headline(loaded: Results, tables: Mapping[str, list[Row]]) -> list[str]:
+    """What was run and what was measured, one sentence each, straight from the tables: no finding is left out for its sign."""
+    grid, main = loaded.grid, {row["method"]: row for row in tables["main"]}
+    seeds, base = len(grid.seeds), main[runs.BASE]
+    best = max((row for name, row in main.items() if name != runs.BASE), key=lambda row: float(row["accuracy_mean"]))
+    sentences = [
+        f"{len(grid.arms)} arms × {seeds} {'seed' if seeds == 1 else 'seeds'} on the task {grid.task} with the model {grid.model}; "
+        f"every model answered the same {loaded.base.problems} test problems {loaded.base.samples} times at T = 1.",
+        f"Highest mean accuracy: {runs.label(best['method'])}, {_share(best, 'accuracy')}; base model {_share(base, 'accuracy')}.",
+    ]
+    alp = [arm.name for arm in loaded.arms if arm.method.perturbation is not None and not runs.is_control(arm.arm)]
+    for name in alp:
+        if main[name]["difference_to_grpo"]:
+            sentences.append(f"{runs.label(name)} minus GRPO: {_gap(main[name], 'difference_to_grpo', 'difference')}.")
+    controlled = [row for row in tables["controls"] if row["changed"] == "noise"]
+    for row in controlled:
+        against = f"{runs.label(row['method'])} minus {runs.label(row['control'])}, which differs in the noise alone"
+        sentences.append(f"{against}: {_gap(row, 'difference', 'difference')}.")
+    missing = [runs.label(name) for name in alp if name not in {row["method"] for row in controlled}]
+    if missing:
+        sentences.append(f"No control for the noise alone in this grid: nothing here can be ascribed to the noise of {', '.join(missing)}.")
+    for row in tables["ratio_tails"]:
+        arm = loaded.find(row["method"])
+        if arm and arm.name in alp and arm.ratio_level == row["level"] and row["width_reduction"]:
+            change = 100 * float(row["width_reduction"])
+            words = f"{abs(change):.0f} % {'narrower' if change >= 0 else 'wider'} than {runs.label(row['reference'])}'s"
+            sentences.append(f"{runs.label(arm.name)}: log-ratio tails (0.1 % to 99.9 %, {row['level']} level) {words}.")
+    sentences.append(
+        f"Brackets hold 95 % intervals of the hierarchical bootstrap over {seeds} {'seed' if seeds == 1 else 'seeds'} and "
+        f"{loaded.base.problems} problems; few seeds make them too narrow, and they are not corrected for the number of comparisons."
+    )
+    return sentences
+
+
+def _share(row: Row, name: str) -> str:
+    mean, low, high = (100 * float(row[f"{name}_{part}"]) for part in ("mean", "low", "high"))
+    return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def _gap(row: Row, mean: str, ends: str) -> str:
+    low, high = 100 * float(row[f"{ends}_low"]), 100 * float(row[f"{ends}_high"])
+    verdict = "includes" if low <= 0 <= high else "excludes"
+    text = f"{100 * float(row[mean]):+.1f} points [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    return f"{text}; the interval {verdict} zero"
+
+
+# ---- settings and provenance -----------------------------------------------------------------------------------------
+
+SETTINGS = ("Numerator", "Denominator", "Level", "Clip range", "Dual clip", "Correction", "Noise", "Rollout", "Training")
+
+
+def _settings(loaded: Results, name: str, folder: Path) -> list[str]:
+    """What was active in the arm's first seed, by its own record: name and one cell per entry of ``SETTINGS``."""
+    active = runs.read_json(folder / "active.json", runs.build_command(loaded.grid))
+    low, high = active.get("clip_low"), active.get("clip_high")
+    clip = f"[{1 - low:.6g}, {1 + high:.6g}]" if low is not None and high is not None else None
+    cells = [active.get(key) for key in ("numerator", "denominator", "level")]
+    cells += [clip, active.get("dual_clip"), _correction(active.get("correction")), _noise(active.get("perturbation"))]
+    cells += [_rollout(active), active.get("train_dtype")]
+    return [runs.label(name), *("–" if cell in (None, "") else f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in cells)]
+
+
+def _rollout(active: dict[str, Any]) -> str:
+    words = [str(active[key]) for key in ("engine", "rollout_dtype") if active.get(key) is not None]
+    words += ["quantised weights"] if active.get("quantised_weights") else []
+    words += [f"weight noise {active['weight_noise']:g}"] if active.get("weight_noise") else []
+    return ", ".join(words)
+
+
+def _correction(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value or "none")
+    if value.get("kind", "none") == "none":
+        return "none" if value.get("veto") is None else f"veto below {value['veto']:g}"
+    low, high = value.get("lower"), value.get("upper")
+    bounds = f"at {high:g}" if low is None else f"to [{low:g}, {high:g}]"
+    veto = "" if value.get("veto") is None else f", veto below {value['veto']:g}"
+    return f"{value['kind']} per {value.get('level', '?')} {bounds}{veto}"
+
+
+def _noise(value: Any) -> str:
+    if not isinstance(value, Mapping) or value.get("hooks") == 0 or not value.get("std"):
+        return "none"
+    layers = value.get("layers")
+    where = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
+    return f"σ₀ = {value['std']:g}, {'learned' if value.get('learnable') else 'fixed'}, layers {where}"
+
+
+def _identities(loaded: Results) -> list[list[str]]:
+    """Arm, seed, and the SHA-256 of the run's own resolved configuration."""
+    found = []
+    for run in (run for arm in loaded.arms for run in arm.runs):
+        path = run.folder / "config.yaml"
+        try:
+            plain = yaml.safe_load(runs.read_text(path, run.rebuild))
+            identity = config.identity(config.validate("train", plain))
+        except (yaml.YAMLError, TypeError) as error:
+            raise UserError(f"{path} is no valid configuration ({error}): build it again with '{run.rebuild}'") from None
+        found.append([runs.label(run.arm), str(run.seed), identity])
+    return found

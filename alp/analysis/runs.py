@@ -1,0 +1,285 @@
+"""A finished grid read from disk into typed records (formats: docs/results.md). What tables, figures and report share.
+
+Numpy alone: pandas, plotting and templates are imported by the modules that need them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alp import config
+from alp import grid as grids
+from alp.errors import UserError
+from alp.grid import Arm, Grid
+from alp.schema import Method
+
+BASE = "base"
+REFERENCE = "grpo"  # the arm that differences are taken to
+TABLES = ("main", "pass_at_k", "ratio_tails", "controls")
+FIGURES = ("accuracy", "validation", "pass_at_k", "dynamics", "length", "ratio_quantiles", "tails", "envelope", "sigma")
+BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
+Floats = NDArray[np.float64]
+
+_ACRONYMS = {"grpo", "gspo", "mis", "tis", "alp"}
+_VARIANTS = {"sigma0": "σ₀ = 0", "fixed_sigma": "fixed σ", "clip_wide": "wide clip", "clip_tight": "tight clip"}
+_NOISE = re.compile(r"sigma0(\d+)")  # the usual label of a σ_0 override: sigma0003 is 0.003
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one set. ``correct`` and ``greedy_correct`` are (problems,) in the order of ``problem_ids``."""
+
+    set: str
+    problems: int
+    samples: int
+    accuracy: float
+    greedy: float | None
+    correct: NDArray[np.int64]
+    greedy_correct: NDArray[np.int64] | None
+    response_length: float | None
+    truncated: float | None
+    problem_ids: tuple[str, ...]
+    config_hash: str | None
+
+    @property
+    def per_problem(self) -> Floats:
+        """Fraction of right samples (problems,)."""
+        fractions: Floats = self.correct / self.samples
+        return fractions
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training job and the evaluation of its last weights."""
+
+    arm: str
+    seed: int
+    folder: Path
+    metrics: tuple[dict[str, Any], ...]
+    evaluation: Evaluation
+    rebuild: str
+
+    @cached_property
+    def updates(self) -> tuple[dict[str, Any], ...]:
+        """Lines of ``updates.jsonl``; read on first use, tables never need them."""
+        return tuple(_read_lines(self.folder / "updates.jsonl", self.rebuild))
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """The runs of one arm in the order of the grid's seeds."""
+
+    arm: Arm
+    method: Method
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        return self.arm.name
+
+    @property
+    def ratio_level(self) -> str:
+        """Level its ratio is logged at: ``token``, or ``sequence`` (summed) for every level that sums or averages tokens."""
+        return ratio_level(self.method)
+
+    @property
+    def learns_noise(self) -> bool:
+        return learns_noise(self.method)
+
+    @property
+    def accuracy(self) -> Floats:
+        """Fraction of right samples (seeds, problems)."""
+        return np.stack([run.evaluation.per_problem for run in self.runs])
+
+    def series(self, key: str) -> tuple[Floats, Floats]:
+        """Steps (steps,) where any seed has ``key``, and its values (seeds, steps); NaN where a seed has none."""
+        return series(self.runs, key)
+
+    def step_mean(self, key: str) -> float | None:
+        """Mean of ``key`` over the steps of each seed, then over seeds; None where no seed has it."""
+        _, values = self.series(key)
+        known = [one[~np.isnan(one)] for one in values]
+        means = [float(one.mean()) for one in known if one.size]
+        return math.fsum(means) / len(means) if means else None
+
+    def tail_width(self, level: str) -> float | None:
+        """Distance between the mean q001 and q999 of the method's own log-ratio at a level (``token`` or ``sequence``)."""
+        low, high = (self.step_mean(f"ratio/{level}/log_{name}") for name in ("q001", "q999"))
+        return None if low is None or high is None else high - low
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole grid: base model and arms, all evaluated on the same problems with the same number of samples."""
+
+    grid: Grid
+    base: Evaluation
+    arms: tuple[ArmRuns, ...]
+
+    def find(self, name: str) -> ArmRuns | None:
+        """The arm of that name, or None when the grid has no such arm."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def tail_reference(self, level: str) -> ArmRuns | None:
+        """The Bypass arm of a level; without it the noise-free ALP arm, which is Bypass at ALP's clip range (specification §5)."""
+        bypass = BYPASS[level]
+        return self.find(bypass) or self.find(bypass.replace("bypass", "alp") + "-sigma0")
+
+
+def series(runs: Iterable[Run], key: str) -> tuple[Floats, Floats]:
+    """Steps (steps,) where any of the runs has a number for ``key``, and the values (runs, steps) with NaN for gaps."""
+    found = [{line["step"]: float(line[key]) for line in run.metrics if line.get(key) is not None} for run in runs]
+    steps = sorted(set().union(*found)) if found else []
+    values = np.array([[one.get(step, math.nan) for step in steps] for one in found], dtype=np.float64)
+    return np.array(steps, dtype=np.float64), values.reshape(len(found), len(steps))
+
+
+def ratio_level(method: Method) -> str:
+    """``token`` or ``sequence``: under which of the two logged keys the method's own ratio is found."""
+    return "token" if method.level == "token" else "sequence"
+
+
+def learns_noise(method: Method) -> bool:
+    """Whether σ is on and trained (a σ_0 of 0 is off whatever else is set)."""
+    noise = method.perturbation
+    return noise is not None and noise.std > 0 and noise.learnable
+
+
+@cache
+def _method(words: tuple[str, ...]) -> Method:
+    method: Method = config.load("train", words).method
+    return method
+
+
+def method_of(grid: Grid, arm: Arm) -> Method:
+    """The resolved method block of an arm, from the grid file alone."""
+    return _method(tuple(grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0])))
+
+
+def figure_names(grid: Grid) -> list[str]:
+    """The figures of a grid, known before anything ran: all of them, ``sigma`` only with an arm that learns its noise."""
+    learned = any(learns_noise(method_of(grid, arm)) for arm in grid.arms)
+    return [name for name in FIGURES if name != "sigma" or learned]
+
+
+def is_control(arm: Arm) -> bool:
+    """Variants that exist to be compared with their own preset: noise off, noise fixed, another clip range."""
+    return arm.variant is not None and (arm.variant in ("sigma0", "fixed_sigma") or arm.variant.startswith("clip_"))
+
+
+def label(name: str) -> str:
+    """An arm's name for people: ``token_alp-sigma0`` → Token-ALP (σ₀ = 0)."""
+    if name == BASE:
+        return "Base model"
+    method, _, variant = name.partition("-")
+    shown = "-".join(word.upper() if word in _ACRONYMS else word.capitalize() for word in method.split("_"))
+    noise = _NOISE.fullmatch(variant)
+    words = f"σ₀ = 0.{noise[1]}" if noise else _VARIANTS.get(variant, variant.replace("_", " "))
+    return f"{shown} ({words})" if variant else shown
+
+
+def named(grid: Grid) -> str:
+    """How the grid is given on a command line."""
+    return f"grid={grid.name}" if grid.name in grids.names() else f"grid=<folder>/{grid.name}.yaml"
+
+
+def build_command(grid: Grid) -> str:
+    """What builds everything below ``results/<grid>``."""
+    return f"snakemake --cores 2 --config {named(grid)}"
+
+
+def evaluation_set(grid: Grid) -> str:
+    """The set that the grid evaluates on."""
+    return str(config.load("evaluate", grid.overrides("evaluate", "results")).evaluation.set)
+
+
+def read_text(path: Path, command: str) -> str:
+    """A result file's text; without the file a :class:`UserError` that names the command which builds it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no {path}: build it with '{command}'") from None
+
+
+def _damaged(path: Path, what: str, command: str) -> UserError:
+    return UserError(f"{path} {what}: delete it and build it again with '{command}'")
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """A JSON object from a result file."""
+    try:
+        value = json.loads(read_text(path, command))
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"is no valid JSON (line {error.lineno})", command) from None
+    if not isinstance(value, dict):
+        raise _damaged(path, "holds no JSON object", command)
+    return value
+
+
+def _read_lines(path: Path, command: str) -> list[dict[str, Any]]:
+    lines = []
+    for number, text in enumerate(read_text(path, command).splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            raise _damaged(path, f"is no valid JSON at line {number}", command) from None
+    return lines
+
+
+def _read_evaluation(path: Path, command: str) -> Evaluation:
+    plain = read_json(path, command)
+    try:
+        greedy = plain.get("greedy_correct")
+        record = Evaluation(
+            set=plain["set"],
+            problems=plain["problems"],
+            samples=plain["samples"],
+            accuracy=plain["accuracy"],
+            greedy=plain.get("greedy"),
+            correct=np.asarray(plain["correct"], dtype=np.int64),
+            greedy_correct=None if greedy is None else np.asarray(greedy, dtype=np.int64),
+            response_length=plain.get("response_length"),
+            truncated=plain.get("truncated"),
+            problem_ids=tuple(map(str, plain["problem_ids"])),
+            config_hash=plain.get("config_hash"),
+        )
+    except KeyError as error:
+        raise _damaged(path, f"lacks {error}", command) from None
+    if not record.problems == len(record.correct) == len(record.problem_ids) > 0:
+        raise _damaged(path, "counts its problems differently in different places", command)
+    if record.correct.min() < 0 or record.correct.max() > record.samples:
+        raise _damaged(path, f"has counts of right samples outside 0 ... {record.samples}", command)
+    return record
+
+
+def _read_run(grid: Grid, results: Path, arm: str, seed: int, name: str) -> Run:
+    folder, command = grid.run_dir(results, arm, seed), build_command(grid)
+    metrics = _read_lines(folder / "metrics.jsonl", command)
+    if not metrics or not all("step" in line for line in metrics):
+        raise _damaged(folder / "metrics.jsonl", "is empty or has lines without a step", command)
+    evaluation = _read_evaluation(folder / "evaluation" / f"{name}.json", command)
+    return Run(arm, seed, folder, tuple(metrics), evaluation, command)
+
+
+def load(grid: Grid, results: str | Path) -> Results:
+    """Read a finished grid. Raises :class:`UserError` for a missing or damaged file, or evaluations that cannot be compared."""
+    root, name, command = Path(results), evaluation_set(grid), build_command(grid)
+    base = _read_evaluation(grid.base_dir(root) / "evaluation" / f"{name}.json", command)
+    arms = tuple(
+        ArmRuns(arm, method_of(grid, arm), tuple(_read_run(grid, root, arm.name, seed, name) for seed in grid.seeds)) for arm in grid.arms
+    )
+    for run in (run for arm in arms for run in arm.runs):
+        if (run.evaluation.problem_ids, run.evaluation.samples) != (base.problem_ids, base.samples):
+            path = run.folder / "evaluation" / f"{name}.json"
+            raise _damaged(path, "has other problems or samples than the base model's evaluation", command)
+    return Results(grid, base, arms)

@@ -1,0 +1,235 @@
+"""``alp <verb> [group=choice] [key=value] …``: parse, compose the configuration, call one function. Nothing is computed here."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alp import __version__
+from alp.errors import UserError, nearest
+
+_SUMMARIES = {
+    "prepare": "problems of a task -> JSONL, with counts and a content hash",
+    "pretrain": "the embedded base model",
+    "train": "one training job; continues by itself where an interrupted one stopped",
+    "evaluate": "avg@k, greedy accuracy and pass@k of one model on one set",
+    "aggregate": "tables of a grid",
+    "figures": "figures of a grid",
+    "report": "one page with every table and figure of a grid",
+    "methods": "the presets as a table: what each really does",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, or 2 with one line on stderr for a user's mistake."""
+    words = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.captureWarnings(True)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        print(f"alp: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("alp: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"alp {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in _SUMMARIES:
+        raise UserError(f"unknown verb '{verb}'{nearest(verb, _SUMMARIES)}")
+    if "-h" in rest or "--help" in rest:
+        print(_verb_help(verb))
+        return 0
+    if verb == "methods":
+        if rest:
+            raise UserError(f"methods: takes no arguments, got '{rest[0]}'")
+        print(_methods())
+        return 0
+    return _run(verb, rest)
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    from alp import config
+
+    show = "--cfg" in rest
+    if show:
+        place = rest.index("--cfg")
+        if rest[place + 1 : place + 2] != ["job"]:
+            raise UserError(f"{verb}: --cfg shows one thing only: --cfg job")
+        rest = rest[:place] + rest[place + 2 :]
+    for word in rest:
+        if word.startswith("-"):
+            raise UserError(f"{verb}: unknown option '{word}'{nearest(word, ['--cfg', '--help'])}")
+    loaded = config.load(verb, rest)
+    if show:
+        print(config.to_yaml(loaded), end="")
+        return 0
+    print(shlex.join(["alp", verb, *rest]), file=sys.stderr, flush=True)
+    print(_CALLS[verb](loaded))
+    return 0
+
+
+def _prepare(loaded: Any) -> str:
+    from alp.tasks.task import prepare
+
+    summary = prepare(loaded.task, Path(loaded.run.dir))
+    counts = ", ".join(f"{split} {entry['problems']}" for split, entry in summary.items())
+    return f"{loaded.run.dir}: {counts}"
+
+
+def _pretrain(loaded: Any) -> str:
+    from alp.training.pretrain import pretrain
+
+    pretrain(loaded)
+    return f"{loaded.run.dir}/model"
+
+
+def _train(loaded: Any) -> str:
+    from alp.models import check_folder
+    from alp.training.trainer import train
+
+    check_folder(loaded.model.path)
+    observer = _Tracked(Path(loaded.run.dir), loaded.run.tracking)
+    try:
+        folder = train(loaded, observer.step)
+    except BaseException:
+        observer.close(finished=False)
+        raise
+    observer.close(finished=True)
+    return str(folder)
+
+
+class _Tracked:
+    """Sends the run's files to MLflow while it trains; begins with the first step, when they are there."""
+
+    def __init__(self, run_dir: Path, uri: str | None) -> None:
+        self._run_dir, self._uri = run_dir, uri
+        self._live: Any = None
+
+    def step(self) -> None:
+        if self._uri is None:
+            return
+        if self._live is None:
+            from alp.tracking import Live, describe
+
+            self._live = Live(self._run_dir, uri=self._uri, **describe(self._run_dir))
+        self._live.step()
+
+    def close(self, *, finished: bool) -> None:
+        if self._live is not None:
+            self._live.close(finished)
+
+
+def _evaluate(loaded: Any) -> str:
+    from alp.analysis.evaluate import evaluate
+
+    path = evaluate(loaded)
+    if loaded.run.tracking is not None:
+        from alp.tracking import sync_evaluation
+
+        sync_evaluation(Path(loaded.run.dir), uri=loaded.run.tracking)
+    return str(path)
+
+
+def _aggregate(loaded: Any) -> str:
+    from alp import grid
+    from alp.analysis.aggregate import aggregate
+
+    aggregate(grid.load(loaded.grid), Path(loaded.results))
+    return str(grid.load(loaded.grid).folder(loaded.results) / "tables")
+
+
+def _figures(loaded: Any) -> str:
+    from alp import grid
+    from alp.analysis.figures import figures
+
+    figures(grid.load(loaded.grid), Path(loaded.results))
+    return str(grid.load(loaded.grid).folder(loaded.results) / "figures")
+
+
+def _report(loaded: Any) -> str:
+    from alp import grid
+    from alp.analysis.report import report
+
+    report(grid.load(loaded.grid), Path(loaded.results))
+    return str(grid.load(loaded.grid).folder(loaded.results) / "report.html")
+
+
+_CALLS: dict[str, Callable[[Any], str]] = {
+    "prepare": _prepare,
+    "pretrain": _pretrain,
+    "train": _train,
+    "evaluate": _evaluate,
+    "aggregate": _aggregate,
+    "figures": _figures,
+    "report": _report,
+}
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10} {summary}" for verb, summary in _SUMMARIES.items())
+    return (
+        "usage: alp <verb> [group=choice] [key=value] …\n\n"
+        f"{verbs}\n\n"
+        "alp <verb> --help     its groups and keys\n"
+        "alp <verb> --cfg job  the composed configuration, without running\n"
+        "alp --version"
+    )
+
+
+def _verb_help(verb: str) -> str:
+    if verb == "methods":
+        return f"usage: alp methods\n\n{_SUMMARIES[verb]}"
+    from alp import config
+
+    plain = config.resolve(verb)
+    groups = [
+        f"  {group:<12} {', '.join(config.choices(group))}"
+        for group in plain
+        if (config.CONFIGS / group).is_dir() and config.choices(group)
+    ]
+    shown = config.to_yaml(config.validate(verb, plain))
+    listed = "\n".join(groups) or "  none"
+    return f"usage: alp {verb} [group=choice] [key=value] …\n\n{_SUMMARIES[verb]}\n\ngroups\n{listed}\n\nkeys and their defaults\n{shown}"
+
+
+def _methods() -> str:
+    """The presets, read from the YAML files."""
+    from alp import config
+
+    header = ["method", "numerator", "denominator", "level", "clip low/high", "c", "correction", "perturbation"]
+    rows = []
+    for name in config.choices("method"):
+        method = config.load("train", [f"method={name}"]).method
+        correction, noise = method.correction, method.perturbation
+        bounds = f" [{correction.lower:g}, {correction.upper:g}]" if correction.lower is not None else f" C={correction.upper}"
+        rows.append(
+            [
+                name,
+                "π_θ,δ" if method.numerator == "perturbed" else "π_θ",
+                "μ (rollout)" if method.denominator == "rollout" else "π_old",
+                method.level,
+                f"{method.clip_low:g} / {method.clip_high:g}",
+                f"{method.dual_clip:g}",
+                "–" if correction.kind == "none" else f"{correction.kind}, {correction.level},{bounds}",
+                "–" if noise is None else f"{noise.layers}, σ_0 = {noise.std:g}, lr {noise.lr:g}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Configuration: Hydra composes the YAML groups of ``configs/``, pydantic closes and types the result.
+
+Each verb has a primary file (``configs/train.yaml`` …) that names the groups it reads, so a key that a verb would ignore is
+unknown to it and refused. Imports neither torch nor transformers: the workflow and the planning verbs need no GPU stack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from alp.errors import UserError, nearest
+from alp.schema import VERBS, Strict
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+Config = TypeVar("Config", bound=Strict)
+
+
+def choices(group: str) -> list[str]:
+    """Names of the YAML files in a configuration group."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@cache
+def _groups() -> frozenset[str]:
+    return frozenset(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "grid")
+
+
+def _parse(text: str) -> Override:
+    if "=" not in text:
+        raise UserError(f"'{text}' is not an override: write key=value, for example trainer.steps=20")
+    try:
+        parsed = OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise UserError(f"cannot read the override '{text}': quote values that hold =, ~, spaces or colons: key='value'") from None
+    if parsed.type is not OverrideType.CHANGE:
+        raise UserError(f"'{text}' adds or deletes a key: only key=value is accepted, every key exists already")
+    return parsed
+
+
+def _compose(verb: str, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        return compose(config_name=verb, overrides=overrides)
+
+
+@cache
+def _selected(verb: str, selections: tuple[str, ...]) -> DictConfig:
+    """Compose with group choices alone: what the dotted overrides are then checked against and applied to."""
+    try:
+        return _compose(verb, list(selections))
+    except (HydraException, OmegaConfBaseException) as error:
+        culprit = selections[-1] if selections else f"configs/{verb}.yaml"
+        raise UserError(f"{verb}: {culprit} does not fit the other choices: {str(error).splitlines()[0]}") from None
+
+
+def _leaves(node: Any, prefix: str = "") -> list[str]:
+    """Dotted paths of every key, inner ones included."""
+    if not isinstance(node, dict):
+        return []
+    found: list[str] = []
+    for key, value in node.items():
+        found += [f"{prefix}{key}", *_leaves(value, f"{prefix}{key}.")]
+    return found
+
+
+def _check_choice(verb: str, override: Override, groups: dict[Any, Any]) -> None:
+    group, value = override.key_or_group, override.value()
+    if group not in groups:
+        raise UserError(f"{verb}: '{group}' is no part of this verb's configuration{nearest(group, groups)}")
+    if value not in choices(group):
+        raise UserError(f"{verb}: unknown {group} '{value}'{nearest(str(value), choices(group))}")
+
+
+def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """Compose the configuration of ``verb`` as plain data, refusing unknown groups, choices and keys in one line."""
+    if verb not in VERBS:
+        raise UserError(f"unknown verb '{verb}'{nearest(verb, VERBS)}")
+    parsed = [_parse(text) for text in overrides]
+    groups = OmegaConf.to_container(_selected(verb, ()), resolve=False)
+    assert isinstance(groups, dict)
+    is_choice = [item.key_or_group in _groups() for item in parsed]
+    for item, chosen in zip(parsed, is_choice, strict=True):
+        if chosen:
+            _check_choice(verb, item, groups)
+    selected = _selected(verb, tuple(item.input_line or "" for item, c in zip(parsed, is_choice, strict=True) if c))
+    known = _leaves(OmegaConf.to_container(selected, resolve=False))
+    config = selected.copy()
+    for item, chosen in zip(parsed, is_choice, strict=True):
+        if chosen:
+            continue
+        if item.key_or_group not in known:
+            raise UserError(f"{verb}: unknown key '{item.key_or_group}'{nearest(item.key_or_group, known)}")
+        OmegaConf.update(config, item.key_or_group, item.value(), merge=False)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _one_line(verb: str, error: ValidationError) -> str:
+    """The first validation fault, as: verb: key: what is wrong, got value; nearest choice."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    where = ".".join(path) or "configuration"
+    if first["type"] == "extra_forbidden":
+        siblings: Any = VERBS[verb]
+        for part in path[:-1]:
+            siblings = _field_model(siblings, part)
+        names = list(siblings.model_fields) if siblings is not None else []
+        return f"{verb}: unknown key '{where}'{nearest(path[-1], names)}"
+    if first["type"] == "literal_error":
+        allowed = [part.strip(" '") for part in str(first["ctx"]["expected"]).replace(" or ", ", ").split(",")]
+        return f"{verb}: {where}: '{first['input']}' is no valid choice{nearest(str(first['input']), allowed)}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+    return f"{verb}: {where}: {message}{shown}"
+
+
+def _field_model(model: Any, name: str) -> Any:
+    """The nested model behind a field (through Optional), or None."""
+    if model is None or name not in model.model_fields:
+        return None
+    annotation = model.model_fields[name].annotation
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, Strict):
+            return candidate
+    return None
+
+
+def load(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> Any:
+    """Compose and validate; returns the verb's model of :mod:`alp.schema`. Raises :class:`UserError`."""
+    plain = resolve(verb, overrides)
+    return validate(verb, plain)
+
+
+def validate(verb: str, plain: dict[str, Any]) -> Any:
+    """Type and close a composed configuration."""
+    try:
+        return VERBS[verb].model_validate(plain)
+    except ValidationError as error:
+        raise UserError(_one_line(verb, error)) from None
+
+
+def identity(config: Strict) -> str:
+    """SHA-256 of the resolved, sorted configuration without ``run`` (where results go does not change them)."""
+    plain = config.model_dump(mode="json", exclude={"run"})
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def to_yaml(config: Strict) -> str:
+    """The resolved configuration as sorted YAML (``config.yaml`` of a run, ``--cfg job``)."""
+    return str(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")), sort_keys=True))

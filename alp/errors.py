@@ -1,0 +1,28 @@
+"""The one error a user sees as a single line, and the search for the choice that was meant. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user's: printed as one line (what, where, nearest valid choice), exit code 2, no traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` or, when nothing is close, ``; choose from a, b, …`` (at most 12)."""
+    known = sorted(set(choices))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # the last part of a dotted key is what people mistype, in whichever group it stands
+        tails = {choice.rsplit(".", 1)[-1]: choice for choice in reversed(known)}
+        close = [tails[hit] for hit in difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.6)]
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    if not known:
+        return ""
+    shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return f"; choose from {shown}"

@@ -1,0 +1,176 @@
+"""Experiment grids: one YAML names a task, a model, seeds and arms; everything else follows from it.
+
+The workflow, the tables and the figures all read a grid through this module, so they agree on arms and folders. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+
+from alp import config
+from alp.errors import UserError, nearest
+
+SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "grid.schema.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method, perhaps a variant of it: a name in ``configs/variant`` or a label for explicit overrides."""
+
+    method: str
+    variant: str | None
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Folder and table name: ``<method>`` or ``<method>-<variant>``."""
+        return f"{self.method}-{self.variant}" if self.variant else self.method
+
+    def selection(self) -> list[str]:
+        """Hydra overrides that make this arm out of the default training configuration."""
+        chosen = [f"method={self.method}"]
+        if self.variant in config.choices("variant"):
+            chosen.append(f"variant={self.variant}")
+        return [*chosen, *self.overrides]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A checked grid file; paths are relative to the results root's parent, as the workflow runs there."""
+
+    name: str
+    title: str
+    description: str
+    task: str
+    model: str
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    published_label: str
+    published: dict[str, float]
+    _overrides: dict[str, tuple[str, ...]]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that folder name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def folder(self, results: str | Path) -> Path:
+        return Path(results) / self.name
+
+    def data_dir(self, results: str | Path) -> Path:
+        return self.folder(results) / self.task / "data"
+
+    def base_dir(self, results: str | Path) -> Path:
+        """The folder of the model that every job starts from."""
+        return self.folder(results) / self.task / self.model / "base"
+
+    def run_dir(self, results: str | Path, arm: str, seed: int) -> Path:
+        return self.folder(results) / self.task / self.model / arm / f"seed{seed}"
+
+    def overrides(self, verb: str, results: str | Path, *, arm: str | None = None, seed: int = 0) -> list[str]:
+        """The ``key=value`` words of one job; ``alp <verb>`` with them is that job.
+
+        ``arm`` None in ``evaluate`` means the base model.
+        """
+        words = [f"task={self.task}", *self._overrides.get("task", ())]
+        if verb != "prepare":
+            words += [f"task.data={_quoted(self.data_dir(results))}", f"model={self.model}"]
+        words += self._overrides.get(verb, ())
+        where = {"prepare": self.data_dir(results), "pretrain": self.base_dir(results)}.get(verb)
+        if where is None:
+            where = self.base_dir(results) if arm is None else self.run_dir(results, arm, seed)
+        if verb == "train":
+            assert arm is not None
+            words += [*self.arm(arm).selection(), f"model.path={_quoted(self.base_dir(results) / 'model')}", f"trainer.seed={seed}"]
+        if verb == "evaluate":
+            words.append(f"model.path={_quoted(where / 'model')}")
+        words += [f"run.dir={_quoted(where)}", f"run.grid={_quoted(self.name)}"]
+        if verb in ("train", "evaluate") and arm is not None:
+            words += [f"run.arm={arm}", f"run.tracking={_quoted(f'sqlite:///{Path(results)}/mlflow.db')}"]
+        return words
+
+
+def _quoted(value: str | Path) -> str:
+    """Hydra's grammar reads some characters of paths as syntax: quote them."""
+    return "'" + str(value).replace("'", "\\'") + "'"
+
+
+def names() -> list[str]:
+    """Grids that come with the package."""
+    return config.choices("grid")
+
+
+def load(name: str) -> Grid:
+    """Read and check a grid by its name in ``configs/grid`` or by path. Raises :class:`UserError` with one line."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else config.CONFIGS / "grid" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"unknown grid '{name}'{nearest(name, names())}" if path.parent.name == "grid" else f"no grid file at {path}")
+    try:
+        plain = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {error}") from None
+    _check_schema(path, plain)
+    grid = _build(path.stem, plain)
+    _check_arms(path, grid)
+    return grid
+
+
+def _check_schema(path: Path, plain: Any) -> None:
+    schema = json.loads(SCHEMA.read_text())
+    errors = sorted(Draft202012Validator(schema).iter_errors(plain), key=lambda error: list(map(str, error.path)))
+    if not errors:
+        return
+    error = errors[0]
+    where = ".".join(str(part) for part in error.path) or "top level"
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        allowed = list(error.schema["properties"])
+        unknown = next(key for key in error.instance if key not in allowed)
+        raise UserError(f"{path.name}: unknown field '{unknown}' at {where}{nearest(str(unknown), allowed)}")
+    raise UserError(f"{path.name}: {where}: {error.message}")
+
+
+def _build(name: str, plain: dict[str, Any]) -> Grid:
+    published = yaml.safe_load((config.CONFIGS / "published.yaml").read_text())
+    setting = plain.get("published")
+    if setting is not None and setting not in published:
+        raise UserError(f"grid {name}: unknown published setting '{setting}'{nearest(setting, published)}")
+    entry = published.get(setting, {"label": "", "accuracy": {}})
+    arms = [Arm(arm["method"], arm.get("variant"), tuple(arm.get("overrides", ()))) for arm in plain["arms"]]
+    return Grid(
+        name=name,
+        title=plain["title"],
+        description=plain["description"],
+        task=plain["task"],
+        model=plain["model"],
+        seeds=tuple(plain["seeds"]),
+        arms=tuple(arms),
+        published_label=entry["label"],
+        published=entry["accuracy"],
+        _overrides={verb: tuple(words) for verb, words in plain.get("overrides", {}).items()},
+    )
+
+
+def _check_arms(path: Path, grid: Grid) -> None:
+    """Every job must compose: a fault in the last arm is found before the first one starts."""
+    seen: set[str] = set()
+    for position, arm in enumerate(grid.arms):
+        if arm.name in seen:
+            raise UserError(f"{path.name}: arms.{position}: '{arm.name}' stands twice; give one a variant label of its own")
+        seen.add(arm.name)
+        if arm.variant and not arm.overrides and arm.variant not in config.choices("variant"):
+            hint = nearest(arm.variant, config.choices("variant"))
+            raise UserError(f"{path.name}: arms.{position}: unknown variant '{arm.variant}' without overrides{hint}")
+        try:
+            config.load("train", grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0]))
+        except UserError as error:
+            raise UserError(f"{path.name}: arm {arm.name}: {error}") from None
+    for verb in ("prepare", "pretrain", "evaluate"):
+        try:
+            config.load(verb, grid.overrides(verb, "results"))
+        except UserError as error:
+            raise UserError(f"{path.name}: overrides: {error}") from None

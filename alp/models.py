@@ -1,0 +1,96 @@
+"""Causal language models and tokenizers as files: build the embedded ones, load, save. The only module that loads weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.utils import logging as transformers_logging
+
+from alp.errors import UserError
+from alp.schema import Model as ModelConfig
+
+PAD, EOS = "<pad>", "<eos>"
+transformers_logging.disable_progress_bar()  # a bar per loaded file is noise in a job's log
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one. Raises UserError when cuda is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' asked for, but torch sees no GPU here; did you mean 'cpu' (or 'auto')?")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """One id per character of ``alphabet``, after padding (0) and end of sequence (1); unknown characters are an error."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, *alphabet])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+
+
+def build_embedded(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
+    """A randomly initialised Qwen2 of the configured size with tied embeddings, float32."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden,
+            intermediate_size=config.intermediate,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+def check_folder(path: str | None, key: str = "model.path") -> Path:
+    """The folder of a saved model. Raises UserError with what is missing and the nearest folder that exists."""
+    if path is None:
+        raise UserError(f"{key}: no model given; make the embedded one with `alp pretrain`, then pass {key}=<its run.dir>/model")
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        parent = next(above for above in [folder, *folder.parents] if above.is_dir())
+        raise UserError(f"{key}: no model in {folder} (no config.json); the nearest folder that exists is {parent}")
+    return folder
+
+
+def depth_of(folder: Path) -> int:
+    """Number of decoder layers of a saved model, from its configuration alone."""
+    plain = json.loads((folder / "config.json").read_text())
+    return int(plain.get("num_hidden_layers") or plain["n_layer"])
+
+
+def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """The model in ``dtype``, in evaluation mode (no dropout: a policy has one distribution)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside a model."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Weights as safetensors, configuration and tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

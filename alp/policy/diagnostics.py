@@ -1,0 +1,88 @@
+"""Figures about ratios and about the training-inference mismatch, under the names the field knows (specification §6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import check_log_probs, check_mask, check_no_nan
+from .ratio import LOG_RATIO_BOUND
+
+QUANTILES = {
+    "q001": 0.001,
+    "q01": 0.01,
+    "q05": 0.05,
+    "q25": 0.25,
+    "q50": 0.5,
+    "q75": 0.75,
+    "q95": 0.95,
+    "q99": 0.99,
+    "q999": 0.999,
+}
+
+
+def ratio_diagnostics(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
+    """Moments and quantiles of the log-ratio per token and summed per sequence, before clamping and clipping.
+
+    ``log_ratio`` (batch, tokens) holds the raw differences log p - log q. Empty when nothing is valid.
+    """
+    check_log_probs("log_ratio", log_ratio)
+    mask = check_mask(mask, log_ratio.shape)
+    rows = mask.any(-1)
+    if not bool(rows.any()):
+        return {}
+    summed = torch.where(mask, log_ratio, log_ratio.new_zeros(())).sum(-1)[rows]
+    return {**_describe("ratio/token/log_", log_ratio[mask]), **_describe("ratio/sequence/log_", summed)}
+
+
+def _describe(prefix: str, values: Tensor) -> dict[str, float]:
+    """Mean, population std, extremes and linearly interpolated quantiles of a flat tensor."""
+    ordered = values.detach().double().sort().values
+    place = torch.tensor(list(QUANTILES.values()), dtype=torch.float64, device=ordered.device) * (ordered.numel() - 1)
+    below = place.floor().long()
+    above = (below + 1).clamp(max=ordered.numel() - 1)
+    quantiles = torch.lerp(ordered[below], ordered[above], place - below)
+    spread = (ordered - ordered.mean()).square().mean().sqrt()
+    figures = torch.cat([torch.stack([ordered.mean(), spread, ordered[0], ordered[-1]]), quantiles]).tolist()
+    return {f"{prefix}{name}": figure for name, figure in zip(("mean", "std", "min", "max", *QUANTILES), figures, strict=True)}
+
+
+def mismatch_diagnostics(old_log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> dict[str, float]:
+    """How far the training code's π_old is from the engine's μ on the sampled tokens; keys ``rollout_corr/…``.
+
+    Means are over valid tokens, perplexities and their differences over sequences with any; effective sample sizes use
+    untruncated weights. Empty when nothing is valid. Raises ValueError for wrong shapes and NaN on valid tokens.
+    """
+    check_log_probs("old_log_probs", old_log_probs)
+    check_log_probs("rollout_log_probs", rollout_log_probs, old_log_probs.shape)
+    mask = check_mask(mask, old_log_probs.shape)
+    check_no_nan("old_log_probs", old_log_probs, mask)
+    check_no_nan("rollout_log_probs", rollout_log_probs, mask)
+    rows = mask.any(-1)
+    if not bool(rows.any()):
+        return {}
+    old, rollout = (torch.where(mask, x.detach().double(), 0.0) for x in (old_log_probs, rollout_log_probs))
+    rho = (old - rollout).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    token = rho[mask]
+    sequence = (old - rollout).sum(-1)[rows].clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    lengths = mask.sum(-1)[rows]
+    old_mean, rollout_mean = old.sum(-1)[rows] / lengths, rollout.sum(-1)[rows] / lengths
+    figures = {
+        "kl": -token.mean(),
+        "k3_kl": (token.exp() - token - 1).mean(),
+        "chi2_token": (2 * token).exp().mean() - 1,
+        "chi2_seq": (2 * sequence).exp().mean() - 1,
+        "training_ppl": (-old_mean).mean().exp(),
+        "rollout_ppl": (-rollout_mean).mean().exp(),
+        "log_ppl_diff": (old_mean - rollout_mean).mean(),
+        "log_ppl_abs_diff": (old_mean - rollout_mean).abs().mean(),
+        "rollout_is_eff_sample_size": _effective(token.exp()),
+        "rollout_is_eff_sample_size_seq": _effective(sequence.exp()),
+    }
+    values = torch.stack(list(figures.values())).tolist()
+    return {f"rollout_corr/{name}": value for name, value in zip(figures, values, strict=True)}
+
+
+def _effective(weights: Tensor) -> Tensor:
+    """(Σω)² / (N Σω²): 1 for equal weights, 1/N when one carries everything."""
+    return weights.sum().square() / (weights.numel() * weights.square().sum())

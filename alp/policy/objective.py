@@ -1,0 +1,128 @@
+"""Group-relative advantages, the clipped policy loss and the KL penalty (specification §3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice, check_log_probs, check_mask
+
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
+ESTIMATORS = ("k1", "k2", "k3")
+_STD_FLOOR = 1e-6
+
+
+def group_advantages(rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """(R - mean) / (std + 1e-6) within each group, unbiased std; exactly 0 where a group's rewards are all equal.
+
+    ``rewards`` (sequences,) floating, ``group_ids`` (sequences,) integers, any order. Raises ValueError for NaN or
+    infinite rewards, wrong shapes, and groups of one (they have no standard deviation).
+    """
+    if rewards.dim() != 1 or not rewards.is_floating_point():
+        raise ValueError(f"rewards: floating of shape (sequences,) expected, got {rewards.dtype} {tuple(rewards.shape)}")
+    if group_ids.shape != rewards.shape or group_ids.is_floating_point():
+        raise ValueError(f"group_ids: integers of shape {tuple(rewards.shape)} expected, got {group_ids.dtype} {tuple(group_ids.shape)}")
+    if not bool(rewards.isfinite().all()):
+        raise ValueError("rewards: NaN or infinite reward")
+    if not rewards.numel():
+        return rewards.clone()
+    _, index, counts = group_ids.unique(return_inverse=True, return_counts=True)
+    if bool((counts < 2).any()):
+        raise ValueError("group_ids: every group needs at least 2 samples")
+    groups = counts.numel()
+    mean = rewards.new_zeros(groups).scatter_add(0, index, rewards) / counts
+    centred = rewards - mean[index]
+    std = (rewards.new_zeros(groups).scatter_add(0, index, centred.square()) / (counts - 1)).sqrt()
+    # Equal rewards: the rounding of the mean must not become an advantage, so compare the extremes instead.
+    high = rewards.new_full((groups,), -torch.inf).scatter_reduce(0, index, rewards, "amax")
+    low = rewards.new_full((groups,), torch.inf).scatter_reduce(0, index, rewards, "amin")
+    return torch.where((high == low)[index], torch.zeros_like(rewards), centred / (std[index] + _STD_FLOOR))
+
+
+def policy_loss(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+    weights: Tensor | None = None,
+    normaliser: float | Tensor | None = None,
+    aggregation: str = "token-mean",
+) -> tuple[Tensor, dict[str, float]]:
+    """Clipped, dual-clipped policy loss (a scalar) and clip fractions over the valid tokens.
+
+    ``log_ratio`` (batch, tokens); ``advantages`` (batch,) or (batch, tokens); ``mask`` after correction; ``weights`` of the
+    rollout correction. ``normaliser`` is what the sum is divided by: valid tokens for ``token-mean``, sequences with a valid
+    token for the others; pass the mini-batch's count so that micro-batches and ranks add up to the mini-batch's loss.
+    With nothing valid the loss is 0. Raises ValueError for wrong shapes, clips, aggregation.
+    """
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+    check_log_probs("log_ratio", log_ratio)
+    mask = check_mask(mask, log_ratio.shape)
+    advantages = _per_token("advantages", advantages, log_ratio)
+    if not 0 <= clip_low <= 1 or clip_high < 0 or (dual_clip is not None and dual_clip <= 1):
+        raise ValueError(f"clip_low/clip_high/dual_clip: [0, 1], >= 0 and > 1 expected, got {clip_low}, {clip_high}, {dual_clip}")
+    ratio = log_ratio.exp()
+    plain, clipped = -ratio * advantages, -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    losses = torch.maximum(plain, clipped)
+    negative = advantages < 0
+    dual = torch.zeros_like(mask)
+    if dual_clip is not None:
+        ceiling = -dual_clip * advantages
+        dual = negative & (losses > ceiling) & mask
+        losses = torch.where(negative, torch.minimum(ceiling, losses), losses)
+    if weights is not None:
+        if weights.shape != log_ratio.shape:
+            raise ValueError(f"weights: shape {tuple(log_ratio.shape)} expected, got {tuple(weights.shape)}")
+        losses = losses * weights.detach()
+    total = _sum(torch.where(mask, losses, losses.new_zeros(())), mask, aggregation)
+    if normaliser is None:
+        normaliser = loss_normaliser(mask, aggregation)
+    loss = total / max(float(normaliser), 1.0)
+    low = (ratio < 1 - clip_low) & negative & mask
+    high = (ratio > 1 + clip_high) & (advantages > 0) & mask
+    tokens = mask.sum().clamp(min=1)
+    shares = (torch.stack([low.sum(), high.sum(), dual.sum()]) / tokens).tolist()
+    return loss, dict(zip(("ratio/clipped_low", "ratio/clipped_high", "ratio/dual_clipped"), shares, strict=True))
+
+
+def loss_normaliser(mask: Tensor, aggregation: str) -> int:
+    """What ``policy_loss`` divides by: valid tokens, or sequences with any."""
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+    valid = mask.bool()
+    return int(valid.sum() if aggregation == "token-mean" else valid.any(-1).sum())
+
+
+def kl_penalty(log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, estimator: str = "k3") -> Tensor:
+    """Per-token estimate of KL(π ‖ π_ref), (batch, tokens), 0 where masked; x = log π - log π_ref.
+
+    k1 = x, k2 = x²/2, k3 = e^{-x} + x - 1. The gradient flows through ``log_probs`` alone.
+    """
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_log_probs("log_probs", log_probs)
+    check_log_probs("ref_log_probs", ref_log_probs, log_probs.shape)
+    mask = check_mask(mask, log_probs.shape)
+    x = torch.where(mask, log_probs - ref_log_probs.detach(), log_probs.new_zeros(()))
+    if estimator == "k1":
+        return x
+    if estimator == "k2":
+        return x.square() / 2
+    return torch.exp(-x) + x - 1
+
+
+def _per_token(name: str, value: Tensor, like: Tensor) -> Tensor:
+    if value.shape == like.shape[:1]:
+        value = value.unsqueeze(-1).expand_as(like)
+    if value.shape != like.shape:
+        raise ValueError(f"{name}: shape {tuple(like.shape[:1])} or {tuple(like.shape)} expected, got {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: floating expected, got {value.dtype}")
+    return value.detach()
+
+
+def _sum(losses: Tensor, mask: Tensor, aggregation: str) -> Tensor:
+    if aggregation == "seq-mean-token-mean":
+        return (losses.sum(-1) / mask.sum(-1).clamp(min=1)).sum()
+    return losses.sum()

@@ -1,0 +1,283 @@
+"""Layerwise Gaussian perturbation of any decoder-only Hugging Face model, by hooks (specification §2).
+
+    h_l <- h_l + exp(s_l) ε_l      before the layer's norm and residual branch, inside ``active(...)`` only
+
+The noise is drawn again wherever it is needed, in the backward pass too, from keys of 16 bytes a token: nothing of its
+size is ever kept. Nothing is added to the model itself: no parameter, buffer or state-dict key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import LOGITS, decoder_layers, resolve_layers
+from .streams import FIELD_BITS, normal, row_keys
+
+_LOGITS_KEY = (1 << FIELD_BITS["layer"]) - 1
+_CHUNK = 1 << 15  # elements of noise made at a time on a CPU: the scratch stays in the second-level cache
+
+
+@dataclass
+class _Active:
+    """One ``active(...)`` block: what keys the noise, and what the last forward realised."""
+
+    update: int
+    sequence_ids: Tensor
+    attention_mask: Tensor | None
+    positions: Tensor | None
+    shape: torch.Size | None = None  # (batch, tokens), once the first forward has shown it
+    keys: Tensor = field(default_factory=lambda: torch.empty(0))  # (layers, rows, 4) int32
+    valid: Tensor = field(default_factory=lambda: torch.empty(0))  # (rows,) bool
+    noise_square: dict[int, Tensor] = field(default_factory=dict)
+    hidden_square: dict[int, Tensor] = field(default_factory=dict)
+
+    def prepare(self, shape: torch.Size, seed: int, layers: list[int], device: torch.device) -> None:
+        """Make the keys for a forward of ``shape``. Raises ValueError for arguments that do not fit it."""
+        ids, positions = self.sequence_ids, self.positions
+        if ids.is_floating_point() or ids.shape not in (shape, shape[:1]):
+            raise ValueError(f"sequence_ids: integers {tuple(shape[:1])} or {tuple(shape)} expected, got {ids.dtype} {tuple(ids.shape)}")
+        if ids.dim() == 2 and positions is None:
+            raise ValueError("positions: packed rows (2-D sequence_ids) need the position of every token")
+        for name, value in (("attention_mask", self.attention_mask), ("positions", positions)):
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name}: shape {tuple(shape)} expected, got {tuple(value.shape)}")
+        valid = torch.ones(shape, dtype=torch.bool) if self.attention_mask is None else self.attention_mask.bool()
+        if positions is None:
+            positions = valid.long().cumsum(-1) - 1
+        rows = ids.unsqueeze(-1).expand(shape) if ids.dim() == 1 else ids
+        flat = positions.clamp(min=0).reshape(-1).long().to(device)  # padding before the first token borrows its key
+        self.keys = row_keys(seed, self.update, rows.reshape(-1).long().to(device), flat, layers)
+        self.valid, self.shape = valid.reshape(-1).to(device), shape
+
+
+class LayerwisePerturbation:
+    """Attach to ``model``; perturb inside ``with perturbation.active(...)``.
+
+    ``layers``: ``all``, ``early``, ``middle``, ``late``, a band ``(start, end)`` or ``"start:end"``, a list, or ``logits``.
+    ``std`` is σ_0, one number (or one per layer); 0 means off: no hooks, no parameters. ``learnable`` makes s_l = log σ_l a
+    parameter. Raises ValueError for unknown models and layers, an empty band, a std outside its bounds.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: str | Sequence[int] = "all",
+        std: float | Sequence[float] = 0.02,
+        learnable: bool = True,
+        std_min: float = 1e-8,
+        std_max: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        modules = decoder_layers(model)
+        self.layers: list[int | str] = [LOGITS] if layers == LOGITS else list(resolve_layers(layers, len(modules)))
+        sizes = self._sizes(std, std_min, std_max)
+        self.std_min, self.std_max, self.seed = std_min, std_max, seed
+        self.learnable = learnable and any(sizes)
+        parameter = next(model.parameters())
+        self._log_std: nn.Parameter | None = None
+        self._handles: list[Any] = []
+        self._active: _Active | None = None  # inside a block
+        self._last: _Active | None = None  # the block before
+        self._last_forward_perturbed = False
+        if any(sizes):
+            logs = torch.tensor(
+                [math.log(size) for size in sizes], dtype=torch.promote_types(parameter.dtype, torch.float32), device=parameter.device
+            )
+            self._log_std = nn.Parameter(logs, requires_grad=self.learnable)
+            self._attach(model, modules)
+
+    def _sizes(self, std: float | Sequence[float], std_min: float, std_max: float) -> list[float]:
+        sizes = [float(std)] * len(self.layers) if isinstance(std, (int, float)) else [float(size) for size in std]
+        if len(sizes) != len(self.layers):
+            raise ValueError(f"std: {len(self.layers)} values expected, got {len(sizes)}")
+        if not 0 < std_min < std_max:
+            raise ValueError(f"std_min/std_max: 0 < std_min < std_max expected, got {std_min}, {std_max}")
+        off = not any(sizes)
+        for size in sizes:
+            if not off and not std_min <= size <= std_max:
+                raise ValueError(f"std: {size} lies outside [{std_min}, {std_max}] (0 for all layers switches the noise off)")
+        return sizes
+
+    def _attach(self, model: nn.Module, modules: nn.ModuleList) -> None:
+        if self.layers == [LOGITS]:
+            head = model.get_output_embeddings()  # type: ignore[operator]
+            if head is None:
+                raise ValueError(f"model: {type(model).__name__} has no output embeddings to perturb the logits of")
+            self._handles.append(head.register_forward_hook(lambda module, args, output: self._perturb(0, output)))
+        else:
+            for row, index in enumerate(self.layers):
+                self._handles.append(modules[int(index)].register_forward_pre_hook(self._pre_hook(row), with_kwargs=True))
+        if len(self._handles) != len(self.layers):
+            raise ValueError(f"layers: {len(self._handles)} hooks for {len(self.layers)} layers")
+
+    def _pre_hook(self, row: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if args:
+                return (self._perturb(row, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": self._perturb(row, kwargs["hidden_states"])}
+
+        return hook
+
+    @contextmanager
+    def active(
+        self, *, update: int, sequence_ids: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Iterator[LayerwisePerturbation]:
+        """Perturb forwards, and their backward, inside this block.
+
+        ``sequence_ids`` (batch,) integers, or (batch, tokens) with ``positions`` for packed rows. Positions count real
+        tokens: cumsum(attention_mask) - 1 unless given; ``attention_mask`` (batch, tokens) defaults to all ones of the first
+        forward's shape and must be given for padded batches. The same arguments give the same noise.
+        """
+        if self._active is not None:
+            raise RuntimeError("active: blocks cannot be nested")
+        if self._log_std is None:
+            yield self
+            return
+        self._active = _Active(update, sequence_ids, attention_mask, positions)
+        try:
+            yield self
+        finally:
+            self._last, self._active = self._active, None
+
+    def _perturb(self, row: int, hidden: Tensor) -> Tensor:
+        recomputing = torch._C._current_graph_task_id() != -1  # a checkpointed layer, run again by the backward
+        context = self._active
+        if not recomputing:
+            self._last_forward_perturbed = context is not None
+        if context is None:
+            if recomputing and self._last_forward_perturbed:
+                raise RuntimeError("perturbation: backward recomputes a perturbed layer outside active(...); run it inside the block")
+            return hidden
+        assert self._log_std is not None
+        if context.shape is None:
+            indices = [_LOGITS_KEY] if self.layers == [LOGITS] else [int(index) for index in self.layers]
+            context.prepare(hidden.shape[:2], self.seed, indices, hidden.device)
+        if hidden.shape[:2] != context.shape:
+            raise ValueError(f"sequence_ids: a forward of {tuple(hidden.shape[:2])} tokens in a block for {tuple(context.shape or ())}")
+        log_std = self._log_std[row].to(torch.promote_types(hidden.dtype, torch.float32))
+        result, context.noise_square[row], context.hidden_square[row] = _AddNoise.apply(hidden, log_std, context.keys[row], context.valid)
+        return result  # type: ignore[no-any-return]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The s_l, one vector; nothing when off or not learnable."""
+        if self._log_std is not None and self.learnable:
+            yield self._log_std
+
+    @property
+    def enabled(self) -> bool:
+        """Whether hooks are on the model."""
+        return bool(self._handles)
+
+    @property
+    def hooks(self) -> int:
+        """Number of hooks on the model."""
+        return len(self._handles)
+
+    @property
+    def std(self) -> Tensor:
+        """σ_l, (layers,), detached."""
+        return torch.zeros(len(self.layers)) if self._log_std is None else self._log_std.detach().exp()
+
+    @property
+    def std_grad(self) -> Tensor:
+        """∂loss/∂s_l, (layers,); zeros before a backward."""
+        if self._log_std is None or self._log_std.grad is None:
+            return torch.zeros(len(self.layers))
+        return self._log_std.grad.detach()
+
+    @property
+    def realised_rms(self) -> Tensor:
+        """RMS of what was really added, after rounding to the hidden dtype, over real tokens of the last forward, (layers,)."""
+        return self._rms("noise_square")
+
+    @property
+    def hidden_rms(self) -> Tensor:
+        """RMS of the hidden state the noise was added to, over real tokens of the last forward, (layers,)."""
+        return self._rms("hidden_square")
+
+    def _rms(self, name: str) -> Tensor:
+        context = self._active or self._last
+        squares: dict[int, Tensor] = getattr(context, name) if context is not None else {}
+        if len(squares) != len(self.layers):
+            return torch.zeros(len(self.layers))
+        return torch.stack([squares[row] for row in range(len(self.layers))]).sqrt()
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring every σ_l back into [std_min, std_max]; after each optimizer step."""
+        if self._log_std is not None:
+            self._log_std.clamp_(math.log(self.std_min), math.log(self.std_max))
+
+    def detach(self) -> None:
+        """Remove every hook; the model is as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """σ's logarithms and what they belong to."""
+        logs = torch.zeros(0) if self._log_std is None else self._log_std.detach().clone()
+        return {"layers": list(self.layers), "log_std": logs, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError when the state is of other layers or another seed."""
+        if list(state["layers"]) != list(self.layers) or state["seed"] != self.seed:
+            raise ValueError(f"state: of layers {state['layers']} and seed {state['seed']}, not {self.layers} and {self.seed}")
+        if (self._log_std is None) != (len(state["log_std"]) == 0):
+            raise ValueError("state: noise on in one and off in the other")
+        if self._log_std is not None:
+            with torch.no_grad():
+                self._log_std.copy_(torch.as_tensor(state["log_std"]))
+
+
+class _AddNoise(torch.autograd.Function):
+    """hidden + exp(log_std) ε, with ε drawn again in the backward: ∂loss/∂s = σ Σ(g ⊙ ε)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, log_std: Tensor, keys: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(log_std, keys)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        result = torch.empty_like(flat)
+        std = log_std.exp()
+        added = log_std.new_empty(flat.shape[0])
+        present = log_std.new_empty(flat.shape[0])
+        for rows in _chunks(flat):
+            before = flat[rows].to(log_std.dtype)
+            noise = normal(keys[rows], flat.shape[1]).to(log_std.dtype)
+            result[rows] = torch.addcmul(before, noise, std)
+            torch.sum((result[rows].to(log_std.dtype) - before).square_(), -1, out=added[rows])
+            torch.sum(before.square(), -1, out=present[rows])
+        count = valid.sum().clamp(min=1) * flat.shape[1]
+        squares = [torch.where(valid, x, torch.zeros_like(x)).sum() / count for x in (added, present)]
+        ctx.mark_non_differentiable(*squares)
+        return result.view_as(hidden), squares[0], squares[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        log_std, keys = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None, None
+        flat = grad.reshape(-1, grad.shape[-1])
+        # One sum per token and the rest in float64: the total then hardly depends on how tokens are split into batches.
+        dots = torch.empty(flat.shape[0], dtype=torch.float64, device=grad.device)
+        for rows in _chunks(flat):
+            noise = normal(keys[rows], flat.shape[1]).to(log_std.dtype)
+            dots[rows] = torch.linalg.vecdot(flat[rows].to(log_std.dtype), noise).double()
+        return grad, (dots.sum() * log_std.double().exp()).to(log_std.dtype), None, None
+
+
+def _chunks(flat: Tensor) -> Iterator[slice]:
+    """Row slices of about ``_CHUNK`` elements on a CPU; everything at once elsewhere."""
+    rows = flat.shape[0] if flat.device.type != "cpu" else max(1, _CHUNK // flat.shape[1])
+    for start in range(0, flat.shape[0], rows):
+        yield slice(start, start + rows)

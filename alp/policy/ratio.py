@@ -1,0 +1,59 @@
+"""Log-ratios of two policies at five levels (specification §1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice, check_log_probs, check_mask, check_no_nan
+
+LEVELS = ("token", "sequence", "sequence_geometric", "prefix", "turn")
+LOG_RATIO_BOUND = 20.0  # the finished log-ratio is clamped to ± this; outside, its gradient is 0
+
+
+def log_ratio(numerator: Tensor, denominator: Tensor, mask: Tensor, *, level: str, turn_ids: Tensor | None = None) -> Tensor:
+    """Log importance ratio of each token, (batch, tokens); 0 where ``mask`` is 0.
+
+    ``numerator`` and ``denominator`` are log-probabilities (batch, tokens) of the sampled tokens under the two policies,
+    at the sampling temperature. Above the token level the aggregate is detached and the gradient of a token flows through
+    its own log-probability only. ``mask`` is the response mask before any correction; values under 0 are never read.
+    ``turn_ids`` (batch, tokens) integers, needed at level ``turn``, count turns from 0.
+
+    Raises ValueError for a wrong shape, dtype, level, or NaN in the denominator on a valid token. NaN in the numerator
+    propagates.
+    """
+    check_choice("level", level, LEVELS)
+    check_log_probs("numerator", numerator)
+    check_log_probs("denominator", denominator, numerator.shape)
+    mask = check_mask(mask, numerator.shape)
+    check_no_nan("denominator", denominator, mask)
+    denominator = denominator.detach()
+    zero = numerator.new_zeros(())
+    # Select, never multiply: masked positions may hold -inf or NaN.
+    difference = torch.where(mask, numerator - denominator, zero)
+    if level == "token":
+        return difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    own = torch.where(mask, numerator, zero)
+    aggregate = _aggregate(difference.detach(), mask, level, turn_ids)
+    finished = (aggregate + own - own.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return torch.where(mask, finished, zero)
+
+
+def _aggregate(difference: Tensor, mask: Tensor, level: str, turn_ids: Tensor | None) -> Tensor:
+    """Detached sums of the token differences, broadcastable to (batch, tokens)."""
+    if level == "sequence":
+        return difference.sum(-1, keepdim=True)
+    if level == "sequence_geometric":
+        return difference.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    if level == "prefix":
+        return difference.cumsum(-1)
+    if turn_ids is None:
+        raise ValueError("turn_ids: level 'turn' needs the turn of every token")
+    if turn_ids.shape != mask.shape or turn_ids.is_floating_point():
+        raise ValueError(f"turn_ids: integers of shape {tuple(mask.shape)} expected, got {turn_ids.dtype} {tuple(turn_ids.shape)}")
+    if bool(((turn_ids < 0) & mask).any()):
+        raise ValueError("turn_ids: negative on a valid token")
+    turns = turn_ids.clamp(min=0).long()  # masked positions may carry any filler
+    turns = torch.where(mask, turns, torch.zeros_like(turns))
+    per_turn = difference.new_zeros(mask.shape[0], int(turns.max()) + 1 if turns.numel() else 1)
+    return per_turn.scatter_add(1, turns, difference).cumsum(-1).gather(1, turns)

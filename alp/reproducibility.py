@@ -1,0 +1,130 @@
+"""What makes a result the same twice: atomic files, fixed threads, code and environment identity. No torch at import."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent
+_VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "mlflow", "snakemake", "hydra-core")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all: temporary file in the same folder, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted keys, two-space indent, final newline; NaN and infinities are refused (they are not JSON)."""
+    write_text(path, json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")
+
+
+def json_line(value: dict[str, Any]) -> str:
+    """One record of a ``.jsonl`` file."""
+    return json.dumps(value, sort_keys=True, allow_nan=False) + "\n"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fix_threads(threads: int) -> None:
+    """Pin torch's thread count (sums depend on it, whatever OMP_NUM_THREADS says) and choose deterministic kernels."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.get_num_threads() != threads:
+        raise RuntimeError(f"torch runs {torch.get_num_threads()} threads instead of the {threads} the configuration fixes")
+
+
+def _imported(path: Path, module: str) -> set[str]:
+    """Names of the ``alp`` modules a source file imports, inside functions too."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.split(".")[0] == "alp"}
+
+
+def _source(module: str) -> Path | None:
+    stem = PACKAGE.parent.joinpath(*module.split("."))
+    for path in (stem / "__init__.py", stem.with_suffix(".py")):
+        if path.is_file():
+            return path
+    return None
+
+
+def import_closure(module: str) -> list[Path]:
+    """Source files that importing ``module`` can run, packages' ``__init__`` included, sorted."""
+    todo, seen = [module], {}
+    while todo:
+        name = todo.pop()
+        path = _source(name)
+        if path is None or name in seen:
+            continue
+        seen[name] = path
+        todo += _imported(path, name)
+        if "." in name:
+            todo.append(name.rpartition(".")[0])
+    return sorted(set(seen.values()))
+
+
+@cache
+def code_hash(*modules: str) -> str:
+    """SHA-256 over names and contents of the import closures: a rule re-runs when its own code changes, and only then."""
+    digest = hashlib.sha256()
+    for path in sorted({path for module in modules for path in import_closure(module)}):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Commit, uncommitted changes, lock hash and package versions; nothing that depends on clock or host."""
+    cpu = metadata.version("torch").endswith("+cpu")  # from the package's metadata: importing torch costs seconds
+    lock = ROOT / "locks" / ("cpu.txt" if cpu else "cuda.txt")
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "lock": f"locks/{lock.name}",
+        "lock_sha256": sha256_file(lock) if lock.is_file() else None,
+        "versions": {name: metadata.version(name) for name in _VERSIONED},
+    }

@@ -1,0 +1,73 @@
+"""From problems to graded trajectories: one loop for training, validation and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from alp.rollout.engine import Engine, Purpose, Request, Sampling
+from alp.tasks.task import Problem, Task
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One prompt and what followed it. Per-token lists cover ``response_ids``; single-turn responses are all turn 0.
+
+    ``response_mask`` is 1 on tokens the policy sampled (tool output would be 0); ``rollout_log_probs`` are under μ.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    rollout_log_probs: list[float]
+    response_mask: list[int]
+    turn_ids: list[int]
+    finished: bool
+    reward: float
+    group: int
+
+
+def collect(
+    engine: Engine,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    *,
+    samples: int,
+    sampling: Sampling,
+    purpose: Purpose,
+    seed: int,
+    step: int = 0,
+    first_problem: int = 0,
+) -> list[Trajectory]:
+    """``samples`` graded responses to each problem, those of one problem side by side (``group`` = its place in the list).
+
+    The random numbers of a response follow from (purpose, seed, step, place of the problem, sample) alone;
+    ``first_problem`` is the place of ``problems[0]`` when a set is worked through in pieces.
+    """
+    prompts = [tuple(tokenizer.encode(task.prompt(problem))) for problem in problems]
+    requests = [
+        Request(prompt, (int(purpose), seed, step, first_problem + place, sample))
+        for place, prompt in enumerate(prompts)
+        for sample in range(samples)
+    ]
+    completions = engine.generate(requests, sampling)
+    found = []
+    for index, (request, completion) in enumerate(zip(requests, completions, strict=True)):
+        group = index // samples
+        ids = completion.token_ids
+        text = tokenizer.decode(ids[:-1] if completion.finished else ids)
+        found.append(
+            Trajectory(
+                prompt_ids=list(request.prompt_ids),
+                response_ids=ids,
+                rollout_log_probs=completion.log_probs,
+                response_mask=[1] * len(ids),
+                turn_ids=[0] * len(ids),
+                finished=completion.finished,
+                # An answer cut at the length limit was never finished: it earns nothing, whatever it says so far.
+                reward=task.grade(problems[group], text) if completion.finished else 0.0,
+                group=group,
+            )
+        )
+    return found

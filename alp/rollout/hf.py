@@ -1,0 +1,187 @@
+"""Hugging Face engine: a copy of the policy in the inference dtype, sampled token by token with a KV cache.
+
+The sampling loop is our own because ``generate`` gives no control over each sequence's random numbers: here token t of a
+sequence is the inverse CDF at that sequence's t-th uniform, so batch order and size change nothing but rounding. Finished
+rows are dropped from the batch as it goes, and samples of one prompt share its prefill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator, Philox, SeedSequence
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
+
+from alp.rollout.engine import Completion, Purpose, Request, Sampling, uniforms
+
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+_COMPACT_SHARE = 0.125  # drop finished rows once they are this share of the batch: copying the cache costs about a step
+
+
+class HFEngine:
+    """``dtype`` float32, bfloat16 or int8 (linear weights rounded to 8 bits per output channel, computed in bfloat16).
+
+    ``weight_noise`` multiplies every weight by 1 + weight_noise · N(0, 1), drawn anew at each sync from (seed, version, name).
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        *,
+        dtype: str,
+        device: torch.device,
+        batch_size: int,
+        weight_noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self._model = AutoModelForCausalLM.from_config(config, dtype=COMPUTE_DTYPES[dtype]).to(device).eval()
+        self._dtype, self._device, self._batch_size = dtype, device, batch_size
+        self._weight_noise, self._seed = weight_noise, seed
+        self._linear = {
+            f"{name}.weight"
+            for name, module in self._model.named_modules()
+            if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")
+        }
+        self.version: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What is really active."""
+        parameter = next(self._model.parameters())
+        return {
+            "engine": "hf",
+            "rollout_dtype": str(parameter.dtype).removeprefix("torch."),
+            "quantised_weights": len(self._linear) if self._dtype == "int8" else 0,
+            "weight_noise": self._weight_noise,
+            "device": parameter.device.type,
+        }
+
+    @torch.no_grad()
+    def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Round the training weights to the inference format. Raises ValueError unless exactly the own parameters come."""
+        own = dict(self._model.named_parameters())
+        given = dict(weights)
+        if own.keys() != given.keys():
+            raise ValueError(f"weights: {sorted(own.keys() ^ given.keys())[:4]} stand on one side only")
+        for name, target in own.items():
+            value = given[name].detach().to(self._device, torch.float32)
+            if self._weight_noise:
+                value = value * (1.0 + self._weight_noise * self._draw(name, version, value))
+            if self._dtype == "int8" and name in self._linear:
+                value = quantise(value)
+            target.copy_(value)
+        self.version = version
+
+    def _draw(self, name: str, version: int, like: Tensor) -> Tensor:
+        word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+        random = Generator(Philox(SeedSequence([Purpose.WEIGHT_NOISE, self._seed, version, word])))
+        return torch.from_numpy(random.standard_normal(tuple(like.shape), dtype=np.float32)).to(like.device)
+
+    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order. Raises RuntimeError before the first sync."""
+        if self.version is None:
+            raise RuntimeError("generate: no weights yet, call sync_weights first")
+        found: list[Completion] = []
+        for start in range(0, len(requests), self._batch_size):
+            found += self._generate(requests[start : start + self._batch_size], sampling)
+        return found
+
+    @torch.no_grad()
+    def _generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        state = _Rows(requests, sampling, self._device)
+        logits, cache, mask = self._prefill(requests, sampling)
+        for step in range(sampling.max_new_tokens):
+            state.take(logits, step)
+            if step + 1 == sampling.max_new_tokens or not bool(state.running.any()):
+                break
+            if float((~state.running).float().mean()) >= _COMPACT_SHARE:
+                kept = state.running.nonzero().squeeze(-1)
+                cache.batch_select_indices(kept)
+                mask = mask[kept]
+                state.keep(kept)
+            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
+            position = mask.sum(-1, keepdim=True) - 1
+            logits = self._model(
+                input_ids=state.last.unsqueeze(-1), attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+            ).logits[:, -1]
+        return state.completions()
+
+    def _prefill(self, requests: list[Request], sampling: Sampling) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Logits after the prompt, cache and mask for every request; each distinct prompt is computed once."""
+        prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), sampling.pad_token_id)
+        mask = torch.zeros(len(prompts), width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):  # left padding: all prompts end in the same column
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        cache = DynamicCache()
+        position = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._model(
+            input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
+        ).logits[:, -1]
+        place = {prompt: row for row, prompt in enumerate(prompts)}
+        rows = torch.tensor([place[request.prompt_ids] for request in requests], device=self._device)
+        cache.batch_select_indices(rows)
+        return logits[rows], cache, mask[rows]
+
+
+class _Rows:
+    """The sequences of one batch as they grow: what was sampled, what still runs."""
+
+    def __init__(self, requests: list[Request], sampling: Sampling, device: torch.device) -> None:
+        self._sampling = sampling
+        count, longest = len(requests), sampling.max_new_tokens
+        draws = np.stack([uniforms(request.key, longest) for request in requests]) if sampling.temperature else np.zeros((count, longest))
+        self._uniforms = torch.from_numpy(draws).to(device)
+        self._tokens = torch.full((count, longest), sampling.pad_token_id, device=device)
+        self._log_probs = torch.zeros(count, longest, device=device)
+        self._lengths = torch.zeros(count, dtype=torch.long, device=device)
+        self._finished = torch.zeros(count, dtype=torch.bool, device=device)
+        self._place = torch.arange(count, device=device)  # row of the batch -> request
+        self.running = torch.ones(count, dtype=torch.bool, device=device)
+        self.last = torch.zeros(count, dtype=torch.long, device=device)
+
+    def take(self, logits: Tensor, step: int) -> None:
+        """Sample one token for every row from logits (rows, vocabulary); rows that ended earlier are left as they are."""
+        sampling = self._sampling
+        log_probs = torch.log_softmax(logits.float() / (sampling.temperature or 1.0), dim=-1)
+        if sampling.temperature:
+            cumulative = log_probs.double().exp().cumsum(-1)
+            target = self._uniforms[self._place, step].unsqueeze(-1) * cumulative[:, -1:]
+            token = (cumulative <= target).sum(-1).clamp(max=logits.shape[-1] - 1)
+        else:
+            token = logits.argmax(-1)
+        chosen = log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+        place = self._place[self.running]
+        self._tokens[place, step] = token[self.running]
+        self._log_probs[place, step] = chosen[self.running]
+        self._lengths[place] = step + 1
+        ended = self.running & (token == sampling.eos_token_id)
+        self._finished[self._place[ended]] = True
+        self.running = self.running & ~ended
+        self.last = token
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget the batch rows that are not in ``rows``."""
+        self._place, self.running, self.last = self._place[rows], self.running[rows], self.last[rows]
+
+    def completions(self) -> list[Completion]:
+        """In the order of the requests."""
+        tokens, log_probs = self._tokens.tolist(), self._log_probs.tolist()
+        ends = zip(self._lengths.tolist(), self._finished.tolist(), strict=True)
+        return [
+            Completion(token_ids=tokens[row][:length], log_probs=log_probs[row][:length], finished=finished)
+            for row, (length, finished) in enumerate(ends)
+        ]
+
+
+def quantise(weight: Tensor) -> Tensor:
+    """A (out, in) matrix rounded to symmetric 8-bit integers per output channel, and back."""
+    scale = weight.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    return (weight / scale).round().clamp(-127, 127) * scale

@@ -1,0 +1,278 @@
+"""The typed, closed form of every configuration: what each key means, its unit, its bounds.
+
+Field names follow the YAML groups in ``configs/``; the ratios, clips and corrections are those of the method specification
+(§§1-5 of docs/method.md). Every fault that can be known before computing is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from alp.errors import nearest
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn"]
+_BAND = re.compile(r"^-?\d+:-?\d+$")
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors, and a loaded configuration cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class Task(Strict):
+    """Problems. ``data`` is a folder of prepared ``<split>.jsonl`` files; without it they are generated from ``seed``."""
+
+    name: Literal["arithmetic"]
+    digits: Annotated[int, Field(ge=1, le=4)]
+    seed: NonNegative
+    train: Positive
+    validation: Positive
+    test: Positive
+    data: str | None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Task:
+        numbers, wanted = 10**self.digits, self.train + self.validation + self.test
+        available = numbers * (numbers + 1) // 2  # pairs whatever their order: 3+5 and 5+3 count as one
+        if wanted > available:
+            raise ValueError(f"train + validation + test = {wanted} problems, but {self.digits}-digit sums give only {available}")
+        return self
+
+
+class Model(Strict):
+    """``path`` is a folder saved by ``save_pretrained``; the sizes describe the embedded model ``alp pretrain`` makes."""
+
+    name: str
+    path: str | None
+    layers: Positive
+    hidden: Positive
+    heads: Positive
+    intermediate: Positive
+
+    @model_validator(mode="after")
+    def _divides(self) -> Model:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden = {self.hidden} must be a multiple of twice heads = {self.heads} (rotary pairs)")
+        return self
+
+
+class Pretrain(Strict):
+    """Supervised teaching of the base model on worked and careless solutions."""
+
+    steps: Positive
+    batch: Positive
+    lr: PositiveFloat
+    worked: Share  # share of examples with worked digits
+    careless_right: Share  # share of careless examples whose answer is right all the same
+    seed: NonNegative
+    threads: Positive
+
+
+class Correction(Strict):
+    """Rollout correction on ω = π_old / μ (specification §4)."""
+
+    kind: Literal["none", "truncate", "mask", "mask_keep_denominator"]
+    level: Literal["token", "sequence", "sequence_geometric"]
+    upper: PositiveFloat | None
+    lower: Annotated[float, Field(ge=0)] | None
+    veto: PositiveFloat | None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Correction:
+        if self.kind == "none" and (self.upper is not None or self.lower is not None):
+            raise ValueError("bounds without a kind would be ignored: set kind to truncate, mask or mask_keep_denominator")
+        if self.kind != "none" and self.upper is None:
+            raise ValueError(f"kind '{self.kind}' needs an upper bound")
+        if self.upper is not None and self.lower is not None and self.lower >= self.upper:
+            raise ValueError(f"lower = {self.lower} must be below upper = {self.upper}")
+        if self.kind == "truncate" and self.lower is not None:
+            raise ValueError("truncate has no lower bound: leave lower empty")
+        return self
+
+
+class Perturbation(Strict):
+    """Layerwise noise (specification §2). ``std`` 0 switches it off: the control."""
+
+    layers: str | list[int]
+    std: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    learnable: bool
+    lr: PositiveFloat
+    std_min: PositiveFloat
+    std_max: PositiveFloat
+
+    @field_validator("layers")
+    @classmethod
+    def _known(cls, value: str | list[int]) -> str | list[int]:
+        names = ("all", "early", "middle", "late", "logits")
+        if isinstance(value, str) and value not in names and not _BAND.match(value):
+            raise ValueError(f"unknown layers '{value}'{nearest(value, names)} (or start:end, or a list)")
+        return value
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Perturbation:
+        if self.std_min >= self.std_max:
+            raise ValueError(f"std_min = {self.std_min} must be below std_max = {self.std_max}")
+        if self.std and not self.std_min <= self.std <= self.std_max:
+            raise ValueError(f"std = {self.std} lies outside [{self.std_min}, {self.std_max}]")
+        return self
+
+
+class Method(Strict):
+    """One row of the preset table (specification §5)."""
+
+    name: str
+    numerator: Literal["current", "perturbed"]
+    denominator: Literal["old", "rollout"]
+    level: Level
+    clip_low: Annotated[float, Field(ge=0, le=1)]
+    clip_high: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    dual_clip: Annotated[float, Field(gt=1)] | None
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
+    correction: Correction
+    perturbation: Perturbation | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _noise_needs_a_numerator(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("numerator") == "current" and value.get("perturbation") is not None:
+            raise ValueError(f"method '{value.get('name')}' has no perturbation: choose token_alp or seq_alp")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Method:
+        if (self.numerator == "perturbed") != (self.perturbation is not None):
+            raise ValueError("numerator 'perturbed' and a perturbation block go together: one is set without the other")
+        if self.denominator == "rollout" and (self.correction.kind != "none" or self.correction.veto is not None):
+            raise ValueError("a rollout correction on top of denominator 'rollout' would correct twice: use denominator 'old'")
+        return self
+
+
+class Rollout(Strict):
+    """How responses are sampled. ``dtype`` is the inference dtype: int8 means quantised weights computed in bfloat16."""
+
+    engine: Literal["hf"]
+    dtype: Literal["float32", "bfloat16", "int8"]
+    temperature: PositiveFloat
+    top_p: float
+    top_k: int
+    max_new_tokens: Positive
+    batch_size: Positive  # sequences sampled at a time
+    weight_noise: Annotated[float, Field(ge=0, lt=1)]  # relative size of multiplicative noise on the engine's weights
+
+    @model_validator(mode="after")
+    def _unbiased(self) -> Rollout:
+        if self.top_p != 1.0 or self.top_k not in (0, -1):
+            raise ValueError("top_p < 1 or top_k bias the behaviour policy: training rollouts need top_p=1.0 and top_k=0")
+        return self
+
+
+class Trainer(Strict):
+    """The loop: ``prompts`` x ``samples`` responses per rollout batch, ``updates_per_batch`` optimizer steps on it."""
+
+    steps: Positive
+    prompts: Positive
+    samples: Annotated[int, Field(ge=2)]
+    updates_per_batch: Positive
+    micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
+    lr: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: PositiveFloat
+    kl: Annotated[float, Field(ge=0)]  # coefficient of k3 to the initial model
+    max_skipped: Positive  # updates skipped in a row before the run fails
+    validate_every: NonNegative  # steps; 0: never
+    validation_samples: Positive
+    probe_every: NonNegative  # steps between sharpness probes and logged updates; 0: never
+    checkpoint_every: NonNegative  # steps; 0: never
+    keep_checkpoints: bool
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Positive
+    seed: NonNegative
+
+    @model_validator(mode="after")
+    def _divides(self) -> Trainer:
+        if self.prompts % self.updates_per_batch:
+            fits = [k for k in range(1, self.prompts + 1) if self.prompts % k == 0]
+            best = min(fits, key=lambda k: abs(k - self.updates_per_batch))
+            raise ValueError(
+                f"prompts = {self.prompts} is not divisible by updates_per_batch = {self.updates_per_batch}; nearest that is: {best}"
+            )
+        return self
+
+
+class Evaluation(Strict):
+    """avg@k, greedy accuracy and pass@k of one model on one set, never perturbed."""
+
+    set: Literal["test", "validation", "train"]
+    samples: Positive
+    greedy: bool
+    temperature: PositiveFloat
+    dtype: Literal["float32", "bfloat16", "int8"]
+    max_new_tokens: Positive
+    batch_size: Positive
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Positive
+    seed: NonNegative
+
+
+class Run(Strict):
+    """Where results go; no part of the run's identity."""
+
+    dir: str
+    grid: str | None
+    arm: str | None
+    tracking: str | None  # MLflow tracking URI; None: no tracking
+
+
+class PrepareConfig(Strict):
+    task: Task
+    run: Run
+
+
+class PretrainConfig(Strict):
+    task: Task
+    model: Model
+    pretrain: Pretrain
+    run: Run
+
+
+class TrainConfig(Strict):
+    task: Task
+    model: Model
+    method: Method
+    variant: str | None
+    rollout: Rollout
+    trainer: Trainer
+    run: Run
+
+
+class EvaluateConfig(Strict):
+    task: Task
+    model: Model
+    evaluation: Evaluation
+    run: Run
+
+
+class GridConfig(Strict):
+    """``grid`` is a name in ``configs/grid/`` or a path; ``results`` the root that holds ``<grid>/``."""
+
+    grid: str
+    results: str
+
+
+VERBS: dict[str, type[Strict]] = {
+    "prepare": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "aggregate": GridConfig,
+    "figures": GridConfig,
+    "report": GridConfig,
+}

@@ -1,0 +1,102 @@
+"""Problems and how they are graded. Tasks know prompts and answers; they know no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from alp.errors import UserError
+from alp.reproducibility import json_line, sha256_file, write_json, write_text
+from alp.schema import Task as TaskConfig
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: ``prompt`` is the text before the response, ``answer`` the gold answer."""
+
+    id: str
+    problem: str
+    answer: str
+    source: str
+
+
+class Task(Protocol):
+    """What training and evaluation need of a task."""
+
+    def problems(self, split: str) -> list[Problem]:
+        """All problems of a split, always in the same order."""
+        ...
+
+    def prompt(self, problem: Problem) -> str:
+        """The text the model continues."""
+        ...
+
+    def grade(self, problem: Problem, response: str) -> float:
+        """Reward of a response's text in [0, 1]; never raises."""
+        ...
+
+
+def load_task(config: TaskConfig) -> Task:
+    """The task of a configuration, its problems read from ``config.data`` when that is set."""
+    from alp.tasks.arithmetic import Arithmetic
+
+    return Arithmetic(config)
+
+
+def read_problems(folder: Path, split: str) -> list[Problem]:
+    """Problems of a prepared split. Raises UserError naming the file and what is wrong with it."""
+    path = folder / f"{split}.jsonl"
+    if not path.is_file():
+        raise UserError(f"task.data: no {path}; build it with: alp prepare run.dir={folder}")
+    problems = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            problems.append(Problem(**json.loads(line)))
+        except (ValueError, TypeError):
+            raise UserError(f"task.data: {path}, line {number}: fields id, problem, answer, source expected") from None
+    return problems
+
+
+def prepare(config: TaskConfig, folder: Path) -> dict[str, dict[str, object]]:
+    """Write every split as JSONL and ``summary.json`` with counts and content hashes; refuse splits that share a problem."""
+    task = load_task(config)
+    splits = {split: task.problems(split) for split in SPLITS}
+    check_disjoint(splits)
+    summary: dict[str, dict[str, object]] = {}
+    for split, problems in splits.items():
+        path = folder / f"{split}.jsonl"
+        write_text(path, "".join(json_line(asdict(problem)) for problem in problems))
+        summary[split] = {"problems": len(problems), "sha256": sha256_file(path)}
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def check_disjoint(splits: dict[str, list[Problem]]) -> None:
+    """Raise ValueError when a problem stands twice, in one split or in two."""
+    seen: dict[str, str] = {}
+    for split, problems in splits.items():
+        for problem in problems:
+            if problem.id in seen:
+                raise ValueError(f"problem {problem.id} stands in {seen[problem.id]} and in {split}")
+            seen[problem.id] = split
+
+
+def select(items: Sequence[Problem], count: int, seed: int, step: int) -> list[Problem]:
+    """``count`` problems for rollout batch ``step`` (from 0): consecutive slices of a fresh shuffle per pass over the data.
+
+    A pure function of its arguments, so that a resumed job sees what an undisturbed one saw.
+    """
+    places = [divmod(place, len(items)) for place in range(step * count, (step + 1) * count)]
+    orders = {turn: _shuffle(seed, turn, len(items)) for turn in {turn for turn, _ in places}}
+    return [items[orders[turn][offset]] for turn, offset in places]
+
+
+def _shuffle(seed: int, turn: int, size: int) -> list[int]:
+    from numpy.random import Generator, Philox, SeedSequence
+
+    return Generator(Philox(SeedSequence([seed, turn]))).permutation(size).tolist()  # type: ignore[no-any-return]

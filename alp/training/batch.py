@@ -1,0 +1,90 @@
+"""Trajectories as padded tensors, all aligned with ``input_ids``: entry [i, t] of a log-prob belongs to token [i, t]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from alp.rollout.episodes import Trajectory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows. Per-token tensors are (batch, tokens), the others (batch,).
+
+    ``response_mask`` marks what counts in ratios; ``loss_mask`` and ``weights`` are what the rollout correction left of it.
+    ``old_log_probs`` and later fields stay empty until the training model has been run.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    turn_ids: Tensor
+    rollout_log_probs: Tensor
+    rewards: Tensor
+    groups: Tensor
+    sequence_ids: Tensor
+    lengths: Tensor
+    advantages: Tensor
+    old_log_probs: Tensor
+    entropy: Tensor
+    ref_log_probs: Tensor
+    weights: Tensor
+    loss_mask: Tensor
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def rows(self, index: Tensor) -> Batch:
+        """Those rows, cropped to the longest of them."""
+        width = int(self.lengths[index].max()) if len(index) else 0
+        picked = {item.name: getattr(self, item.name)[index] for item in fields(self)}
+        return Batch(**{name: value[:, :width] if value.dim() == 2 else value for name, value in picked.items()})
+
+    def with_(self, **values: Tensor) -> Batch:
+        """A copy with some fields replaced."""
+        return replace(self, **values)
+
+    def split(self, size: int | None) -> Iterator[tuple[Tensor, Batch]]:
+        """Micro-batches of at most ``size`` rows (None: one), as (row indices, rows)."""
+        for index in torch.arange(len(self), device=self.input_ids.device).split(size or max(len(self), 1)):
+            yield index, self.rows(index)
+
+
+def collate(trajectories: list[Trajectory], *, pad_token_id: int, first_sequence: int, device: torch.device) -> Batch:
+    """Pad trajectories to the right. ``sequence_ids`` count on from ``first_sequence``: unique in a run."""
+    count = len(trajectories)
+    lengths = torch.tensor([len(item.prompt_ids) + len(item.response_ids) for item in trajectories])
+    shape = (count, int(lengths.max()))
+    input_ids = torch.full(shape, pad_token_id)
+    response_mask = torch.zeros(shape, dtype=torch.bool)
+    turn_ids = torch.zeros(shape, dtype=torch.long)
+    rollout_log_probs = torch.zeros(shape)
+    for row, item in enumerate(trajectories):
+        start, end = len(item.prompt_ids), int(lengths[row])
+        input_ids[row, :end] = torch.tensor(item.prompt_ids + item.response_ids)
+        response_mask[row, start:end] = torch.tensor(item.response_mask, dtype=torch.bool)
+        turn_ids[row, start:end] = torch.tensor(item.turn_ids)
+        rollout_log_probs[row, start:end] = torch.tensor(item.rollout_log_probs)
+    zeros = torch.zeros(shape)
+    batch = Batch(
+        input_ids=input_ids,
+        attention_mask=(torch.arange(shape[1]) < lengths.unsqueeze(1)).long(),
+        response_mask=response_mask,
+        turn_ids=turn_ids,
+        rollout_log_probs=rollout_log_probs,
+        rewards=torch.tensor([item.reward for item in trajectories], dtype=torch.float64),
+        groups=torch.tensor([item.group for item in trajectories]),
+        sequence_ids=torch.arange(first_sequence, first_sequence + count),
+        lengths=lengths,
+        advantages=torch.zeros(count),
+        old_log_probs=zeros,
+        entropy=zeros,
+        ref_log_probs=zeros,
+        weights=torch.ones(shape),
+        loss_mask=response_mask,
+    )
+    return Batch(**{item.name: getattr(batch, item.name).to(device) for item in fields(batch)})

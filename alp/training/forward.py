@@ -1,0 +1,39 @@
+"""Log-probs of given tokens under the training model, at the sampling temperature and over the full vocabulary."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alp.training.batch import Batch
+
+
+def precision(device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 autocast on a GPU over float32 master weights; plain float32 on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def token_log_probs(model: Any, batch: Batch, temperature: float, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
+    """log π(token | before it) of every token, (batch, tokens) with 0 for the first, and the entropy (zeros unless asked for)."""
+    position_ids = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    with precision(batch.input_ids.device):
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=position_ids, use_cache=False).logits
+    logits = logits[:, :-1].float() / temperature
+    norm = logits.logsumexp(-1)
+    chosen = logits.gather(-1, batch.input_ids[:, 1:].unsqueeze(-1)).squeeze(-1) - norm
+    spread = norm - (logits.softmax(-1) * logits).sum(-1) if entropy else torch.zeros_like(chosen)
+    return F.pad(chosen, (1, 0)), F.pad(spread, (1, 0))
+
+
+@torch.no_grad()
+def frozen_log_probs(model: Any, batch: Batch, temperature: float, micro_batch: int | None) -> tuple[Tensor, Tensor]:
+    """The same without gradient, over a whole batch in the pieces an update would use: then an on-policy ratio is exactly 1."""
+    log_probs, entropy = torch.zeros_like(batch.rollout_log_probs), torch.zeros_like(batch.rollout_log_probs)
+    for index, piece in batch.split(micro_batch):
+        found = token_log_probs(model, piece, temperature, entropy=True)
+        log_probs[index, : found[0].shape[1]], entropy[index, : found[1].shape[1]] = found
+    return log_probs, entropy

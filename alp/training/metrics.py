@@ -1,0 +1,56 @@
+"""The figures of a step from what its parts returned; names and meanings in docs/results.md."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alp.policy import LayerwisePerturbation
+from alp.rollout.episodes import Trajectory
+from alp.training.batch import Batch
+from alp.training.update import UpdateResult
+
+
+def rollout_metrics(trajectories: list[Trajectory], samples: int) -> dict[str, float]:
+    """Rewards and responses of a rollout batch, ``samples`` of a problem side by side."""
+    rewards = [item.reward for item in trajectories]
+    groups = [rewards[start : start + samples] for start in range(0, len(rewards), samples)]
+    return {
+        "reward/mean": sum(rewards) / len(rewards),
+        "reward/solve_all": sum(min(group) == 1.0 for group in groups) / len(groups),
+        "reward/solve_none": sum(max(group) < 1.0 for group in groups) / len(groups),
+        "response/length": sum(len(item.response_ids) for item in trajectories) / len(trajectories),
+        "response/truncated": sum(not item.finished for item in trajectories) / len(trajectories),
+    }
+
+
+def update_metrics(results: list[UpdateResult]) -> dict[str, float]:
+    """Means over the updates that have the figure, and the count of skipped ones."""
+    names = sorted({name for result in results for name in result.metrics})
+    found: dict[str, float] = {"policy/skipped": float(sum(result.skipped for result in results))}
+    for name in names:
+        values = [result.metrics[name] for result in results if name in result.metrics]
+        found[name] = sum(values) / len(values)
+    return found
+
+
+def envelope(mini: Batch, raw: Tensor) -> dict[str, list[float]]:
+    """Per sequence with a valid token: summed log-ratio, and mean token probability under μ."""
+    mask = mini.response_mask
+    rows = mask.any(-1)
+    probability = torch.where(mask, mini.rollout_log_probs.double().exp(), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+    summed = raw.double().sum(-1)
+    return {"log_ratio": summed[rows].tolist(), "mean_probability": probability[rows].tolist()}
+
+
+def noise_metrics(perturbation: LayerwisePerturbation | None, results: list[UpdateResult]) -> dict[str, float]:
+    """Per layer: σ after the step, gradient, realised and hidden RMS as means over the step's updates."""
+    if perturbation is None or not perturbation.enabled:
+        return {}
+    found: dict[str, float] = {}
+    stds = perturbation.std.tolist()
+    for row, layer in enumerate(perturbation.layers):
+        found[f"perturbation/std/{layer}"] = stds[row]
+        for name in ("grad", "realised_rms", "hidden_rms"):
+            found[f"perturbation/{name}/{layer}"] = sum(result.noise[name][row] for result in results) / len(results)
+    return found

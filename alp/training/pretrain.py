@@ -1,0 +1,77 @@
+"""The embedded base model: supervised learning on worked and careless solutions (``alp pretrain``)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from numpy.random import Generator, Philox, SeedSequence
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from alp import models
+from alp.config import identity, to_yaml
+from alp.progress import Progress
+from alp.reproducibility import fix_threads, json_line, write_text
+from alp.schema import PretrainConfig
+from alp.tasks.arithmetic import ALPHABET, Arithmetic
+from alp.tasks.task import Problem
+
+_IGNORED = -100  # cross entropy's label for positions outside the loss
+_LOG_EVERY = 50
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Teach the model and write ``model/``, ``metrics.jsonl`` and ``config.yaml`` below ``run.dir``."""
+    settings = config.pretrain
+    fix_threads(settings.threads)
+    task = Arithmetic(config.task)
+    problems = task.problems("train")
+    tokenizer = models.character_tokenizer(ALPHABET)
+    model = models.build_embedded(config.model, tokenizer, settings.seed).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
+    random = Generator(Philox(SeedSequence([settings.seed, 1])))
+    lines, total, started = [], 0.0, time.perf_counter()
+    with Progress(f"pretrain {config.model.name}", settings.steps) as progress:
+        for step in range(1, settings.steps + 1):
+            input_ids, labels = _batch(task, problems, tokenizer, random, config)
+            loss = model(input_ids=input_ids, attention_mask=input_ids != int(tokenizer.pad_token_id), labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach())
+            if step % _LOG_EVERY == 0 or step == settings.steps:
+                span = (step - 1) % _LOG_EVERY + 1
+                lines.append(json_line({"step": step, "pretrain/loss": total / span}))
+                progress.update(step, f"loss {total / span:.3f}")
+                total = 0.0
+    folder = Path(config.run.dir)
+    models.save_model(model.eval(), tokenizer, folder / "model")
+    write_text(folder / "metrics.jsonl", "".join(lines))
+    write_text(folder / "timings.jsonl", json_line({"seconds": time.perf_counter() - started, "steps": settings.steps}))
+    write_text(folder / "config.yaml", f"# identity {identity(config)}\n{to_yaml(config)}")
+
+
+def _batch(
+    task: Arithmetic, problems: list[Problem], tokenizer: PreTrainedTokenizerBase, random: Generator, config: PretrainConfig
+) -> tuple[Tensor, Tensor]:
+    """Right-padded ids (batch, tokens) and labels: the response and its end token, nothing else."""
+    settings = config.pretrain
+    rows, starts = [], []
+    for index in random.integers(len(problems), size=settings.batch):
+        problem = problems[index]
+        prompt = tokenizer.encode(task.prompt(problem))
+        response = task.demonstration(problem, random, worked=settings.worked, careless_right=settings.careless_right)
+        rows.append([*prompt, *tokenizer.encode(response), tokenizer.eos_token_id])
+        starts.append(len(prompt))
+    width = max(map(len, rows))
+    input_ids = torch.full((len(rows), width), int(tokenizer.pad_token_id))
+    labels = torch.full((len(rows), width), _IGNORED)
+    for row, (ids, start) in enumerate(zip(rows, starts, strict=True)):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        labels[row, start : len(ids)] = input_ids[row, start : len(ids)]
+    return input_ids, labels

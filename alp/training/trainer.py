@@ -1,0 +1,305 @@
+"""The loop: sample -> score -> update x k -> sync -> log -> checkpoint (``alp train``)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alp import models
+from alp.config import identity, to_yaml
+from alp.errors import UserError
+from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
+from alp.policy.layers import LOGITS, resolve_layers
+from alp.progress import Progress
+from alp.reproducibility import code_hash, fix_threads, json_line, write_json, write_text
+from alp.rollout.engine import Purpose, Sampling
+from alp.rollout.episodes import Trajectory, collect
+from alp.rollout.hf import HFEngine
+from alp.schema import TrainConfig
+from alp.tasks.task import load_task, select
+from alp.training import checkpoint
+from alp.training.active import check_active, check_perturbed, describe_active
+from alp.training.batch import Batch, collate
+from alp.training.forward import frozen_log_probs, token_log_probs
+from alp.training.metrics import envelope, noise_metrics, rollout_metrics, update_metrics
+from alp.training.update import Updater, UpdateResult
+
+Observer = Callable[[], None]
+
+
+def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
+    """Run (or continue) one training job; returns its folder. ``on_step`` is called after every logged step."""
+    run_dir = Path(config.run.dir)
+    with checkpoint.exclusive(run_dir):
+        Job(config, run_dir, on_step).run()
+    return run_dir
+
+
+class Job:
+    """One training job: everything it holds, built and checked before anything is computed."""
+
+    def __init__(self, config: TrainConfig, run_dir: Path, on_step: Observer) -> None:
+        self.config, self.run_dir, self.on_step = config, run_dir, on_step
+        folder = models.check_folder(config.model.path)
+        _check_layers(config, models.depth_of(folder))
+        self.device = models.resolve_device(config.trainer.device)
+        self.task = load_task(config.task)
+        self.problems, self.validation = self.task.problems("train"), self.task.problems("validation")
+        fix_threads(config.trainer.threads)
+        self.tokenizer = models.load_tokenizer(folder)
+        self.model = models.load_model(folder, self.device)
+        self.reference = models.load_model(folder, self.device).requires_grad_(False) if config.trainer.kl else None
+        self.engine = self._engine(config.rollout.dtype, config.rollout.weight_noise)
+        self.validator = self._engine("float32", 0.0)
+        self.perturbation = self._perturbation()
+        self.updater = Updater(
+            self.model,
+            config.method,
+            config.trainer,
+            perturbation=self.perturbation,
+            temperature=config.rollout.temperature,
+            reference=self.reference is not None,
+        )
+        self.sampling = Sampling(
+            config.rollout.temperature, config.rollout.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        )
+        self.identity = f"{identity(config)}-{code_hash('alp.training.trainer')}"
+        self.probe: Batch | None = None
+
+    def _engine(self, dtype: str, weight_noise: float) -> HFEngine:
+        rollout = self.config.rollout
+        return HFEngine(
+            self.model.config,
+            dtype=dtype,
+            device=self.device,
+            batch_size=rollout.batch_size,
+            weight_noise=weight_noise,
+            seed=self.config.trainer.seed,
+        )
+
+    def _perturbation(self) -> LayerwisePerturbation | None:
+        settings = self.config.method.perturbation
+        if settings is None:
+            return None
+        return LayerwisePerturbation(
+            self.model,
+            layers=settings.layers,
+            std=settings.std,
+            learnable=settings.learnable,
+            std_min=settings.std_min,
+            std_max=settings.std_max,
+            seed=self.config.trainer.seed,
+        )
+
+    def run(self) -> None:
+        """Every step, then the final model. The records of a finished job are complete and its checkpoints gone."""
+        trainer = self.config.trainer
+        done = self._start()
+        self._write_settings()
+        with Progress(f"train {self.config.run.arm or self.config.method.name} seed {trainer.seed}", trainer.steps) as progress:
+            for step in range(done + 1, trainer.steps + 1):
+                metrics = self._step(step)
+                self._append("metrics.jsonl", metrics)
+                progress.update(step, f"reward {metrics['reward/mean']:.3f}")
+                if trainer.checkpoint_every and step % trainer.checkpoint_every == 0 and step < trainer.steps:
+                    checkpoint.save(self.run_dir, step, self.identity, self._state(step))
+                self.on_step()
+        check_perturbed(self.config, self.updater.perturbed_updates)
+        models.save_model(self.model, self.tokenizer, self.run_dir / "model")
+        if self.perturbation is not None:
+            state = self.perturbation.state_dict()
+            write_json(self.run_dir / "model" / "perturbation.json", state | {"log_std": [float(value) for value in state["log_std"]]})
+        if not trainer.keep_checkpoints:
+            checkpoint.prune(self.run_dir)
+
+    def _start(self) -> int:
+        """Continue from a checkpoint, or begin: empty records, validation of the initial model. Returns steps done."""
+        state = checkpoint.restore(self.run_dir, self.identity)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.updater.load_state_dict(state["updater"])
+            if self.perturbation is not None:
+                self.perturbation.load_state_dict(state["perturbation"])
+            done = int(state["step"])
+        else:
+            done = 0
+            for name in checkpoint.RECORDS:
+                write_text(self.run_dir / name, "")
+        self.engine.sync_weights(self.model.named_parameters(), version=done)
+        if state is None and self.config.trainer.validate_every:
+            self._append("metrics.jsonl", {"step": 0} | self._validate(0))
+        return done
+
+    def _state(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "model": self.model.state_dict(),
+            "updater": self.updater.state_dict(),
+            "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
+        }
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        with (self.run_dir / name).open("a") as stream:
+            stream.write(json_line(record))
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One rollout batch and its updates; returns the step's metrics."""
+        trainer, clock = self.config.trainer, _Clock()
+        chosen = select(self.problems, trainer.prompts, trainer.seed, step - 1)
+        trajectories = collect(
+            self.engine,
+            self.task,
+            self.tokenizer,
+            chosen,
+            samples=trainer.samples,
+            sampling=self.sampling,
+            purpose=Purpose.TRAINING,
+            seed=trainer.seed,
+            step=step,
+        )
+        clock.lap("rollout")
+        batch = collate(
+            trajectories,
+            pad_token_id=self.tokenizer.pad_token_id,
+            first_sequence=(step - 1) * trainer.prompts * trainer.samples,
+            device=self.device,
+        )
+        batch, metrics = self._score(batch)
+        metrics |= rollout_metrics(trajectories, trainer.samples)
+        clock.lap("score")
+        results, raw = self._updates(batch, step)
+        clock.lap("update")
+        metrics |= update_metrics(results) | ratio_diagnostics(raw, batch.response_mask)
+        metrics |= noise_metrics(self.perturbation, results)
+        self.engine.sync_weights(self.model.named_parameters(), version=step)
+        clock.lap("sync")
+        metrics |= self._probe(step)
+        if trainer.validate_every and (step % trainer.validate_every == 0 or step == trainer.steps):
+            metrics |= self._validate(step)
+        clock.lap("probe")
+        tokens = int(batch.response_mask.sum())
+        self._append("timings.jsonl", {"step": step, "response_tokens": tokens} | clock.seconds)
+        return {"step": step} | metrics
+
+    def _score(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """Advantages, π_old, the reference, and the rollout correction."""
+        trainer, temperature = self.config.trainer, self.config.rollout.temperature
+        advantages = group_advantages(batch.rewards, batch.groups).to(batch.rollout_log_probs.dtype)
+        old, entropy = torch.zeros_like(batch.old_log_probs), torch.zeros_like(batch.entropy)
+        reference = torch.zeros_like(batch.ref_log_probs)
+        for rows, mini in batch.split(len(batch) // trainer.updates_per_batch):
+            width = mini.input_ids.shape[1]
+            old[rows, :width], entropy[rows, :width] = frozen_log_probs(self.model, mini, temperature, trainer.micro_batch)
+            if self.reference is not None:
+                reference[rows, :width], _ = frozen_log_probs(self.reference, mini, temperature, trainer.micro_batch)
+        settings = self.config.method.correction
+        weights, loss_mask, removed = rollout_correction(
+            old,
+            batch.rollout_log_probs,
+            batch.response_mask,
+            kind=settings.kind,
+            level=settings.level,
+            upper=settings.upper,
+            lower=settings.lower,
+            veto=settings.veto,
+        )
+        metrics = mismatch_diagnostics(old, batch.rollout_log_probs, batch.response_mask) | removed
+        metrics["policy/entropy"] = float(entropy[batch.response_mask].double().mean())
+        filled = batch.with_(
+            advantages=advantages, old_log_probs=old, entropy=entropy, ref_log_probs=reference, weights=weights, loss_mask=loss_mask
+        )
+        return filled, metrics
+
+    def _updates(self, batch: Batch, step: int) -> tuple[list[UpdateResult], torch.Tensor]:
+        """All mini-batches of the rollout batch, whole groups each; also the raw log-ratios (batch, tokens)."""
+        trainer = self.config.trainer
+        raw = torch.zeros_like(batch.rollout_log_probs)
+        results = []
+        for place, (rows, mini) in enumerate(batch.split(len(batch) // trainer.updates_per_batch)):
+            index = (step - 1) * trainer.updates_per_batch + place
+            results.append(self.updater.update(mini, index))
+            raw[rows, : mini.input_ids.shape[1]] = results[-1].raw
+        if trainer.probe_every and step % trainer.probe_every == 0:
+            self._append("updates.jsonl", {"step": step, "update": index + 1} | envelope(mini, results[-1].raw))
+        return results, raw
+
+    def _probe(self, step: int) -> dict[str, float]:
+        """Sharpness on a fixed batch, now and then."""
+        every = self.config.trainer.probe_every
+        if not every or step % every:
+            return {}
+        if self.probe is None:
+            self.probe = self._probe_batch()
+        probe, temperature = self.probe, self.config.rollout.temperature
+        value = sharpness(
+            self.model,
+            lambda: token_log_probs(self.model, probe, temperature)[0],
+            probe.response_mask,
+            sequence_ids=probe.sequence_ids,
+            attention_mask=probe.attention_mask,
+            seed=self.config.trainer.seed,
+        )
+        return {"sharpness": value}
+
+    def _probe_batch(self) -> Batch:
+        """Responses of the *initial* model to validation problems: the same batch whenever the job is started."""
+        folder = models.check_folder(self.config.model.path)
+        initial = models.load_model(folder, self.device)
+        self.validator.sync_weights(initial.named_parameters(), version=0)
+        trajectories = self._sample_validation(step=0, samples=1)
+        return collate(trajectories, pad_token_id=self.tokenizer.pad_token_id, first_sequence=0, device=self.device)
+
+    def _sample_validation(self, step: int, samples: int) -> list[Trajectory]:
+        return collect(
+            self.validator,
+            self.task,
+            self.tokenizer,
+            self.validation,
+            samples=samples,
+            sampling=self.sampling,
+            purpose=Purpose.VALIDATION,
+            seed=self.config.trainer.seed,
+            step=step,
+        )
+
+    def _validate(self, step: int) -> dict[str, float]:
+        self.validator.sync_weights(self.model.named_parameters(), version=step)
+        found = self._sample_validation(step, self.config.trainer.validation_samples)
+        return {
+            "validation/accuracy": sum(item.reward for item in found) / len(found),
+            "validation/length": sum(len(item.response_ids) for item in found) / len(found),
+        }
+
+    def _write_settings(self) -> None:
+        write_text(self.run_dir / "config.yaml", f"# identity {identity(self.config)}\n{to_yaml(self.config)}")
+        active = describe_active(self.config, self.engine, self.model, self.updater)
+        check_active(self.config, active)
+        write_json(self.run_dir / "active.json", active)
+
+
+def _check_layers(config: TrainConfig, depth: int) -> None:
+    """Refuse a band outside the model before its weights are read."""
+    settings = config.method.perturbation
+    if settings is None or settings.layers == LOGITS:
+        return
+    try:
+        resolve_layers(settings.layers, depth)
+    except ValueError as error:
+        raise UserError(f"train: method.perturbation.{error}") from None
+
+
+class _Clock:
+    """Seconds of each phase of a step, for ``timings.jsonl`` alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[f"seconds/{name}"] = now - self._last
+        self._last = now

@@ -1,0 +1,1 @@
+"""Tests of `alp.policy` against an independent reading of the method specification."""

@@ -1,0 +1,81 @@
+"""What every rule shares: the checked grid, the folders, and the words of each `alp` command.
+
+A job re-runs when its command or its resolved configuration changes (params `words`, `config`), or when the source of its verb
+changes (params `code`, a hash over the verb's import closure). Snakemake sees neither by itself, and time stamps alone never
+start anything.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(workflow.basedir).resolve()
+sys.path.insert(0, str(ROOT))  # the `alp` beside this Snakefile, wherever the results go
+
+from alp import config as alp_config
+from alp import grid as alp_grid
+from alp.errors import UserError
+from alp.reproducibility import code_hash
+
+try:
+    GRID = alp_grid.load(str(config.get("grid", "quick")))
+    unknown = sorted(set(config) - {"grid", "results"})
+    if unknown:
+        raise UserError(f"--config: unknown key '{unknown[0]}'; choose from grid, results")
+except UserError as error:
+    print(f"alp: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+RESULTS = str(config.get("results", "results"))
+FOLDER = str(GRID.folder(RESULTS))
+DATA, BASE = str(GRID.data_dir(RESULTS)), str(GRID.base_dir(RESULTS))
+RUN = str(GRID.run_dir(RESULTS, "{arm}", 0)).removesuffix("seed0") + "seed{seed}"
+ALP = f"{shlex.quote(sys.executable)} -m alp.cli"
+PYTHONPATH = shlex.quote(str(ROOT))
+MODULES = {
+    "prepare": "alp.tasks.task",
+    "pretrain": "alp.training.pretrain",
+    "train": "alp.training.trainer",
+    "evaluate": "alp.analysis.evaluate",
+    "aggregate": "alp.analysis.aggregate",
+    "figures": "alp.analysis.figures",
+    "report": "alp.analysis.report",
+}
+
+
+wildcard_constraints:
+    arm="|".join(arm.name for arm in GRID.arms),
+    seed=r"\d+",
+
+
+def words(verb):
+    """A params function: the `key=value` words of a job, quoted for the shell."""
+
+    def of(wildcards):
+        arm = getattr(wildcards, "arm", None)
+        seed = int(getattr(wildcards, "seed", 0))
+        return shlex.join(GRID.overrides(verb, RESULTS, arm=arm, seed=seed))
+
+    return of
+
+
+def identity(verb):
+    """A params function: SHA-256 of the job's resolved configuration."""
+
+    def of(wildcards):
+        arm = getattr(wildcards, "arm", None)
+        seed = int(getattr(wildcards, "seed", 0))
+        return alp_config.identity(alp_config.load(verb, GRID.overrides(verb, RESULTS, arm=arm, seed=seed)))
+
+    return of
+
+
+def code(verb):
+    """Hash of the source a verb runs."""
+    return code_hash(MODULES[verb])
+
+
+def every(pattern):
+    """`pattern` for every training job of the grid."""
+    return expand(pattern, arm=[arm.name for arm in GRID.arms], seed=GRID.seeds)

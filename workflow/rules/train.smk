@@ -1,0 +1,44 @@
+# One training job and its evaluation, for every arm and seed. `checkpoints/` is no output: Snakemake deletes outputs before
+# every attempt, and a job continues from what it finds there.
+
+
+rule train:
+    input:
+        f"{DATA}/train.jsonl",
+        f"{DATA}/validation.jsonl",
+        f"{BASE}/model",
+    output:
+        directory(f"{RUN}/model"),
+        f"{RUN}/metrics.jsonl",
+        f"{RUN}/updates.jsonl",
+        f"{RUN}/timings.jsonl",
+        f"{RUN}/config.yaml",
+        f"{RUN}/active.json",
+    log:
+        f"{FOLDER}/logs/train/{{arm}}_seed{{seed}}.log",
+    params:
+        words=words("train"),
+        config=identity("train"),
+        code=code("train"),
+    resources:
+        gpu=0,
+    shell:
+        "PYTHONPATH={PYTHONPATH} {ALP} train {params.words} > {log} 2>&1"
+
+
+rule evaluate:
+    input:
+        f"{DATA}/test.jsonl",
+        f"{RUN}/model",
+    output:
+        f"{RUN}/evaluation/test.json",
+    log:
+        f"{FOLDER}/logs/evaluate/{{arm}}_seed{{seed}}.log",
+    params:
+        words=words("evaluate"),
+        config=identity("evaluate"),
+        code=code("evaluate"),
+    resources:
+        gpu=0,
+    shell:
+        "PYTHONPATH={PYTHONPATH} {ALP} evaluate {params.words} > {log} 2>&1"
