@@ -66,8 +66,10 @@ format: install ## rewrite the source in the house style
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-ui: install ## browse the runs on 127.0.0.1:$(PORT)
-	$(BIN)/python -m alp.tracking --port $(PORT)
+ui: install ## browse the runs on 127.0.0.1 (PORT=5000)
+	@echo "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --backend-store-uri sqlite:///results/mlflow.db --artifacts-destination results/mlartifacts
 
 lock: install ## resolve both locks anew
 	sh locks/resolve.sh $(BIN)

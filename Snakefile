@@ -9,3 +9,4 @@ rule all:
     default_target: True
     input:
         f"{FOLDER}/report.html",
+        f"{FOLDER}/mlflow.json",

@@ -19,6 +19,7 @@ _SUMMARIES = {
     "evaluate": "avg@k, greedy accuracy and pass@k of one model on one set",
     "aggregate": "tables of a grid",
     "figures": "figures of a grid",
+    "track": "every finished run of a grid, with its evaluation, into MLflow (what is there already is left alone)",
     "report": "one page with every table and figure of a grid",
     "methods": "the presets as a table: what each really does",
 }
@@ -112,22 +113,24 @@ def _train(loaded: Any) -> str:
 
 
 class _Tracked:
-    """Sends the run's files to MLflow while it trains; begins with the first step, when they are there."""
+    """Sends the run's files to MLflow while it trains; begins once they are there."""
 
     def __init__(self, run_dir: Path, uri: str | None) -> None:
         self._run_dir, self._uri = run_dir, uri
         self._live: Any = None
 
     def step(self) -> None:
-        if self._uri is None:
-            return
-        if self._live is None:
+        """Called after every training step."""
+        if self._live is None and self._uri is not None and (self._run_dir / "config.yaml").is_file():
             from alp.tracking import Live, describe
 
             self._live = Live(self._run_dir, uri=self._uri, **describe(self._run_dir))
-        self._live.step()
+        if self._live is not None:
+            self._live.step()
 
     def close(self, *, finished: bool) -> None:
+        """Called when training ended, one way or the other."""
+        self.step()
         if self._live is not None:
             self._live.close(finished)
 
@@ -159,6 +162,13 @@ def _figures(loaded: Any) -> str:
     return str(grid.load(loaded.grid).folder(loaded.results) / "figures")
 
 
+def _track(loaded: Any) -> str:
+    from alp import grid
+    from alp.tracking import track
+
+    return str(track(grid.load(loaded.grid), Path(loaded.results)))
+
+
 def _report(loaded: Any) -> str:
     from alp import grid
     from alp.analysis.report import report
@@ -174,6 +184,7 @@ _CALLS: dict[str, Callable[[Any], str]] = {
     "evaluate": _evaluate,
     "aggregate": _aggregate,
     "figures": _figures,
+    "track": _track,
     "report": _report,
 }
 

@@ -5,8 +5,9 @@ The workflow, the tables and the figures all read a grid through this module, so
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ class Grid:
     published: dict[str, float]
     _overrides: dict[str, tuple[str, ...]]
 
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of everything the file says."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
     def arm(self, name: str) -> Arm:
         """The arm of that folder name."""
         return next(arm for arm in self.arms if arm.name == name)
@@ -72,6 +78,10 @@ class Grid:
     def run_dir(self, results: str | Path, arm: str, seed: int) -> Path:
         return self.folder(results) / self.task / self.model / arm / f"seed{seed}"
 
+    def tracking_uri(self, results: str | Path) -> str:
+        """The MLflow database all grids of a results root share."""
+        return f"sqlite:///{Path(results)}/mlflow.db"
+
     def overrides(self, verb: str, results: str | Path, *, arm: str | None = None, seed: int = 0) -> list[str]:
         """The ``key=value`` words of one job; ``alp <verb>`` with them is that job.
 
@@ -79,23 +89,25 @@ class Grid:
         """
         words = [f"task={self.task}", *self._overrides.get("task", ())]
         if verb != "prepare":
-            words += [f"task.data={_quoted(self.data_dir(results))}", f"model={self.model}"]
+            words += [f"task.data={quoted(self.data_dir(results))}", f"model={self.model}"]
         words += self._overrides.get(verb, ())
         where = {"prepare": self.data_dir(results), "pretrain": self.base_dir(results)}.get(verb)
         if where is None:
             where = self.base_dir(results) if arm is None else self.run_dir(results, arm, seed)
         if verb == "train":
             assert arm is not None
-            words += [*self.arm(arm).selection(), f"model.path={_quoted(self.base_dir(results) / 'model')}", f"trainer.seed={seed}"]
+            words += [*self.arm(arm).selection(), f"model.path={quoted(self.base_dir(results) / 'model')}", f"trainer.seed={seed}"]
         if verb == "evaluate":
-            words.append(f"model.path={_quoted(where / 'model')}")
-        words += [f"run.dir={_quoted(where)}", f"run.grid={_quoted(self.name)}"]
+            words.append(f"model.path={quoted(where / 'model')}")
+        words += [f"run.dir={quoted(where)}", f"run.grid={quoted(self.name)}"]
         if verb in ("train", "evaluate") and arm is not None:
-            words += [f"run.arm={arm}", f"run.tracking={_quoted(f'sqlite:///{Path(results)}/mlflow.db')}"]
+            words.append(f"run.arm={arm}")
+        if verb == "train":  # evaluations are logged by `alp track`, all at once: importing MLflow takes seconds
+            words.append(f"run.tracking={quoted(self.tracking_uri(results))}")
         return words
 
 
-def _quoted(value: str | Path) -> str:
+def quoted(value: str | Path) -> str:
     """Hydra's grammar reads some characters of paths as syntax: quote them."""
     return "'" + str(value).replace("'", "\\'") + "'"
 

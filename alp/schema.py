@@ -274,5 +274,6 @@ VERBS: dict[str, type[Strict]] = {
     "evaluate": EvaluateConfig,
     "aggregate": GridConfig,
     "figures": GridConfig,
+    "track": GridConfig,
     "report": GridConfig,
 }

@@ -26,6 +26,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import yaml
 
 from alp import config
+from alp.errors import UserError
+from alp.grid import Grid
+from alp.reproducibility import provenance, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,7 +57,7 @@ def describe(run_dir: Path) -> Identity:
     tags = {"method": chosen.method.name, "task": chosen.task.name, "model": chosen.model.name, "seed": str(chosen.trainer.seed)}
     tags |= {"variant": chosen.variant} if chosen.variant else {}
     arm = chosen.run.arm or "-".join(filter(None, (chosen.method.name, chosen.variant)))
-    tags["config_hash"] = config.identity(chosen)
+    tags |= {"config_hash": config.identity(chosen), "commit": provenance()["commit"] or "unknown"}
     return Identity(experiment=chosen.run.grid or "adhoc", name=f"{arm}/seed{chosen.trainer.seed}", tags=tags)
 
 
@@ -74,6 +77,28 @@ def sync_evaluation(run_dir: Path, *, uri: str | None) -> str | None:
     A folder without a run (MLflow was out of reach during training) gets a FINISHED one with everything the files hold.
     """
     return _attempt(run_dir, uri, None, None)
+
+
+def track(grid: Grid, results: Path) -> Path:
+    """Bring every run of a finished grid up to date, evaluations too; writes and returns ``mlflow.json`` (run ids by folder).
+
+    Raises UserError when a run could not be logged (the warnings say why): the next call catches up.
+    """
+    uri = grid.tracking_uri(results)
+    ids: dict[str, str | None] = {}
+    for arm in grid.arms:
+        for seed in grid.seeds:
+            folder = grid.run_dir(results, arm.name, seed)
+            if sync(folder, uri=uri, finished=True, **describe(folder)):
+                ids[f"{arm.name}/seed{seed}"] = sync_evaluation(folder, uri=uri)
+            else:
+                ids[f"{arm.name}/seed{seed}"] = None
+    missing = [name for name, run_id in ids.items() if run_id is None]
+    if missing:
+        raise UserError(f"track: {len(missing)} of {len(ids)} runs could not be logged to {uri}, the first is {missing[0]}")
+    path = grid.folder(results) / "mlflow.json"
+    write_json(path, ids)
+    return path
 
 
 class Live:
@@ -165,7 +190,7 @@ def _import_mlflow() -> None:
         os.environ.setdefault(f"MLFLOW_{name}", "true")
     for name, value in (("MAX_RETRIES", "2"), ("TIMEOUT", "20")):  # a server that is down costs seconds, not minutes
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    import mlflow.store.tracking.sqlalchemy_store  # what the first client of a database would import later, with the lock held
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - the first client would import it later, with the lock held
 
     for name in ("mlflow", "alembic"):  # progress of migrations, tracebacks of errors that are reported here
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -220,8 +245,7 @@ def _find(client: MlflowClient, experiment: str, tags: dict[str, str], last: int
     query = f"tags.`alp.config_hash` = '{tags['alp.config_hash']}'"
     for run in client.search_runs([experiment], query, max_results=1000, order_by=["attributes.start_time DESC"]):
         if run.data.tags.get("alp.run_dir") == tags["alp.run_dir"]:
-            over = run.info.status == "FINISHED" and run.data.metrics.get("step", -1) > last
-            return None if over else run
+            return None if run.info.status == "FINISHED" and run.data.metrics.get("step", -1) > last else run
     return None
 
 

@@ -30,8 +30,9 @@ def figures(grid: Grid, results: Path) -> None:
     folder = grid.folder(results) / "figures"
     wanted = runs.figure_names(grid)
     with plots.style():
-        for name in wanted:
-            plots.save(DRAW[name](loaded, plots.looks(loaded)), folder / name)
+        drawn = {name: DRAW[name](loaded, plots.looks(loaded)) for name in wanted}  # all or, for want of a file, none
+        for name, figure in drawn.items():
+            plots.save(figure, folder / name)
     for name in set(runs.FIGURES) - set(wanted):  # of an earlier form of the grid
         for ending in (".svg", ".png"):
             (folder / name).with_suffix(ending).unlink(missing_ok=True)
@@ -314,7 +315,9 @@ def sigma(loaded: Results, looks: Looks) -> Figure:
     figure = plots.canvas(0.6 + rows * (0.75 + min(0.28 * layers, 2.2)))
     known = np.concatenate([values[values > 0] for _, _, values in maps])
     low, high = (known.min(), known.max()) if known.size else (1e-3, 1e-2)
-    scale = LogNorm(low, max(high, low * 1.01))
+    middle = (low * high) ** 0.5
+    low, high = min(low, middle / 1.1), max(high, middle * 1.1)  # a noise that hardly moved shall not look as if it had
+    scale = LogNorm(low, high)
     shown = plots.panels(figure, len(arms), columns, share_y=False)
     for axes, arm, (names, steps, values) in zip(shown, arms, maps, strict=True):
         axes.grid(visible=False)
@@ -350,9 +353,9 @@ def _few_ticks(axes: Axes, low: float, high: float) -> None:
     """Round σ values between the ends of the colour bar: within one decade the default marks at most one."""
     candidates = [digit * 10.0**power for power in range(-9, 2) for digit in (1, 1.5, 2, 3, 4, 5, 6, 8)]
     inside = [value for value in candidates if low <= value <= high]
-    chosen = inside[:: max(1, len(inside) // 6)] or [low]
+    chosen = inside[:: max(1, len(inside) // 6)] if len(inside) > 1 else [low, high]
     axes.yaxis.set_major_locator(FixedLocator(chosen))
-    axes.yaxis.set_major_formatter(FixedFormatter([f"{value:.2g}" for value in chosen]))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{value:.3g}" for value in chosen]))
     axes.yaxis.set_minor_locator(NullLocator())
 
 

@@ -168,10 +168,15 @@ def _share(row: Row, name: str) -> str:
 
 
 def _gap(row: Row, mean: str, ends: str) -> str:
-    low, high = 100 * float(row[f"{ends}_low"]), 100 * float(row[f"{ends}_high"])
+    low, high = float(row[f"{ends}_low"]), float(row[f"{ends}_high"])
     verdict = "includes" if low <= 0 <= high else "excludes"
-    text = f"{100 * float(row[mean]):+.1f} points [{low:+.1f}, {high:+.1f}]".replace("-", "−")
-    return f"{text}; the interval {verdict} zero"
+    return f"{_points(float(row[mean]))} points [{_points(low)}, {_points(high)}]; the interval {verdict} zero"
+
+
+def _points(fraction: float) -> str:
+    """Signed, one digit, as the tables print it."""
+    text = f"{100 * fraction:+.1f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 # ---- settings and provenance -----------------------------------------------------------------------------------------
@@ -211,9 +216,16 @@ def _correction(value: Any) -> str:
 def _noise(value: Any) -> str:
     if not isinstance(value, Mapping) or value.get("hooks") == 0 or not value.get("std"):
         return "none"
-    layers = value.get("layers")
-    where = ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers)
-    return f"σ₀ = {value['std']:g}, {'learned' if value.get('learnable') else 'fixed'}, layers {where}"
+    return f"σ₀ = {value['std']:g}, {'learned' if value.get('learnable') else 'fixed'}, layers {_layers(value.get('layers'))}"
+
+
+def _layers(value: Any) -> str:
+    """``0–27`` for a band of layers, else what was recorded."""
+    if not isinstance(value, list):
+        return str(value)
+    if len(value) > 2 and all(isinstance(one, int) for one in value) and value == list(range(value[0], value[-1] + 1)):
+        return f"{value[0]}–{value[-1]}"
+    return ", ".join(map(str, value))
 
 
 def _identities(loaded: Results) -> list[list[str]]:

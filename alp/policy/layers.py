@@ -47,9 +47,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         raise ValueError(f"model: {name} is not a Hugging Face model")
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"model: {name} is an encoder-decoder; only decoder-only causal language models can be perturbed")
-    if not (name.endswith("ForCausalLM") or name.endswith("LMHeadModel")) or (
-        getattr(config, "is_decoder", None) is False and _bidirectional(model)
-    ):
+    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
+    if not causal or (getattr(config, "is_decoder", None) is False and _bidirectional(model)):
         raise ValueError(f"model: {name} is no decoder-only causal language model")
     depth = getattr(config.get_text_config(), "num_hidden_layers", None)
     found = [

@@ -88,9 +88,8 @@ class LayerwisePerturbation:
         self._last: _Active | None = None  # the block before
         self._last_forward_perturbed = False
         if any(sizes):
-            logs = torch.tensor(
-                [math.log(size) for size in sizes], dtype=torch.promote_types(parameter.dtype, torch.float32), device=parameter.device
-            )
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            logs = torch.tensor([math.log(size) for size in sizes], dtype=wide, device=parameter.device)
             self._log_std = nn.Parameter(logs, requires_grad=self.learnable)
             self._attach(model, modules)
 
@@ -111,7 +110,7 @@ class LayerwisePerturbation:
             head = model.get_output_embeddings()  # type: ignore[operator]
             if head is None:
                 raise ValueError(f"model: {type(model).__name__} has no output embeddings to perturb the logits of")
-            self._handles.append(head.register_forward_hook(lambda module, args, output: self._perturb(0, output)))
+            self._handles.append(head.register_forward_hook(lambda _module, _args, output: self._perturb(0, output)))
         else:
             for row, index in enumerate(self.layers):
                 self._handles.append(modules[int(index)].register_forward_pre_hook(self._pre_hook(row), with_kwargs=True))
@@ -119,7 +118,7 @@ class LayerwisePerturbation:
             raise ValueError(f"layers: {len(self._handles)} hooks for {len(self.layers)} layers")
 
     def _pre_hook(self, row: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
                 return (self._perturb(row, args[0]), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": self._perturb(row, kwargs["hidden_states"])}
@@ -242,9 +241,7 @@ class _AddNoise(torch.autograd.Function):
     """hidden + exp(log_std) ε, with ε drawn again in the backward: ∂loss/∂s = σ Σ(g ⊙ ε)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, log_std: Tensor, keys: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, log_std: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(log_std, keys)
         flat = hidden.reshape(-1, hidden.shape[-1])
         result = torch.empty_like(flat)
@@ -263,7 +260,7 @@ class _AddNoise(torch.autograd.Function):
         return result.view_as(hidden), squares[0], squares[1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         log_std, keys = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:
             return grad, None, None, None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from alp.analysis import runs, statistics
 from alp.analysis.aggregate import aggregate
 from alp.errors import UserError
 from alp.grid import Grid
+from alp.reproducibility import import_closure
 
 from .conftest import SAMPLES, bytes_below, fabricate, write_grid
 
@@ -230,3 +233,19 @@ def test_optional_metrics_may_be_missing(fresh: Finished) -> None:
 )
 def test_labels(name: str, shown: str) -> None:
     assert runs.label(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("module", "strangers"), [("aggregate", "figures plots report"), ("figures", "aggregate report"), ("report", "aggregate figures plots")]
+)
+def test_a_change_in_one_part_rebuilds_no_other(module: str, strangers: str) -> None:
+    closure = {path.stem for path in import_closure(f"alp.analysis.{module}") if path.parent.name == "analysis"}
+    assert {module, "runs"} <= closure
+    assert not closure & set(strangers.split())
+
+
+def test_tables_need_neither_torch_nor_plots() -> None:
+    code = (
+        "import sys, alp.analysis.aggregate; print(sorted({'torch', 'transformers', 'mlflow', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

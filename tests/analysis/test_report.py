@@ -107,7 +107,7 @@ def test_page_says_where_it_comes_from(finished: Finished, page: str) -> None:
 
 
 def test_settings_are_those_that_were_active(page: str) -> None:
-    assert "σ₀ = 0.02, learned, layers 0, 1, 2" in page
+    assert "σ₀ = 0.02, learned, layers 0–2" in page
     assert "[0.8, 1.28]" in page
     assert "[0.5, 4]" in page
     row = re.search(r"<tr><td>Token-ALP \(σ₀ = 0\)</td>.*?</tr>", page)

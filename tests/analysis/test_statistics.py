@@ -24,8 +24,8 @@ def exact_variance(values: np.ndarray) -> float:
     seeds, problems = values.shape
     centre = [np.eye(n) - np.full((n, n), 1 / n) for n in (seeds, problems)]
     rows, columns = values.sum(axis=1), values.sum(axis=0)
-    total: float = rows @ centre[0] @ rows + columns @ centre[1] @ columns + np.trace(centre[0] @ values @ centre[1] @ values.T)
-    return total / (seeds * problems) ** 2
+    total = rows @ centre[0] @ rows + columns @ centre[1] @ columns + np.trace(centre[0] @ values @ centre[1] @ values.T)
+    return float(total / (seeds * problems) ** 2)
 
 
 @pytest.mark.parametrize("shape", [(1, 30), (3, 200), (8, 25), (5, 1)])

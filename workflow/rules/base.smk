@@ -7,43 +7,49 @@ rule prepare:
         f"{DATA}/summary.json",
     log:
         f"{FOLDER}/logs/prepare.log",
+    conda:
+        "../../environment.yml"
     params:
         words=words("prepare"),
         config=identity("prepare"),
         code=code("prepare"),
     shell:
-        "PYTHONPATH={PYTHONPATH} {ALP} prepare {params.words} > {log} 2>&1"
+        "alp prepare {params.words} > {log} 2>&1"
 
 
 rule pretrain:
     input:
         f"{DATA}/train.jsonl",
     output:
-        directory(f"{BASE}/model"),
+        expand("{base}/model/{name}", base=BASE, name=MODEL_FILES),
         f"{BASE}/metrics.jsonl",
         f"{BASE}/timings.jsonl",
         f"{BASE}/config.yaml",
     log:
         f"{FOLDER}/logs/pretrain.log",
+    conda:
+        "../../environment.yml"
     params:
         words=words("pretrain"),
         config=identity("pretrain"),
         code=code("pretrain"),
     shell:
-        "PYTHONPATH={PYTHONPATH} {ALP} pretrain {params.words} > {log} 2>&1"
+        "alp pretrain {params.words} > {log} 2>&1"
 
 
 rule evaluate_base:
     input:
         f"{DATA}/test.jsonl",
-        f"{BASE}/model",
+        expand("{base}/model/{name}", base=BASE, name=MODEL_FILES),
     output:
         f"{BASE}/evaluation/test.json",
     log:
         f"{FOLDER}/logs/evaluate_base.log",
+    conda:
+        "../../environment.yml"
     params:
         words=words("evaluate"),
         config=identity("evaluate"),
         code=code("evaluate"),
     shell:
-        "PYTHONPATH={PYTHONPATH} {ALP} evaluate {params.words} > {log} 2>&1"
+        "alp evaluate {params.words} > {log} 2>&1"

@@ -1,4 +1,4 @@
-"""What every rule shares: the checked grid, the folders, and the words of each `alp` command.
+"""What the rules share: the checked grid, the folders, and the words of each `alp` command.
 
 A job re-runs when its command or its resolved configuration changes (params `words`, `config`), or when the source of its verb
 changes (params `code`, a hash over the verb's import closure). Snakemake sees neither by itself, and time stamps alone never
@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(workflow.basedir).resolve()
-sys.path.insert(0, str(ROOT))  # the `alp` beside this Snakefile, wherever the results go
+sys.path.insert(
+    0, str(ROOT)
+)  # the `alp` beside this Snakefile, wherever the results go
 
 from alp import config as alp_config
 from alp import grid as alp_grid
@@ -22,7 +24,9 @@ try:
     GRID = alp_grid.load(str(config.get("grid", "quick")))
     unknown = sorted(set(config) - {"grid", "results"})
     if unknown:
-        raise UserError(f"--config: unknown key '{unknown[0]}'; choose from grid, results")
+        raise UserError(
+            f"--config: unknown key '{unknown[0]}'; choose from grid, results"
+        )
 except UserError as error:
     print(f"alp: error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -31,8 +35,16 @@ RESULTS = str(config.get("results", "results"))
 FOLDER = str(GRID.folder(RESULTS))
 DATA, BASE = str(GRID.data_dir(RESULTS)), str(GRID.base_dir(RESULTS))
 RUN = str(GRID.run_dir(RESULTS, "{arm}", 0)).removesuffix("seed0") + "seed{seed}"
-ALP = f"{shlex.quote(sys.executable)} -m alp.cli"
-PYTHONPATH = shlex.quote(str(ROOT))
+MODEL_FILES = [
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+# Jobs run the `alp` of the environment Snakemake itself runs in, on the source beside this Snakefile.
+shell.prefix(
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}; "
+)
 MODULES = {
     "prepare": "alp.tasks.task",
     "pretrain": "alp.training.pretrain",
@@ -40,6 +52,7 @@ MODULES = {
     "evaluate": "alp.analysis.evaluate",
     "aggregate": "alp.analysis.aggregate",
     "figures": "alp.analysis.figures",
+    "track": "alp.tracking",
     "report": "alp.analysis.report",
 }
 
@@ -66,7 +79,9 @@ def identity(verb):
     def of(wildcards):
         arm = getattr(wildcards, "arm", None)
         seed = int(getattr(wildcards, "seed", 0))
-        return alp_config.identity(alp_config.load(verb, GRID.overrides(verb, RESULTS, arm=arm, seed=seed)))
+        return alp_config.identity(
+            alp_config.load(verb, GRID.overrides(verb, RESULTS, arm=arm, seed=seed))
+        )
 
     return of
 
@@ -79,3 +94,16 @@ def code(verb):
 def every(pattern):
     """`pattern` for every training job of the grid."""
     return expand(pattern, arm=[arm.name for arm in GRID.arms], seed=GRID.seeds)
+
+
+def everything():
+    """What the analysis of a grid reads."""
+    return {
+        "metrics": every(f"{RUN}/metrics.jsonl"),
+        "updates": every(f"{RUN}/updates.jsonl"),
+        "active": every(f"{RUN}/active.json"),
+        "configs": every(f"{RUN}/config.yaml"),
+        "evaluations": every(f"{RUN}/evaluation/test.json"),
+        "base": f"{BASE}/evaluation/test.json",
+        "base_metrics": f"{BASE}/metrics.jsonl",
+    }

@@ -6,9 +6,9 @@ rule train:
     input:
         f"{DATA}/train.jsonl",
         f"{DATA}/validation.jsonl",
-        f"{BASE}/model",
+        expand("{base}/model/{name}", base=BASE, name=MODEL_FILES),
     output:
-        directory(f"{RUN}/model"),
+        [f"{RUN}/model/{name}" for name in MODEL_FILES],
         f"{RUN}/metrics.jsonl",
         f"{RUN}/updates.jsonl",
         f"{RUN}/timings.jsonl",
@@ -16,29 +16,33 @@ rule train:
         f"{RUN}/active.json",
     log:
         f"{FOLDER}/logs/train/{{arm}}_seed{{seed}}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        gpu=0,
     params:
         words=words("train"),
         config=identity("train"),
         code=code("train"),
-    resources:
-        gpu=0,
     shell:
-        "PYTHONPATH={PYTHONPATH} {ALP} train {params.words} > {log} 2>&1"
+        "alp train {params.words} > {log} 2>&1"
 
 
 rule evaluate:
     input:
         f"{DATA}/test.jsonl",
-        f"{RUN}/model",
+        [f"{RUN}/model/{name}" for name in MODEL_FILES],
     output:
         f"{RUN}/evaluation/test.json",
     log:
         f"{FOLDER}/logs/evaluate/{{arm}}_seed{{seed}}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        gpu=0,
     params:
         words=words("evaluate"),
         config=identity("evaluate"),
         code=code("evaluate"),
-    resources:
-        gpu=0,
     shell:
-        "PYTHONPATH={PYTHONPATH} {ALP} evaluate {params.words} > {log} 2>&1"
+        "alp evaluate {params.words} > {log} 2>&1"
