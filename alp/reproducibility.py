@@ -99,10 +99,13 @@ def import_closure(module: str) -> list[Path]:
 
 
 @cache
-def code_hash(*modules: str) -> str:
-    """SHA-256 over names and contents of the import closures: a rule re-runs when its own code changes, and only then."""
+def code_hash(module: str, *assets: Path) -> str:
+    """SHA-256 over names and contents of a module's import closure and of ``assets`` (templates, captions).
+
+    A rule re-runs when its own code changes, and only then.
+    """
     digest = hashlib.sha256()
-    for path in sorted({path for module in modules for path in import_closure(module)}):
+    for path in sorted({*import_closure(module), *assets}):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

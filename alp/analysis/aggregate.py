@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alp.analysis import runs, statistics
+from alp.analysis import passk, runs, statistics
 from alp.analysis.runs import ArmRuns, Results
 from alp.analysis.statistics import Interval
 from alp.grid import Grid
@@ -153,10 +153,10 @@ def _best_validation(arm: ArmRuns) -> tuple[int | None, float | None]:
 def pass_at_k_table(loaded: Results) -> Table:
     """Unbiased pass@k per arm: mean over problems, then over seeds."""
     samples = loaded.base.samples
-    ks = statistics.powers_of_two(samples)
+    ks = passk.powers_of_two(samples)
     evaluations = [(runs.BASE, [loaded.base])] + [(arm.name, [run.evaluation for run in arm.runs]) for arm in loaded.arms]
     rows: list[list[Cell]] = [
-        [name, *(_mean([float(statistics.pass_at_k(samples, one.correct, k).mean()) for one in seeds]) for k in ks)]
+        [name, *(_mean([float(passk.pass_at_k(samples, one.correct, k).mean()) for one in seeds]) for k in ks)]
         for name, seeds in evaluations
     ]
     shown = [[runs.label(str(row[0])), *map(_percent, row[1:])] for row in rows]

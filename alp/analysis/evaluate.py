@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alp import models
-from alp.analysis.statistics import pass_at_k
+from alp.analysis.passk import pass_at_k
 from alp.config import identity
 from alp.progress import Progress
 from alp.reproducibility import fix_threads, json_line, write_json, write_text

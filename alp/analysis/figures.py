@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from alp.analysis import plots, runs, statistics
+from alp.analysis import passk, plots, runs, statistics
 from alp.analysis.plots import Look
 from alp.analysis.runs import ArmRuns, Floats, Results
 from alp.analysis.statistics import Interval
@@ -97,12 +97,12 @@ def validation(loaded: Results, looks: Looks) -> Figure:
 def pass_at_k(loaded: Results, looks: Looks) -> Figure:
     """Unbiased pass@k against k."""
     figure, axes_of = _two_levels(loaded)
-    ks = statistics.powers_of_two(loaded.base.samples)
+    ks = passk.powers_of_two(loaded.base.samples)
     for axes, arms in axes_of:
-        base = [100 * statistics.pass_at_k(loaded.base.samples, loaded.base.correct, k).mean() for k in ks]
+        base = [100 * passk.pass_at_k(loaded.base.samples, loaded.base.correct, k).mean() for k in ks]
         axes.plot(ks, base, color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
         for arm in arms:
-            seeds = [[statistics.pass_at_k(run.evaluation.samples, run.evaluation.correct, k).mean() for k in ks] for run in arm.runs]
+            seeds = [[passk.pass_at_k(run.evaluation.samples, run.evaluation.correct, k).mean() for k in ks] for run in arm.runs]
             look = looks[arm.name]
             plots.band(axes, np.array(ks, float), 100 * np.array(seeds), look, len(arms), markersize=3.5, **look.point())
         axes.set_xscale("log", base=2)

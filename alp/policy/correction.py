@@ -76,5 +76,5 @@ def _removed(before: Tensor, after: Tensor) -> dict[str, float]:
     """Fractions of valid tokens, and of sequences with a valid token, that no longer count."""
     tokens, rows = before.sum(), before.any(-1)
     lost_rows = rows & ~after.any(-1)
-    figures = torch.stack([(before & ~after).sum() / tokens.clamp(min=1), lost_rows.sum() / rows.sum().clamp(min=1)]).tolist()
-    return {"correction/masked_tokens": figures[0], "correction/masked_sequences": figures[1]}
+    lost, valid, gone, present = torch.stack([(before & ~after).sum(), tokens, lost_rows.sum(), rows.sum()]).tolist()
+    return {"correction/masked_tokens": lost / max(valid, 1), "correction/masked_sequences": gone / max(present, 1)}

@@ -50,8 +50,9 @@ def _describe(prefix: str, values: Tensor) -> dict[str, float]:
 def mismatch_diagnostics(old_log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> dict[str, float]:
     """How far the training code's π_old is from the engine's μ on the sampled tokens; keys ``rollout_corr/…``.
 
-    Means are over valid tokens, perplexities and their differences over sequences with any; effective sample sizes use
-    untruncated weights. Empty when nothing is valid. Raises ValueError for wrong shapes and NaN on valid tokens.
+    Means are over valid tokens, perplexities and their differences over sequences with any. Effective sample sizes use
+    untruncated weights; there and in chi2 the log-ratio is clamped to ± 20. Empty when nothing is valid. Raises ValueError for
+    wrong shapes and NaN on valid tokens.
     """
     check_log_probs("old_log_probs", old_log_probs)
     check_log_probs("rollout_log_probs", rollout_log_probs, old_log_probs.shape)
@@ -62,14 +63,14 @@ def mismatch_diagnostics(old_log_probs: Tensor, rollout_log_probs: Tensor, mask:
     if not bool(rows.any()):
         return {}
     old, rollout = (torch.where(mask, x.detach().double(), 0.0) for x in (old_log_probs, rollout_log_probs))
-    rho = (old - rollout).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    token = rho[mask]
+    rho = (old - rollout)[mask]
+    token = rho.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     sequence = (old - rollout).sum(-1)[rows].clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     lengths = mask.sum(-1)[rows]
     old_mean, rollout_mean = old.sum(-1)[rows] / lengths, rollout.sum(-1)[rows] / lengths
     figures = {
-        "kl": -token.mean(),
-        "k3_kl": (token.exp() - token - 1).mean(),
+        "kl": -rho.mean(),
+        "k3_kl": (rho.exp() - rho - 1).mean(),
         "chi2_token": (2 * token).exp().mean() - 1,
         "chi2_seq": (2 * sequence).exp().mean() - 1,
         "training_ppl": (-old_mean).mean().exp(),

@@ -34,7 +34,9 @@ def resolve_layers(layers: str | Sequence[int], depth: int) -> list[int]:
         if not 0 <= start < end <= depth:
             raise ValueError(f"layers: band {start}:{end} is empty or outside the model's {depth} layers (0:{depth})")
         return list(range(start, end))
-    chosen = [int(index) for index in layers]
+    if not all(isinstance(index, int) for index in layers):
+        raise ValueError(f"layers: a list of indices expected, got {list(layers)}")
+    chosen = list(layers)
     if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= index < depth for index in chosen):
         raise ValueError(f"layers: {chosen} must name distinct layers of 0..{depth - 1}, at least one")
     return sorted(chosen)

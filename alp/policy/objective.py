@@ -64,7 +64,10 @@ def policy_loss(
     advantages = _per_token("advantages", advantages, log_ratio)
     if not 0 <= clip_low <= 1 or clip_high < 0 or (dual_clip is not None and dual_clip <= 1):
         raise ValueError(f"clip_low/clip_high/dual_clip: [0, 1], >= 0 and > 1 expected, got {clip_low}, {clip_high}, {dual_clip}")
-    ratio = log_ratio.exp()
+    # Select before computing: a masked NaN would reach the gradient as 0 · NaN.
+    zero = log_ratio.new_zeros(())
+    ratio = torch.where(mask, log_ratio, zero).exp()
+    advantages = torch.where(mask, advantages.to(log_ratio.dtype), zero)
     plain, clipped = -ratio * advantages, -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     losses = torch.maximum(plain, clipped)
     negative = advantages < 0
@@ -76,15 +79,15 @@ def policy_loss(
     if weights is not None:
         if weights.shape != log_ratio.shape:
             raise ValueError(f"weights: shape {tuple(log_ratio.shape)} expected, got {tuple(weights.shape)}")
-        losses = losses * weights.detach()
-    total = _sum(torch.where(mask, losses, losses.new_zeros(())), mask, aggregation)
+        losses = losses * torch.where(mask, weights.detach(), zero)
+    total = _sum(torch.where(mask, losses, zero), mask, aggregation)
     if normaliser is None:
         normaliser = loss_normaliser(mask, aggregation)
     loss = total / max(float(normaliser), 1.0)
     low = (ratio < 1 - clip_low) & negative & mask
     high = (ratio > 1 + clip_high) & (advantages > 0) & mask
-    tokens = mask.sum().clamp(min=1)
-    shares = (torch.stack([low.sum(), high.sum(), dual.sum()]) / tokens).tolist()
+    *counts, tokens = torch.stack([low.sum(), high.sum(), dual.sum(), mask.sum()]).tolist()
+    shares = [count / max(tokens, 1) for count in counts]
     return loss, dict(zip(("ratio/clipped_low", "ratio/clipped_high", "ratio/dual_clipped"), shares, strict=True))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from .layers import LOGITS, decoder_layers, resolve_layers
 from .streams import FIELD_BITS, normal, row_keys
@@ -38,6 +39,10 @@ class _Active:
     noise_square: dict[int, Tensor] = field(default_factory=dict)
     hidden_square: dict[int, Tensor] = field(default_factory=dict)
 
+    def same_draw(self, other: _Active) -> bool:
+        """Whether both blocks give the same noise: a block may be left and entered again for the backward."""
+        return self is other or (self.shape == other.shape and torch.equal(self.keys, other.keys))
+
     def prepare(self, shape: torch.Size, seed: int, layers: list[int], device: torch.device) -> None:
         """Make the keys for a forward of ``shape``. Raises ValueError for arguments that do not fit it."""
         ids, positions = self.sequence_ids, self.positions
@@ -55,6 +60,33 @@ class _Active:
         flat = positions.clamp(min=0).reshape(-1).long().to(device)  # padding before the first token borrows its key
         self.keys = row_keys(seed, self.update, rows.reshape(-1).long().to(device), flat, layers)
         self.valid, self.shape = valid.reshape(-1).to(device), shape
+
+
+class _Origins:
+    """Which block, if any, each forward of a layer ran in, found again by the storage of the layer's input.
+
+    Gradient checkpointing runs layers a second time during the backward. It keeps the input of the first run alive until
+    then (detached or not, the storage is the same), so the storage tells the forward that is being repeated.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[StorageWeakRef, _Active | None]] = {}
+        self._limit = 64
+
+    def record(self, hidden: Tensor, context: _Active | None) -> None:
+        """Remember the block of a forward; entries of freed inputs are dropped now and then."""
+        storage = StorageWeakRef(hidden.untyped_storage())
+        if len(self._seen) >= self._limit:
+            self._seen = {key: entry for key, entry in self._seen.items() if not entry[0].expired()}
+            self._limit = 2 * len(self._seen) + 64
+        self._seen[storage.cdata] = (storage, context)
+
+    def find(self, hidden: Tensor) -> _Active | None:
+        """The block of the forward that is being repeated. Raises RuntimeError when that forward was never seen."""
+        entry = self._seen.get(hidden.untyped_storage()._cdata)
+        if entry is None:
+            raise RuntimeError("perturbation: backward recomputes a layer whose forward was not seen; attach before the forward")
+        return entry[1]
 
 
 class LayerwisePerturbation:
@@ -86,7 +118,7 @@ class LayerwisePerturbation:
         self._handles: list[Any] = []
         self._active: _Active | None = None  # inside a block
         self._last: _Active | None = None  # the block before
-        self._last_forward_perturbed = False
+        self._origins: dict[int, _Origins] = {}
         if any(sizes):
             wide = torch.promote_types(parameter.dtype, torch.float32)
             logs = torch.tensor([math.log(size) for size in sizes], dtype=wide, device=parameter.device)
@@ -107,15 +139,21 @@ class LayerwisePerturbation:
 
     def _attach(self, model: nn.Module, modules: nn.ModuleList) -> None:
         if self.layers == [LOGITS]:
-            head = model.get_output_embeddings()  # type: ignore[operator]
-            if head is None:
-                raise ValueError(f"model: {type(model).__name__} has no output embeddings to perturb the logits of")
-            self._handles.append(head.register_forward_hook(lambda _module, _args, output: self._perturb(0, output)))
+            self._handles.append(model.register_forward_hook(self._output_hook))
         else:
             for row, index in enumerate(self.layers):
                 self._handles.append(modules[int(index)].register_forward_pre_hook(self._pre_hook(row), with_kwargs=True))
         if len(self._handles) != len(self.layers):
             raise ValueError(f"layers: {len(self._handles)} hooks for {len(self.layers)} layers")
+
+    def _output_hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Noise on the finished logits (after any soft-capping), before the temperature."""
+        if self._active is not None and getattr(output, "loss", None) is not None:
+            raise RuntimeError("perturbation: the model computed a loss from unperturbed logits; pass no labels")
+        if isinstance(output, tuple):
+            return (self._perturb(0, output[0]), *output[1:])
+        output.logits = self._perturb(0, output.logits)
+        return output
 
     def _pre_hook(self, row: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -140,6 +178,8 @@ class LayerwisePerturbation:
         if self._log_std is None:
             yield self
             return
+        if not self._handles:
+            raise RuntimeError("active: detached from the model, nothing would be perturbed")
         self._active = _Active(update, sequence_ids, attention_mask, positions)
         try:
             yield self
@@ -147,13 +187,16 @@ class LayerwisePerturbation:
             self._last, self._active = self._active, None
 
     def _perturb(self, row: int, hidden: Tensor) -> Tensor:
-        recomputing = torch._C._current_graph_task_id() != -1  # a checkpointed layer, run again by the backward
         context = self._active
-        if not recomputing:
-            self._last_forward_perturbed = context is not None
+        origins = self._origins.setdefault(row, _Origins())
+        if torch._C._current_graph_task_id() != -1:  # inside a backward: a checkpointed layer is being run again
+            origin = origins.find(hidden)
+            if origin is not None and (context is None or (context.shape is not None and not context.same_draw(origin))):
+                raise RuntimeError("perturbation: backward recomputes a perturbed layer outside its active(...) block; run it inside")
+            context = origin
+        else:
+            origins.record(hidden, context)
         if context is None:
-            if recomputing and self._last_forward_perturbed:
-                raise RuntimeError("perturbation: backward recomputes a perturbed layer outside active(...); run it inside the block")
             return hidden
         assert self._log_std is not None
         if context.shape is None:

@@ -53,7 +53,9 @@ def _aggregate(difference: Tensor, mask: Tensor, level: str, turn_ids: Tensor | 
         raise ValueError(f"turn_ids: integers of shape {tuple(mask.shape)} expected, got {turn_ids.dtype} {tuple(turn_ids.shape)}")
     if bool(((turn_ids < 0) & mask).any()):
         raise ValueError("turn_ids: negative on a valid token")
-    turns = turn_ids.clamp(min=0).long()  # masked positions may carry any filler
-    turns = torch.where(mask, turns, torch.zeros_like(turns))
-    per_turn = difference.new_zeros(mask.shape[0], int(turns.max()) + 1 if turns.numel() else 1)
-    return per_turn.scatter_add(1, turns, difference).cumsum(-1).gather(1, turns)
+    prefix = difference.cumsum(-1)
+    _, turns = torch.where(mask, turn_ids, 0).unique(return_inverse=True)  # masked positions may carry any filler
+    place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    last = place.new_zeros(mask.shape[0], int(turns.max()) + 1 if turns.numel() else 1)
+    last = last.scatter_reduce(1, turns, torch.where(mask, place, 0), "amax")
+    return prefix.gather(1, last.gather(1, turns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,8 +144,10 @@ class Job:
         }
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
+        # A figure that is not finite is missing: JSON has no word for it, and a job must not die of a diagnostic.
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
         with (self.run_dir / name).open("a") as stream:
-            stream.write(json_line(record))
+            stream.write(json_line(finite))
 
     def _step(self, step: int) -> dict[str, Any]:
         """One rollout batch and its updates; returns the step's metrics."""

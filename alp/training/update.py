@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,8 +66,7 @@ class Updater:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         totals["policy/grad_norm"] = float(norm)
         self._finish(result, norm, normaliser)
-        # A figure that is not finite is no figure: JSON has none, and the skip is counted instead.
-        result.metrics = {name: value for name, value in totals.items() if value == value and abs(value) != float("inf")}
+        result.metrics = {name: value for name, value in totals.items() if math.isfinite(value)}  # the others are skips, and counted
         return result
 
     def _accumulate(self, piece: Batch, index: int, normaliser: int, tokens: int, result: UpdateResult) -> tuple[Tensor, dict[str, float]]:
@@ -109,7 +109,7 @@ class Updater:
         """Clip and step, or skip and count."""
         noise = self.perturbation
         if noise is not None and noise.enabled:
-            result.noise["grad"] = [value if abs(value) != float("inf") and value == value else 0.0 for value in noise.std_grad.tolist()]
+            result.noise["grad"] = noise.std_grad.tolist()
             if normaliser and not all(value > 0 for value in result.noise["realised_rms"]):
                 raise RuntimeError(f"perturbation on, but nothing was added in some layer: realised RMS {result.noise['realised_rms']}")
             self.perturbed_updates += 1

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alp.analysis import statistics
+from alp.analysis import passk, statistics
 
 
 def table(seeds: int, problems: int, stream: int = 0) -> np.ndarray:
@@ -118,32 +118,32 @@ def test_pass_at_k_counts_subsets(case: tuple[int, int, int]) -> None:
     samples, correct, k = case
     marks = [1] * correct + [0] * (samples - correct)
     subsets = list(itertools.combinations(marks, k))
-    assert statistics.pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+    assert passk.pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
 
 
 @given(st.integers(1, 1500).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
 def test_pass_at_k_keeps_to_the_binomials_at_any_size(case: tuple[int, int, int]) -> None:
     samples, correct, k = case
     exact = 1 - Fraction(comb(samples - correct, k), comb(samples, k))
-    assert statistics.pass_at_k(samples, correct, k) == pytest.approx(float(exact), abs=1e-11)
+    assert passk.pass_at_k(samples, correct, k) == pytest.approx(float(exact), abs=1e-11)
 
 
 def test_pass_at_k_is_exact_at_its_ends_and_keeps_the_shape() -> None:
     counts = np.array([[0, 3], [9, 10]])
-    found = statistics.pass_at_k(10, counts, 2)
+    found = passk.pass_at_k(10, counts, 2)
     assert found.shape == counts.shape
     assert found[0, 0] == 0.0
     assert found[1, 0] == 1.0
     assert found[1, 1] == 1.0
-    assert np.allclose(statistics.pass_at_k(10, counts, 1), counts / 10)
+    assert np.allclose(passk.pass_at_k(10, counts, 1), counts / 10)
 
 
 @pytest.mark.parametrize(("samples", "correct", "k"), [(4, 2, 5), (4, 2, 0), (4, 5, 1), (4, -1, 1)])
 def test_pass_at_k_refuses_impossible_counts(samples: int, correct: int, k: int) -> None:
     with pytest.raises(ValueError, match="must lie in"):
-        statistics.pass_at_k(samples, correct, k)
+        passk.pass_at_k(samples, correct, k)
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(1, [1]), (5, [1, 2, 4]), (64, [1, 2, 4, 8, 16, 32, 64])])
 def test_powers_of_two_end_at_the_samples(samples: int, expected: list[int]) -> None:
-    assert statistics.powers_of_two(samples) == expected
+    assert passk.powers_of_two(samples) == expected

@@ -16,10 +16,12 @@ from alp.policy import LayerwisePerturbation
 VOCABULARY, HIDDEN, LAYERS, CONTEXT = 50, 32, 3, 256
 
 
-def gpt2(dtype: torch.dtype = torch.float64, *, layers: int = LAYERS, hidden: int = HIDDEN) -> GPT2LMHeadModel:
+def gpt2(
+    dtype: torch.dtype = torch.float64, *, layers: int = LAYERS, hidden: int = HIDDEN, vocabulary: int = VOCABULARY
+) -> GPT2LMHeadModel:
     """A random GPT-2 without dropout: float64 throughout where `dtype` says so."""
     config = GPT2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         n_positions=CONTEXT,
         n_embd=hidden,
         n_layer=layers,

@@ -111,7 +111,7 @@ def test_turn_ids_of_masked_tokens_are_ignored() -> None:
     """Padding that carries turn 0 would stretch the first turn to the end of the row."""
     d, zero = double([[0.1, 0.2, 0.4, 0.0, 0.0]]), double([[0.0] * 5])
     mask = torch.tensor([[True, True, True, False, False]])
-    for stray in (0, 1, -1, 99):
+    for stray in (0, 1, -1, 99, 2**40):
         turns = torch.tensor([[0, 0, 1, stray, stray]])
         values = log_ratio(d, zero, mask, level="turn", turn_ids=turns)
         assert_close(values, [[0.3, 0.3, 0.7, 0.0, 0.0]], f"stray turn id {stray}")

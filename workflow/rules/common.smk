@@ -87,8 +87,13 @@ def identity(verb):
 
 
 def code(verb):
-    """Hash of the source a verb runs."""
-    return code_hash(MODULES[verb])
+    """Hash of the source a verb runs; the report's templates and captions are source too."""
+    assets = (
+        [*ROOT.glob("workflow/report/*.rst"), *ROOT.glob("alp/analysis/*.j2")]
+        if verb == "report"
+        else []
+    )
+    return code_hash(MODULES[verb], *assets)
 
 
 def every(pattern):

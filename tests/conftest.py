@@ -1,0 +1,56 @@
+"""Shared fixtures: a tiny model folder, a tiny training configuration. Everything runs on one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TINY_TASK = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
+TINY_MODEL = ["model.hidden=32", "model.intermediate=64", "model.layers=3"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a base model taught for a few steps: it writes some right answers, not many."""
+    from alp import config
+    from alp.training.pretrain import pretrain
+
+    folder = tmp_path_factory.mktemp("base")
+    pretrain(config.load("pretrain", [*TINY_TASK, *TINY_MODEL, "pretrain.steps=60", "pretrain.batch=32", f"run.dir='{folder}'"]))
+    return folder / "model"
+
+
+@pytest.fixture
+def train_config(base_model: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Compose a tiny training job; words come after the defaults, ``folder`` names its run folder."""
+    from alp import config
+
+    def make(*words: str, folder: str = "run") -> Any:
+        tiny = [
+            *TINY_TASK,
+            f"model.path='{base_model}'",
+            f"run.dir='{tmp_path / folder}'",
+            "run.tracking=null",
+            "trainer.steps=4",
+            "trainer.prompts=4",
+            "trainer.samples=4",
+            "trainer.updates_per_batch=2",
+            "trainer.validate_every=2",
+            "trainer.validation_samples=1",
+            "trainer.probe_every=2",
+            "trainer.checkpoint_every=1",
+            "trainer.lr=1e-3",
+        ]
+        keys = {word.split("=")[0] for word in words}
+        return config.load("train", [*(word for word in tiny if word.split("=")[0] not in keys), *words])
+
+    return make

@@ -1,0 +1,109 @@
+"""What a user types: every mistake is one line with the nearest choice, exit code 2, before any compute."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alp import __version__, config
+from alp.cli import main
+
+FAULTS = [
+    (["train", "method=seq_apl"], "unknown method 'seq_apl'; did you mean 'seq_alp'?"),
+    (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
+    (["train", "task=arithmetics"], "unknown task 'arithmetics'; did you mean 'arithmetic'?"),
+    (["train", "model=tiny"], "unknown model 'tiny'; choose from arithmetic_tiny"),
+    (["train", "trainer.step=3"], "unknown key 'trainer.step'; did you mean 'trainer.steps'?"),
+    (["train", "steps=3"], "unknown key 'steps'; did you mean 'trainer.steps'?"),
+    (["train", "evaluation.samples=3"], "unknown key 'evaluation.samples'"),
+    (["train", "trainer.steps=many"], "trainer.steps: Input should be a valid integer, got 'many'"),
+    (["train", "trainer.steps=2.5"], "trainer.steps: Input should be a valid integer, got 2.5"),
+    (["train", "trainer.prompts=0"], "trainer.prompts: Input should be greater than 0, got 0"),
+    (["train", "trainer.prompts=-8"], "trainer.prompts: Input should be greater than 0, got -8"),
+    (["train", "trainer.samples=1"], "trainer.samples: Input should be greater than or equal to 2, got 1"),
+    (["train", "trainer.updates_per_batch=7"], "prompts = 64 is not divisible by updates_per_batch = 7; nearest that is: 8"),
+    (["train", "rollout.dtype=bf16"], "rollout.dtype: 'bf16' is no valid choice; did you mean 'bfloat16'?"),
+    (["train", "rollout.top_p=0.9"], "need top_p=1.0 and top_k=0"),
+    (["train", "rollout.weight_noise=-1"], "rollout.weight_noise: Input should be greater than or equal to 0"),
+    (["train", "method=token_alp", "method.perturbation.layers=erly"], "unknown layers 'erly'; did you mean 'early'?"),
+    (["train", "method=token_alp", "method.perturbation.std=3.0"], "std = 3.0 lies outside [1e-08, 1.0]"),
+    (["train", "method=grpo", "method.perturbation.std=0.1"], "unknown key 'method.perturbation.std'"),
+    (["train", "method=grpo", "variant=sigma0"], "method 'grpo' has no perturbation: choose token_alp or seq_alp"),
+    (["train", "method=token_alp", "variant=sigma_0"], "unknown variant 'sigma_0'; did you mean 'sigma0'?"),
+    (["train", "method.correction.kind=truncate"], "kind 'truncate' needs an upper bound"),
+    (["train", "method=seq_mis", "method.denominator=rollout"], "would correct twice"),
+    (["train", "method.level=sequences"], "method.level: 'sequences' is no valid choice; did you mean 'sequence'?"),
+    (["train", "method.clip_low=1.5"], "method.clip_low: Input should be less than or equal to 1"),
+    (["train", "trainer.steps"], "'trainer.steps' is not an override: write key=value"),
+    (["train", "+trainer.more=1"], "adds or deletes a key"),
+    (["train", "--config=x"], "unknown option '--config=x'; did you mean '--cfg'?"),
+    (["train"], "model.path: no model given"),
+    (["train", "model.path=/nowhere/at/all"], "no model in /nowhere/at/all (no config.json); the nearest folder that exists is /"),
+    (["evaluate", "evaluation.set=tets"], "evaluation.set: 'tets' is no valid choice; did you mean 'test'?"),
+    (["prepare", "task.train=9999"], "but 2-digit sums give only 5050"),
+    (["pretrain", "model.hidden=30"], "hidden = 30 must be a multiple of twice heads = 4"),
+    (["aggregate", "grid=quik"], "unknown grid 'quik'; did you mean 'quick'?"),
+    (["aggregate", "grid=nothing.yaml"], "no grid file at nothing.yaml"),
+    (["methods", "grpo"], "methods: takes no arguments, got 'grpo'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), FAULTS, ids=[" ".join(words) for words, _ in FAULTS])
+def test_fault_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    verb_takes_dir = words[0] in ("prepare", "pretrain", "train", "evaluate")
+    extra = [f"run.dir='{tmp_path}/out'"] if verb_takes_dir and not any(word.startswith(("-", "+")) for word in words) else []
+    assert main([*words, *extra]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("alp: error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "out").exists(), "nothing may be computed or written"
+
+
+def test_band_outside_the_model_is_refused_before_training(base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "method=token_alp", "method.perturbation.layers='1:9'", f"model.path='{base_model}'", f"run.dir='{tmp_path}/run'"]
+    assert main(words) == 2
+    assert "band 1:9 is empty or outside the model's 3 layers (0:3)" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_missing_device_is_refused(base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    assert main(["train", "trainer.device=cuda", f"model.path='{base_model}'", f"run.dir='{tmp_path}/run'"]) == 2
+    assert "torch sees no GPU here; did you mean 'cpu'" in capsys.readouterr().err
+
+
+def test_process_exits_with_2_and_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-m", "alp.cli", "train", "method=seq_apl"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "alp: error: train: unknown method 'seq_apl'; did you mean 'seq_alp'?\n"
+
+
+def test_planning_verbs_import_no_torch() -> None:
+    script = "import sys; from alp.cli import main; main(['train', '--cfg', 'job']); import alp.grid; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_help_version_and_cfg(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"alp {__version__}\n"
+    for verb in ("prepare", "pretrain", "train", "evaluate", "aggregate", "figures", "track", "report", "methods"):
+        assert main([verb, "--help"]) == 0
+        assert f"alp {verb}" in capsys.readouterr().out
+    assert main(["train", "method=seq_alp", "trainer.seed=7", "--cfg", "job"]) == 0
+    shown = capsys.readouterr().out
+    assert "numerator: perturbed" in shown
+    assert "seed: 7" in shown
+
+
+def test_methods_prints_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines[1:]) == config.choices("method")

@@ -1,0 +1,68 @@
+"""The preset table of the method specification (§5), written out by hand, against the YAML; and the controls."""
+
+from __future__ import annotations
+
+import pytest
+
+from alp import config
+from alp.schema import Method
+
+# name: numerator, denominator, level, clip low, clip high, dual clip, correction (kind, level, upper, lower)
+NONE = ("none", "token", None, None)
+TABLE = {
+    "grpo": ("current", "old", "token", 0.2, 0.28, 10, NONE),
+    "gspo": ("current", "old", "sequence_geometric", 3e-4, 4e-4, 100, NONE),
+    "token_bypass": ("current", "rollout", "token", 0.2, 0.28, 10, NONE),
+    "seq_bypass": ("current", "rollout", "sequence", 0.5, 3.0, 10, NONE),
+    "token_tis": ("current", "old", "token", 0.2, 0.28, 10, ("truncate", "token", 2.0, None)),
+    "seq_tis": ("current", "old", "sequence", 0.5, 3.0, 10, ("truncate", "sequence", 5.0, None)),
+    "token_mis": ("current", "old", "token", 0.2, 0.28, 10, ("mask", "sequence", 3.0, 0.0)),
+    "seq_mis": ("current", "old", "sequence", 0.5, 3.0, 10, ("mask", "sequence", 2.0, 0.0)),
+    "token_alp": ("perturbed", "rollout", "token", 0.5, 3.0, 10, NONE),
+    "seq_alp": ("perturbed", "rollout", "sequence", 0.5, 3.0, 10, NONE),
+}
+
+
+def _load(*words: str) -> Method:
+    loaded: Method = config.load("train", list(words)).method
+    return loaded
+
+
+def test_there_are_ten_presets() -> None:
+    assert config.choices("method") == sorted(TABLE)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_preset_is_the_specified_one(name: str) -> None:
+    method = _load(f"method={name}")
+    fix = method.correction
+    found = (method.numerator, method.denominator, method.level, method.clip_low, method.clip_high, method.dual_clip)
+    assert (*found, (fix.kind, fix.level, fix.upper, fix.lower)) == TABLE[name]
+    assert (method.name, method.aggregation, fix.veto) == (name, "token-mean", None)
+    assert (method.perturbation is not None) == (name in ("token_alp", "seq_alp"))
+    if method.perturbation is not None:
+        noise = method.perturbation
+        assert (noise.layers, noise.std, noise.learnable, noise.lr, noise.std_min, noise.std_max) == ("all", 0.02, True, 0.01, 1e-8, 1.0)
+
+
+@pytest.mark.parametrize("level", ["token", "seq"])
+def test_sigma0_differs_from_alp_in_sigma_alone(level: str) -> None:
+    plain, control = _load(f"method={level}_alp").model_dump(), _load(f"method={level}_alp", "variant=sigma0").model_dump()
+    assert control["perturbation"].pop("std") == 0.0
+    plain["perturbation"].pop("std")
+    assert control == plain
+
+
+def test_fixed_sigma_and_common_clip_ranges() -> None:
+    assert _load("method=seq_alp", "variant=fixed_sigma").perturbation.learnable is False  # type: ignore[union-attr]
+    for name in TABLE:
+        for variant, clip in (("clip_tight", (0.2, 0.28)), ("clip_wide", (0.5, 3.0))):
+            method = _load(f"method={name}", f"variant={variant}")
+            assert (method.clip_low, method.clip_high) == clip
+
+
+def test_identity_ignores_where_results_go_and_nothing_else() -> None:
+    base = config.identity(config.load("train", ["run.dir=a"]))
+    assert config.identity(config.load("train", ["run.dir=b", "run.grid=x"])) == base
+    for word in ("trainer.seed=1", "method=gspo", "trainer.lr=2e-4", "task.seed=1", "rollout.dtype=float32"):
+        assert config.identity(config.load("train", [word])) != base

@@ -1,0 +1,163 @@
+"""A training job as a whole: exact continuation, honest records, refusal of what is not what the configuration says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alp.errors import UserError
+from alp.training import checkpoint
+from alp.training.active import check_active
+from alp.training.trainer import Job, train
+
+Make = Callable[..., Any]
+RECORDS = ("metrics.jsonl", "updates.jsonl", "config.yaml", "active.json", "model/model.safetensors")
+
+
+class Killed(Exception):
+    """Stands for the end of the process in the middle of a job."""
+
+
+def _digest(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def _lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def _kill_at(step: int) -> Callable[[], None]:
+    calls = iter(range(1, 100))
+
+    def observer() -> None:
+        if next(calls) == step:
+            raise Killed
+
+    return observer
+
+
+@pytest.mark.parametrize("method", ["grpo", "seq_alp"])
+def test_killed_and_continued_equals_undisturbed(train_config: Make, method: str, tmp_path: Path) -> None:
+    train(train_config(f"method={method}", folder="whole"))
+    whole = _digest(tmp_path / "whole")
+    job = train_config(f"method={method}", folder="broken")
+    for step in (1, 2):
+        with pytest.raises(Killed):
+            train(job, _kill_at(step))
+    for name in ("metrics.jsonl", "updates.jsonl", "active.json"):  # the workflow deletes outputs before every attempt
+        (tmp_path / "broken" / name).unlink()
+    train(job)
+    broken = _digest(tmp_path / "broken")
+    for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
+        assert broken[name] == whole[name], name
+    assert not (tmp_path / "broken" / "checkpoints").exists(), "a finished job leaves no checkpoints"
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(train_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(train_config(folder="whole"))
+    job = train_config(folder="broken")
+    with pytest.raises(Killed):
+        train(job, _kill_at(3))
+    newest = sorted((tmp_path / "broken" / "checkpoints").glob("step_*"))[-1]
+    damaged = bytearray((newest / "state.pt").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (newest / "state.pt").write_bytes(damaged)
+    train(job)
+    assert "is damaged" in caplog.text
+    assert _digest(tmp_path / "broken", ("metrics.jsonl",)) == _digest(tmp_path / "whole", ("metrics.jsonl",))
+
+
+def test_a_checkpoint_of_another_configuration_is_not_used(train_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Killed):
+        train(train_config("trainer.lr=5e-4", folder="run"), _kill_at(2))
+    train(train_config(folder="run"))
+    train(train_config(folder="fresh"))
+    assert "belongs to another configuration" in caplog.text
+    assert _digest(tmp_path / "run", ("metrics.jsonl",)) == _digest(tmp_path / "fresh", ("metrics.jsonl",))
+
+
+def test_two_jobs_on_one_folder(train_config: Make, tmp_path: Path) -> None:
+    with checkpoint.exclusive(tmp_path / "run"), pytest.raises(UserError, match="another job is running in"):
+        train(train_config(folder="run"))
+
+
+def test_records_follow_the_documented_form(train_config: Make, tmp_path: Path) -> None:
+    train(train_config("method=token_alp", "trainer.kl=0.01", folder="run"))
+    lines = _lines(tmp_path / "run")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    assert set(lines[0]) == {"step", "validation/accuracy", "validation/length"}
+    documented = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    for key in lines[2]:
+        head = key if f"`{key}`" in documented else key.rsplit("/", 1)[0] if key.startswith("perturbation") else key.split("/log_")[0]
+        parts = head.split("/")
+        assert parts[0] in documented, key
+        assert parts[-1] in documented, key
+    for key in ("policy/kl", "perturbation/std/0", "perturbation/realised_rms/2", "sharpness", "ratio/sequence/log_q999"):
+        assert key in lines[2], key
+    assert lines[2]["perturbation/std/0"] != lines[1]["perturbation/std/0"], "σ learns"
+    logged = _lines(tmp_path / "run", "updates.jsonl")
+    assert [(line["step"], line["update"]) for line in logged] == [(2, 4), (4, 8)]
+    assert all(len(line["log_ratio"]) == len(line["mean_probability"]) == 8 for line in logged)
+    assert all(0 < p <= 1 for line in logged for p in line["mean_probability"])
+
+
+def test_on_policy_first_update_has_ratio_one(train_config: Make, tmp_path: Path) -> None:
+    words = ["rollout.dtype=float32", "trainer.updates_per_batch=1", "trainer.steps=1", "trainer.probe_every=0"]
+    train(train_config("method=grpo", *words, folder="old"))
+    line = _lines(tmp_path / "old")[1]
+    assert line["ratio/token/log_max"] == line["ratio/token/log_min"] == 0.0, "same weights, same pieces: exactly 1"
+    train(train_config("method=token_bypass", *words, folder="mu"))
+    line = _lines(tmp_path / "mu")[1]
+    assert 0 < max(abs(line["ratio/token/log_max"]), abs(line["ratio/token/log_min"])) < 1e-4, "μ by other kernels: float noise alone"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["method=grpo"], {"numerator": "current", "denominator": "old", "perturbation": None}),
+        (["method=seq_bypass", "rollout.dtype=int8"], {"denominator": "rollout", "level": "sequence", "rollout_dtype": "bfloat16"}),
+        (["method=seq_alp", "variant=sigma0"], {"numerator": "current", "variant": "sigma0"}),
+        (["method=seq_alp", "method.perturbation.layers=middle"], {"numerator": "perturbed"}),
+    ],
+)
+def test_active_states_what_runs(train_config: Make, tmp_path: Path, words: list[str], expected: dict[str, Any]) -> None:
+    train(train_config(*words, "trainer.steps=1", folder="run"))
+    active = json.loads((tmp_path / "run" / "active.json").read_text())
+    assert {key: active[key] for key in expected} == expected
+    if "method.perturbation.layers=middle" in words:
+        assert active["perturbation"]["layers"] == [1]
+        assert active["perturbation"]["hooks"] == 1
+    if "rollout.dtype=int8" in words:
+        assert active["quantised_weights"] == 3 * 7
+
+
+def test_a_switch_that_is_silently_off_stops_the_job(train_config: Make, tmp_path: Path) -> None:
+    job = Job(train_config("method=token_alp", folder="run"), tmp_path / "run", lambda: None)
+    assert job.perturbation is not None
+    job.perturbation.detach()
+    with pytest.raises(RuntimeError, match="'current' is active, the configuration says 'perturbed'"):
+        job.run()
+    for key, value in (("rollout_dtype", "float32"), ("threads", 7), ("train_dtype", "bfloat16")):
+        active = json.loads(json.dumps(_active(train_config, tmp_path))) | {key: value}
+        with pytest.raises(RuntimeError, match="is active, the configuration says"):
+            check_active(train_config(folder="other"), active)
+
+
+def _active(train_config: Make, tmp_path: Path) -> dict[str, Any]:
+    from alp.training.active import describe_active
+
+    job = Job(train_config(folder="other"), tmp_path / "other", lambda: None)
+    return describe_active(job.config, job.engine, job.model, job.updater)
+
+
+def test_thread_count_is_fixed_by_the_configuration(train_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    Job(train_config(folder="run"), tmp_path / "run", lambda: None)
+    assert torch.get_num_threads() == 1

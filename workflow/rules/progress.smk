@@ -1,0 +1,64 @@
+# In a terminal, one line now and then about the training jobs; the report's path at the end.
+import threading
+
+
+def status():
+    """How many training jobs are trained and evaluated, and where those under way stand, as one line."""
+    trained, running = 0, []
+    folders = [
+        GRID.run_dir(RESULTS, arm.name, seed)
+        for arm in GRID.arms
+        for seed in GRID.seeds
+    ]
+    for folder in folders:
+        if (folder / "model" / "model.safetensors").is_file():
+            trained += 1
+        elif (folder / "metrics.jsonl").is_file():
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            last = json.loads(lines[-1]) if lines else {}
+            reward = (
+                f", reward {last['reward/mean']:.2f}" if "reward/mean" in last else ""
+            )
+            running.append(
+                f"{folder.parent.name} {folder.name} at step {last.get('step', 0)}{reward}"
+            )
+    evaluated = sum(
+        (folder / "evaluation" / "test.json").is_file() for folder in folders
+    )
+    return f"alp: {trained} of {len(folders)} trained, {evaluated} evaluated" + "".join(
+        f" · {entry}" for entry in running
+    )
+
+
+def follow(ended, seconds=10):
+    """Print the line whenever it has changed, until the workflow ends."""
+    before = ""
+    while not ended.wait(seconds):
+        try:
+            now = status()
+        except (OSError, ValueError):  # a file of a starting job, half there
+            continue
+        if now != before:
+            print(now, file=sys.stderr, flush=True)
+        before = now
+
+
+ENDED = threading.Event()
+
+
+onstart:
+    if sys.stderr.isatty():
+        threading.Thread(target=follow, args=(ENDED,), daemon=True).start()
+
+
+onsuccess:
+    ENDED.set()
+    print(f"report: {FOLDER}/report.html", file=sys.stderr)
+
+
+onerror:
+    ENDED.set()
+    print(
+        f"alp: some jobs failed; their logs are in {FOLDER}/logs, what is done is kept",
+        file=sys.stderr,
+    )
