@@ -52,7 +52,7 @@ stress: ## the grid in which uncorrected methods get into trouble
 	@$(MAKE) --no-print-directory grid GRID=stress
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

@@ -51,6 +51,7 @@ def sha256_file(path: Path) -> str:
 
 def fix_threads(threads: int) -> None:
     """Pin torch's thread count (sums depend on it, whatever OMP_NUM_THREADS says) and choose deterministic kernels."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it, set before its first use
     import torch
 
     torch.set_num_threads(threads)

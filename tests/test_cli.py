@@ -24,7 +24,7 @@ FAULTS = [
     (["train", "trainer.prompts=0"], "trainer.prompts: Input should be greater than 0, got 0"),
     (["train", "trainer.prompts=-8"], "trainer.prompts: Input should be greater than 0, got -8"),
     (["train", "trainer.samples=1"], "trainer.samples: Input should be greater than or equal to 2, got 1"),
-    (["train", "trainer.updates_per_batch=7"], "prompts = 64 is not divisible by updates_per_batch = 7; nearest that is: 8"),
+    (["train", "trainer.updates_per_batch=7"], "prompts = 48 is not divisible by updates_per_batch = 7; nearest that is: 6"),
     (["train", "rollout.dtype=bf16"], "rollout.dtype: 'bf16' is no valid choice; did you mean 'bfloat16'?"),
     (["train", "rollout.top_p=0.9"], "need top_p=1.0 and top_k=0"),
     (["train", "rollout.weight_noise=-1"], "rollout.weight_noise: Input should be greater than or equal to 0"),

@@ -22,14 +22,14 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Score every problem of the set and write ``evaluation/<set>.json`` below ``run.dir``; returns that path."""
     settings = config.evaluation
     folder = models.check_folder(config.model.path)
-    problems = load_task(config.task).problems(settings.set)
+    task = load_task(config.task)
+    problems = task.problems(settings.set)
     device = models.resolve_device(settings.device)
     fix_threads(settings.threads)
     started = time.perf_counter()
     model, tokenizer = models.load_model(folder, device), models.load_tokenizer(folder)
     engine = HFEngine(model.config, dtype=settings.dtype, device=device, batch_size=settings.batch_size)
     engine.sync_weights(model.named_parameters(), version=0)
-    task = load_task(config.task)
     piece = max(1, settings.batch_size // settings.samples)
     sampled: list[Trajectory] = []
     greedy: list[Trajectory] = []

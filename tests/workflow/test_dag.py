@@ -1,0 +1,182 @@
+"""The smoke grid through the real workflow: what it builds, that it is finished, and what each edit would run again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("Snakefile", "workflow", "alp", "configs", "locks", "environment.yml")
+ARMS, SEEDS = ("grpo", "seq_alp"), (0, 1)
+ANALYSIS = {"aggregate": 1, "figures": 1, "report": 1, "track": 1}
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+def _snakemake(house: Path, *words: str, grid: str = "smoke") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", f"grid={grid}"]
+    return subprocess.run(command, cwd=house, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, so that its sources can be edited, with the smoke grid built in it."""
+    folder = tmp_path_factory.mktemp("house")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "profiles").symlink_to("workflow/profiles")
+    done = _snakemake(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "report: results/smoke/report.html" in done.stderr
+    return folder
+
+
+def _planned(house: Path) -> dict[str, int]:
+    """Jobs per rule that Snakemake would run now."""
+    done = _snakemake(house, "--dry-run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
+    return {rule: int(count) for rule, count in rows if rule not in ("total", "all")}
+
+
+@contextmanager
+def _edited(path: Path, old: str, new: str) -> Iterator[None]:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def _runs(house: Path) -> list[Path]:
+    return [house / f"results/smoke/arithmetic/arithmetic_tiny/{arm}/seed{seed}" for arm in ARMS for seed in SEEDS]
+
+
+def test_every_documented_output_is_there(house: Path) -> None:
+    names = (
+        "config.yaml",
+        "active.json",
+        "metrics.jsonl",
+        "updates.jsonl",
+        "timings.jsonl",
+        "model/model.safetensors",
+        "evaluation/test.json",
+    )
+    for run in _runs(house):
+        for name in names:
+            assert (run / name).is_file(), run / name
+        assert not (run / "checkpoints").exists()
+    for name in ("main", "pass_at_k", "ratio_tails", "controls"):
+        for ending in ("csv", "md", "tex"):
+            assert (house / f"results/smoke/tables/{name}.{ending}").is_file()
+    with (house / "results/smoke/tables/main.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["method"] for row in rows] == ["base", *ARMS]
+    for row in rows:
+        assert 0 <= float(row["accuracy_low"]) <= float(row["accuracy_mean"]) <= float(row["accuracy_high"]) <= 1
+    assert "<img" in (house / "results/smoke/report.html").read_text()
+
+
+def test_first_line_of_a_log_is_the_command(house: Path) -> None:
+    line = (house / "results/smoke/logs/train/seq_alp_seed1.log").read_text().splitlines()[0]
+    assert line.startswith("alp train task=arithmetic ")
+    assert "method=seq_alp" in line
+    assert "trainer.seed=1" in line
+
+
+def test_a_finished_grid_has_nothing_to_do_and_touching_changes_nothing(house: Path) -> None:
+    assert "Nothing to be done" in _snakemake(house).stderr
+    for path in [*house.glob("configs/**/*.yaml"), *house.glob("alp/**/*.py"), *house.glob("results/smoke/**/*")]:
+        os.utime(path)
+    assert _planned(house) == {}
+
+
+def test_a_method_s_value_runs_that_method_again(house: Path) -> None:
+    with _edited(house / "configs/method/seq_alp.yaml", "std: 0.02", "std: 0.03"):
+        assert _planned(house) == {"train": 2, "evaluate": 2, **ANALYSIS}
+    assert _planned(house) == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("analysis/figures.py", {"figures": 1, "report": 1}),
+        ("analysis/aggregate.py", {"aggregate": 1, "report": 1}),
+        ("tracking.py", {"track": 1}),
+        ("policy/ratio.py", {"train": 4, "evaluate": 4, **ANALYSIS}),
+        ("training/pretrain.py", {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),
+        ("cli.py", {}),
+    ],
+)
+def test_a_module_s_edit_runs_the_rules_whose_code_it_is(house: Path, module: str, expected: dict[str, int]) -> None:
+    with _edited(house / "alp" / module, "from __future__", "# edited\nfrom __future__"):
+        assert _planned(house) == expected
+
+
+def test_a_job_by_hand_gives_the_same_bytes(house: Path, tmp_path: Path) -> None:
+    run = _runs(house)[-1]
+    words = (house / "results/smoke/logs/train/seq_alp_seed1.log").read_text().splitlines()[0]
+    import shlex
+
+    command = [word for word in shlex.split(words)[1:] if not word.startswith(("run.dir=", "run.tracking="))]
+    done = subprocess.run(
+        [sys.executable, "-m", "alp.cli", *command, f"run.dir='{tmp_path}/again'", "run.tracking=null"],
+        cwd=house,
+        env=os.environ | {"PYTHONPATH": str(house)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_mlflow_holds_one_finished_run_per_job(house: Path) -> None:
+    with sqlite3.connect(house / "results/mlflow.db") as database:
+        runs = database.execute("select run_uuid, name, status from runs where lifecycle_stage = 'active'").fetchall()
+        assert sorted(name for _, name, _ in runs) == sorted(f"{arm}/seed{seed}" for arm in ARMS for seed in SEEDS)
+        assert {status for _, _, status in runs} == {"FINISHED"}
+        experiments = {name for (name,) in database.execute("select name from experiments")}
+        assert "smoke" in experiments
+        for run_id, name, _ in runs:
+            arm, seed = name.split("/")
+            lines = (house / f"results/smoke/arithmetic/arithmetic_tiny/{arm}/{seed}/metrics.jsonl").read_text().splitlines()
+            expected = [(line["step"], line["reward/mean"]) for line in map(json.loads, lines) if "reward/mean" in line]
+            query = "select step, value from metrics where run_uuid = ? and key = 'reward/mean' order by step"
+            assert database.execute(query, (run_id,)).fetchall() == expected
+            logged = {key for (key,) in database.execute("select distinct key from metrics where run_uuid = ?", (run_id,))}
+            assert "evaluation/test/accuracy" in logged
+            tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)).fetchall())
+            assert tags["method"] == arm
+            assert len(tags["config_hash"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["grid=smok"], "alp: error: unknown grid 'smok'; did you mean 'smoke'?"),
+        (["grid=smoke", "cores=2"], "alp: error: --config: unknown key 'cores'; choose from grid, results"),
+    ],
+)
+def test_a_wrong_grid_is_one_line_and_exit_code_2(house: Path, words: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *words]
+    done = subprocess.run(command, cwd=house, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
