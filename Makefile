@@ -8,7 +8,8 @@ LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.
 
 VENV  := .venv
 BIN   := $(VENV)/bin
-STAMP := $(VENV)/.installed
+comma := ,
+STAMP := $(VENV)/.installed-$(basename $(notdir $(LOCK)))-$(subst $(comma),-,$(EXTRAS))
 UV_VERSION := 0.13.9
 TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -30,18 +31,21 @@ $(STAMP): pyproject.toml $(LOCK) locks/overrides.txt
 	@set -e; \
 	uv=$$(command -v uv || true); \
 	if [ -z "$$uv" ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); uv=$(BIN)/uv; fi; \
-	links=$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true)}; \
-	export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$links}" VIRTUAL_ENV=$(VENV); \
-	[ -z "$${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$PIP_INDEX_URL}"; \
+	setting() { $(BIN)/python -m pip config get "global.$$1" 2>/dev/null || true; }; \
+	links=$${PIP_FIND_LINKS:-$$(setting find-links)}; index=$${PIP_INDEX_URL:-$$(setting index-url)}; \
+	export VIRTUAL_ENV=$(VENV) UV_INDEX_STRATEGY=unsafe-best-match UV_HTTP_TIMEOUT=$${UV_HTTP_TIMEOUT:-$${PIP_DEFAULT_TIMEOUT:-120}}; \
+	[ -z "$$links" ] || export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$links}"; \
+	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
 	[ -z "$${PIP_EXTRA_INDEX_URL:-}" ] || export UV_INDEX="$${UV_INDEX:-$$PIP_EXTRA_INDEX_URL}"; \
-	overrides=""; \
-	if [ $(LOCK) = locks/cpu.txt ]; then \
+	[ -z "$${PIP_CERT:-}" ] || export SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}"; \
+	lock=$(LOCK); overrides=""; \
+	if [ $$lock = locks/cpu.txt ]; then \
 	  overrides="--override locks/overrides.txt"; \
-	  $$uv pip install --quiet --constraint $(LOCK) torch==$(TORCH)+cpu 2>/dev/null \
-	  || $$uv pip install --quiet --constraint $(LOCK) --extra-index-url $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match torch==$(TORCH)+cpu 2>/dev/null \
-	  || { echo "no CPU build of torch $(TORCH) found: taking the default build with its CUDA packages"; $$uv pip install --quiet torch==$(TORCH); }; \
+	  if $$uv pip install --quiet --constraint $$lock torch==$(TORCH)+cpu; then :; \
+	  elif echo "trying $(TORCH_CPU_INDEX)" && $$uv pip install --quiet --constraint $$lock --index $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu; then :; \
+	  else echo "no CPU build of torch $(TORCH) could be had: taking the default build with its CUDA packages"; lock=locks/cuda.txt; overrides=""; fi; \
 	fi; \
-	$$uv pip install --compile-bytecode --constraint $(LOCK) $$overrides --editable '.[$(EXTRAS)]'
+	$$uv pip install --compile-bytecode --constraint $$lock $$overrides --editable '.[$(EXTRAS)]'
 	@touch $(STAMP)
 
 grid: install ## rebuild a grid end to end (GRID=quick), 15 minutes on 2 cores
@@ -71,8 +75,8 @@ ui: install ## browse the runs on 127.0.0.1 (PORT=5000)
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///results/mlflow.db --artifacts-destination results/mlartifacts
 
-lock: install ## resolve both locks anew
-	sh locks/resolve.sh $(BIN)
+lock: install ## resolve both locks anew (LOCK_INDEX=<url> where no local CPU wheel of torch lies)
+	sh locks/resolve.sh $(BIN) $(TORCH) $(LOCK_INDEX)
 
 clean: ## remove everything built, results too
 	rm -rf results/*/ results/mlflow.db* results/mlartifacts .snakemake

@@ -83,7 +83,7 @@ def _run(verb: str, rest: list[str]) -> int:
 
 
 def _prepare(loaded: Any) -> str:
-    from alp.tasks.task import prepare
+    from alp.tasks.catalogue import prepare
 
     summary = prepare(loaded.task, Path(loaded.run.dir))
     counts = ", ".join(f"{split} {entry['problems']}" for split, entry in summary.items())
@@ -129,8 +129,7 @@ class _Tracked:
             self._live.step()
 
     def close(self, *, finished: bool) -> None:
-        """Called when training ended, one way or the other."""
-        self.step()
+        """Called when training ended, one way or the other; a job that was refused before its first step leaves MLflow alone."""
         if self._live is not None:
             self._live.close(finished)
 
@@ -225,7 +224,9 @@ def _methods() -> str:
     for name in config.choices("method"):
         method = config.load("train", [f"method={name}"]).method
         correction, noise = method.correction, method.perturbation
-        bounds = f" [{correction.lower:g}, {correction.upper:g}]" if correction.lower is not None else f" C={correction.upper}"
+        bounds = f" C = {correction.upper}" if correction.lower is None else f" [{correction.lower:g}, {correction.upper:g}]"
+        fix = "–" if correction.kind == "none" else f"{correction.kind}, {correction.level},{bounds}"
+        veto = "" if correction.veto is None else f" veto {correction.veto:g}"
         rows.append(
             [
                 name,
@@ -233,8 +234,8 @@ def _methods() -> str:
                 "μ (rollout)" if method.denominator == "rollout" else "π_old",
                 method.level,
                 f"{method.clip_low:g} / {method.clip_high:g}",
-                f"{method.dual_clip:g}",
-                "–" if correction.kind == "none" else f"{correction.kind}, {correction.level},{bounds}",
+                "–" if method.dual_clip is None else f"{method.dual_clip:g}",
+                f"{fix}{veto}",
                 "–" if noise is None else f"{noise.layers}, σ_0 = {noise.std:g}, lr {noise.lr:g}",
             ]
         )

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from yaml import YAMLError
 
 from alp.errors import UserError, nearest
 from alp.schema import VERBS, Strict
@@ -44,6 +45,8 @@ def _parse(text: str) -> Override:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException:
         raise UserError(f"cannot read the override '{text}': quote values that hold =, ~, spaces or colons: key='value'") from None
+    if parsed.is_sweep_override():
+        raise UserError(f"'{text}' names several values: one run takes one; quote a text with commas: key='a,b'")
     if parsed.type is not OverrideType.CHANGE:
         raise UserError(f"'{text}' adds or deletes a key: only key=value is accepted, every key exists already")
     return parsed
@@ -62,6 +65,8 @@ def _selected(verb: str, selections: tuple[str, ...]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         culprit = selections[-1] if selections else f"configs/{verb}.yaml"
         raise UserError(f"{verb}: {culprit} does not fit the other choices: {str(error).splitlines()[0]}") from None
+    except YAMLError as error:
+        raise UserError(f"{verb}: a file under configs/ is no valid YAML: {error}") from None
 
 
 def _leaves(node: Any, prefix: str = "") -> list[str]:
@@ -101,9 +106,21 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
             continue
         if item.key_or_group not in known:
             raise UserError(f"{verb}: unknown key '{item.key_or_group}'{nearest(item.key_or_group, known)}")
-        OmegaConf.update(config, item.key_or_group, item.value(), merge=False)
-    plain = OmegaConf.to_container(config, resolve=True)
+        try:
+            OmegaConf.update(config, item.key_or_group, item.value(), merge=False)
+        except (OmegaConfBaseException, ValueError) as error:
+            raise UserError(f"{verb}: {item.key_or_group}: {str(error).splitlines()[0]}") from None
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{verb}: {str(error).splitlines()[0]}") from None
     assert isinstance(plain, dict)
+    for item, chosen in zip(parsed, is_choice, strict=True):
+        named = plain.get(item.key_or_group)
+        if chosen and isinstance(named, dict) and "name" in named and named["name"] != item.value():
+            raise UserError(
+                f"{verb}: configs/{item.key_or_group}/{item.value()}.yaml says name: {named['name']}; it must be {item.value()}"
+            )
     return {str(key): value for key, value in plain.items()}
 
 
@@ -152,8 +169,11 @@ def validate(verb: str, plain: dict[str, Any]) -> Any:
 
 
 def identity(config: Strict) -> str:
-    """SHA-256 of the resolved, sorted configuration without ``run`` (where results go does not change them)."""
-    plain = config.model_dump(mode="json", exclude={"run"})
+    """SHA-256 of the resolved, sorted configuration without the places of files: where things lie does not change results.
+
+    What the files hold does; a run's ``provenance.json`` has their hashes beside this one.
+    """
+    plain = config.model_dump(mode="json", exclude={"run": True, "model": {"path"}, "task": {"data"}})
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Grid:
     arms: tuple[Arm, ...]
     published_label: str
     published: dict[str, float]
+    own_model: str | None  # folder of weights the model's YAML names; None: the grid teaches the embedded one
     _overrides: dict[str, tuple[str, ...]]
 
     @property
@@ -75,6 +77,10 @@ class Grid:
         """The folder of the model that every job starts from."""
         return self.folder(results) / self.task / self.model / "base"
 
+    def model_dir(self, results: str | Path) -> Path:
+        """The weights that every job starts from."""
+        return Path(self.own_model) if self.own_model else self.base_dir(results) / "model"
+
     def run_dir(self, results: str | Path, arm: str, seed: int) -> Path:
         return self.folder(results) / self.task / self.model / arm / f"seed{seed}"
 
@@ -89,16 +95,16 @@ class Grid:
         """
         words = [f"task={self.task}", *self._overrides.get("task", ())]
         if verb != "prepare":
-            words += [f"task.data={quoted(self.data_dir(results))}", f"model={self.model}"]
+            words += [f"task.data={quoted(self.data_dir(results))}", f"model={self.model}", *self._overrides.get("model", ())]
         words += self._overrides.get(verb, ())
         where = {"prepare": self.data_dir(results), "pretrain": self.base_dir(results)}.get(verb)
         if where is None:
             where = self.base_dir(results) if arm is None else self.run_dir(results, arm, seed)
         if verb == "train":
             assert arm is not None
-            words += [*self.arm(arm).selection(), f"model.path={quoted(self.base_dir(results) / 'model')}", f"trainer.seed={seed}"]
+            words += [*self.arm(arm).selection(), f"model.path={quoted(self.model_dir(results))}", f"trainer.seed={seed}"]
         if verb == "evaluate":
-            words.append(f"model.path={quoted(where / 'model')}")
+            words.append(f"model.path={quoted(where / 'model' if arm else self.model_dir(results))}")
         words += [f"run.dir={quoted(where)}", f"run.grid={quoted(self.name)}"]
         if verb in ("train", "evaluate") and arm is not None:
             words.append(f"run.arm={arm}")
@@ -163,12 +169,38 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
         arms=tuple(arms),
         published_label=entry["label"],
         published=entry["accuracy"],
+        own_model=_own_model(plain),
         _overrides={verb: tuple(words) for verb, words in plain.get("overrides", {}).items()},
     )
 
 
+def _own_model(plain: dict[str, Any]) -> str | None:
+    path: str | None = config.load("evaluate", [f"model={plain['model']}"]).model.path
+    return path
+
+
+def _check_words(path: Path, place: str, words: Iterable[str], own: tuple[str, ...]) -> None:
+    """Refuse words for what the grid decides itself: they would be overruled, or make an arm another than its name says."""
+    decided = ("task", "model", "method", "variant", "run.", "task.data", "model.path", "trainer.seed", "evaluation.set")
+    for word in words:
+        key = word.split("=")[0]
+        if any(key == name or (name.endswith(".") and key.startswith(name)) for name in decided):
+            raise UserError(f"{path.name}: {place}: '{word}': the grid decides {key} itself; use its own fields (task, model, seeds, arms)")
+        group = key.split(".")[0]
+        if group in ("task", "model") and group not in own:
+            raise UserError(f"{path.name}: {place}: '{word}' must hold for every job: put it under overrides.{group}")
+
+
 def _check_arms(path: Path, grid: Grid) -> None:
     """Every job must compose: a fault in the last arm is found before the first one starts."""
+    for verb, words in grid._overrides.items():
+        _check_words(path, f"overrides.{verb}", words, own=(verb,))
+    for position, arm in enumerate(grid.arms):
+        _check_words(path, f"arms.{position}", arm.overrides, own=())
+    try:
+        pretrained = config.load("pretrain", grid.overrides("pretrain", "results"))
+    except UserError as error:
+        raise UserError(f"{path.name}: overrides: {error}") from None
     seen: set[str] = set()
     for position, arm in enumerate(grid.arms):
         if arm.name in seen:
@@ -178,10 +210,12 @@ def _check_arms(path: Path, grid: Grid) -> None:
             hint = nearest(arm.variant, config.choices("variant"))
             raise UserError(f"{path.name}: arms.{position}: unknown variant '{arm.variant}' without overrides{hint}")
         try:
-            config.load("train", grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0]))
-        except UserError as error:
+            job = config.load("train", grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0]))
+            if job.method.perturbation is not None and not grid.own_model:
+                job.method.perturbation.check_depth(pretrained.model.layers)
+        except (UserError, ValueError) as error:
             raise UserError(f"{path.name}: arm {arm.name}: {error}") from None
-    for verb in ("prepare", "pretrain", "evaluate"):
+    for verb in ("prepare", "evaluate"):
         try:
             config.load(verb, grid.overrides(verb, "results"))
         except UserError as error:

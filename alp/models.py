@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -32,11 +32,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One id per character of ``alphabet``, after padding (0) and end of sequence (1); unknown characters are an error."""
+    """One id per character of ``alphabet``, after padding (0) and end of sequence (1); encoding any other one raises."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, *alphabet])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
@@ -67,16 +67,16 @@ def check_folder(path: str | None, key: str = "model.path") -> Path:
     if path is None:
         raise UserError(f"{key}: no model given; make the embedded one with `alp pretrain`, then pass {key}=<its run.dir>/model")
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        parent = next(above for above in [folder, *folder.parents] if above.is_dir())
-        raise UserError(f"{key}: no model in {folder} (no config.json); the nearest folder that exists is {parent}")
+    for name in ("config.json", "*.safetensors", "tokenizer_config.json"):
+        if not any(folder.glob(name)):
+            parent = next(above for above in [folder, *folder.parents] if above.is_dir())
+            raise UserError(f"{key}: no model in {folder} (no {name}); the nearest folder that exists is {parent}")
     return folder
 
 
 def depth_of(folder: Path) -> int:
     """Number of decoder layers of a saved model, from its configuration alone."""
-    plain = json.loads((folder / "config.json").read_text())
-    return int(plain.get("num_hidden_layers") or plain["n_layer"])
+    return int(AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().num_hidden_layers)
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
@@ -86,8 +86,11 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.fl
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside a model."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    """The tokenizer saved beside a model; padding falls back to the end token, which no mask ever counts as padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

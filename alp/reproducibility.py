@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from numpy.random import Generator, Philox, SeedSequence
+
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "mlflow", "snakemake", "hydra-core")
@@ -47,6 +49,20 @@ def json_line(value: dict[str, Any]) -> str:
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def sha256_files(folder: Path, pattern: str) -> str:
+    """One digest over names and contents of a folder's files that match."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(pattern)):
+        digest.update(f"{path.name}\0{sha256_file(path)}\0".encode())
+    return digest.hexdigest()
+
+
+def stream(purpose: str, *key: int) -> Generator:
+    """A random generator of its own for ``purpose`` and ``key``: two purposes never share numbers, whatever their keys."""
+    word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    return Generator(Philox(SeedSequence([word, *key])))
 
 
 def fix_threads(threads: int) -> None:

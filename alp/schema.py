@@ -31,7 +31,7 @@ class Task(Strict):
     """Problems. ``data`` is a folder of prepared ``<split>.jsonl`` files; without it they are generated from ``seed``."""
 
     name: Literal["arithmetic"]
-    digits: Annotated[int, Field(ge=1, le=4)]
+    digits: Annotated[int, Field(ge=1, le=3)]
     seed: NonNegative
     train: Positive
     validation: Positive
@@ -45,6 +45,16 @@ class Task(Strict):
         if wanted > available:
             raise ValueError(f"train + validation + test = {wanted} problems, but {self.digits}-digit sums give only {available}")
         return self
+
+    @property
+    def longest_solution(self) -> int:
+        """Tokens of the longest worked sum, end token included: columns of 7 and 9 characters, #, the sum."""
+        return 7 + 9 * (self.digits - 1) + 1 + (self.digits + 1) + 1
+
+    def check_limit(self, max_new_tokens: int) -> None:
+        """Refuse a limit that cuts worked solutions off: they would earn nothing, and nobody would be told."""
+        if max_new_tokens < self.longest_solution:
+            raise ValueError(f"max_new_tokens = {max_new_tokens} cuts worked {self.digits}-digit sums ({self.longest_solution} tokens)")
 
 
 class Model(Strict):
@@ -82,7 +92,7 @@ class Correction(Strict):
     kind: Literal["none", "truncate", "mask", "mask_keep_denominator"]
     level: Literal["token", "sequence", "sequence_geometric"]
     upper: PositiveFloat | None
-    lower: Annotated[float, Field(ge=0)] | None
+    lower: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     veto: PositiveFloat | None
 
     @model_validator(mode="after")
@@ -116,6 +126,18 @@ class Perturbation(Strict):
             raise ValueError(f"unknown layers '{value}'{nearest(value, names)} (or start:end, or a list)")
         return value
 
+    def check_depth(self, depth: int) -> None:
+        """Refuse bands and lists outside a model of ``depth`` layers. Raises ValueError."""
+        if isinstance(self.layers, list):
+            chosen = self.layers
+        elif _BAND.match(self.layers):
+            start, end = map(int, self.layers.split(":"))
+            chosen = [*range(start, end)] if start >= 0 and end <= depth else []
+        else:
+            return
+        if not chosen or not all(0 <= layer < depth for layer in chosen):
+            raise ValueError(f"method.perturbation.layers: {self.layers} is empty or outside the model's {depth} layers (0:{depth})")
+
     @model_validator(mode="after")
     def _bounds(self) -> Perturbation:
         if self.std_min >= self.std_max:
@@ -134,7 +156,7 @@ class Method(Strict):
     level: Level
     clip_low: Annotated[float, Field(ge=0, le=1)]
     clip_high: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    dual_clip: Annotated[float, Field(gt=1)] | None
+    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
     correction: Correction
     perturbation: Perturbation | None
@@ -183,10 +205,10 @@ class Trainer(Strict):
     updates_per_batch: Positive
     micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
     lr: PositiveFloat
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     max_grad_norm: PositiveFloat
-    kl: Annotated[float, Field(ge=0)]  # coefficient of k3 to the initial model
-    max_skipped: Positive  # updates skipped in a row before the run fails
+    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # coefficient of k3 to the initial model
+    max_skipped: Positive  # updates with a non-finite gradient in a row before the run fails
     validate_every: NonNegative  # steps; 0: never
     validation_samples: Positive
     probe_every: NonNegative  # steps between sharpness probes and logged updates; 0: never
@@ -252,12 +274,22 @@ class TrainConfig(Strict):
     trainer: Trainer
     run: Run
 
+    @model_validator(mode="after")
+    def _long_enough(self) -> TrainConfig:
+        self.task.check_limit(self.rollout.max_new_tokens)
+        return self
+
 
 class EvaluateConfig(Strict):
     task: Task
     model: Model
     evaluation: Evaluation
     run: Run
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> EvaluateConfig:
+        self.task.check_limit(self.evaluation.max_new_tokens)
+        return self
 
 
 class GridConfig(Strict):

@@ -28,7 +28,7 @@ import yaml
 from alp import config
 from alp.errors import UserError
 from alp.grid import Grid
-from alp.reproducibility import provenance, write_json
+from alp.reproducibility import write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,17 +55,20 @@ def describe(run_dir: Path) -> Identity:
     """Experiment (the grid), run name and tags of a training folder, from its ``config.yaml``. Callers may add tags."""
     chosen = config.validate("train", yaml.safe_load((run_dir / "config.yaml").read_text()))
     tags = {"method": chosen.method.name, "task": chosen.task.name, "model": chosen.model.name, "seed": str(chosen.trainer.seed)}
-    tags |= {"variant": chosen.variant} if chosen.variant else {}
-    arm = chosen.run.arm or "-".join(filter(None, (chosen.method.name, chosen.variant)))
-    tags |= {"config_hash": config.identity(chosen), "commit": provenance()["commit"] or "unknown"}
+    arm = chosen.run.arm or chosen.method.name
+    tags |= {"config_hash": config.identity(chosen), "variant": arm.removeprefix(chosen.method.name).removeprefix("-") or "none"}
+    if (run_dir / "provenance.json").is_file():  # of the training, not of the moment of logging
+        origin = json.loads((run_dir / "provenance.json").read_text())
+        tags |= {"commit": str(origin["commit"]), "dirty": str(origin["dirty"]).lower(), "alp.identity": origin["identity"]}
     return Identity(experiment=chosen.run.grid or "adhoc", name=f"{arm}/seed{chosen.trainer.seed}", tags=tags)
 
 
 def sync(run_dir: Path, *, uri: str | None, experiment: str, name: str, tags: dict[str, str], finished: bool | None) -> str | None:
     """Bring the folder's run up to date and return its id; None (and one warning) when that failed, None without a ``uri``.
 
-    The run is found by ``tags["config_hash"]`` and the folder, or created. ``finished`` None: still running (a run that was
-    FINISHED stays so), True: FINISHED, False: FAILED; the last two also copy the small files as artifacts.
+    The run is found by the folder and the training's identity (``tags["alp.identity"]``, else ``tags["config_hash"]``), or
+    created. ``finished`` None: still running (a run that was FINISHED stays so), True: FINISHED, False: FAILED; the last two
+    also copy the small files as artifacts.
     """
     status = {None: "RUNNING", True: "FINISHED", False: "FAILED"}[finished]
     return _attempt(run_dir, uri, Identity(experiment=experiment, name=name, tags=tags), status)
@@ -242,7 +245,7 @@ def _find(client: MlflowClient, experiment: str, tags: dict[str, str], last: int
 
     Then it belongs to an earlier training (the code changed, the workflow started over) and its steps cannot be replaced.
     """
-    query = f"tags.`alp.config_hash` = '{tags['alp.config_hash']}'"
+    query = f"tags.`alp.identity` = '{tags['alp.identity']}'"
     for run in client.search_runs([experiment], query, max_results=1000, order_by=["attributes.start_time DESC"]):
         if run.data.tags.get("alp.run_dir") == tags["alp.run_dir"]:
             return None if run.info.status == "FINISHED" and run.data.metrics.get("step", -1) > last else run
@@ -256,7 +259,7 @@ def _tags(run_dir: Path, tags: dict[str, str], database: Path | None) -> dict[st
     """
     folder, root = run_dir.resolve(), database.parent.resolve() if database else None
     named = folder.relative_to(root) if root and folder.is_relative_to(root) else folder
-    found = {"alp.config_hash" if key == "config_hash" else key: value for key, value in tags.items()}
+    found = {"alp.identity": tags["config_hash"]} | tags
     found["alp.run_dir"] = named.as_posix()
     active = run_dir / "active.json"
     if active.is_file():

@@ -48,6 +48,7 @@ def train_config(base_model: Path, tmp_path: Path) -> Callable[..., Any]:
             "trainer.validation_samples=1",
             "trainer.probe_every=2",
             "trainer.checkpoint_every=1",
+            "trainer.device=cpu",
             "trainer.lr=1e-3",
         ]
         keys = {word.split("=")[0] for word in words}

@@ -37,6 +37,11 @@ FAULTS = [
     (["train", "method=seq_mis", "method.denominator=rollout"], "would correct twice"),
     (["train", "method.level=sequences"], "method.level: 'sequences' is no valid choice; did you mean 'sequence'?"),
     (["train", "method.clip_low=1.5"], "method.clip_low: Input should be less than or equal to 1"),
+    (["train", "trainer.steps=1,2"], "names several values: one run takes one"),
+    (["train", "trainer.lr='${trainer.lrr}'"], "Interpolation key 'trainer.lrr' not found"),
+    (["train", "trainer.kl=inf"], "trainer.kl: Input should be a finite number"),
+    (["train", "task.digits=3", "task.train=900"], "max_new_tokens = 24 cuts worked 3-digit sums (31 tokens)"),
+    (["train", "task.digits=4"], "task.digits: Input should be less than or equal to 3"),
     (["train", "trainer.steps"], "'trainer.steps' is not an override: write key=value"),
     (["train", "+trainer.more=1"], "adds or deletes a key"),
     (["train", "--config=x"], "unknown option '--config=x'; did you mean '--cfg'?"),
@@ -67,7 +72,7 @@ def test_fault_is_one_line(words: list[str], message: str, capsys: pytest.Captur
 def test_band_outside_the_model_is_refused_before_training(base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "method=token_alp", "method.perturbation.layers='1:9'", f"model.path='{base_model}'", f"run.dir='{tmp_path}/run'"]
     assert main(words) == 2
-    assert "band 1:9 is empty or outside the model's 3 layers (0:3)" in capsys.readouterr().err
+    assert "method.perturbation.layers: 1:9 is empty or outside the model's 3 layers (0:3)" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -50,6 +50,23 @@ def test_folders_and_labels(tmp_path: Path) -> None:
     assert (job.method.perturbation.std, job.trainer.seed, job.run.arm, job.run.grid) == (0.001, 1, "token_alp-small", "mine")
 
 
+def test_a_model_of_one_s_own_replaces_the_embedded_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    configs = tmp_path / "configs"
+    shutil.copytree(config.CONFIGS, configs)
+    text = (configs / "model" / "arithmetic_tiny.yaml").read_text()
+    mine = text.replace("path: null", "path: /models/mine").replace("name: arithmetic_tiny", "name: mine")
+    (configs / "model" / "mine.yaml").write_text(mine)
+    monkeypatch.setattr(config, "CONFIGS", configs)
+    config._selected.cache_clear()
+    loaded = grid.load(_write(tmp_path, model="mine"))
+    assert loaded.model_dir("results") == Path("/models/mine")
+    for verb, arm in (("train", "grpo"), ("evaluate", None)):
+        assert config.load(verb, loaded.overrides(verb, "results", arm=arm)).model.path == "/models/mine"
+    config._selected.cache_clear()
+
+
 def test_content_hash_follows_content(tmp_path: Path) -> None:
     first = grid.load(_write(tmp_path)).content_hash
     assert grid.load(_write(tmp_path)).content_hash == first
@@ -71,6 +88,15 @@ def test_content_hash_follows_content(tmp_path: Path) -> None:
         ({"arms": [{"method": "grpo", "overrides": ["trainer.stpes=3"]}]}, "unknown key 'trainer.stpes'; did you mean 'trainer.steps'?"),
         ({"overrides": {"train": ["trainer.samples=1"]}}, "trainer.samples: Input should be greater than or equal to 2"),
         ({"overrides": {"trian": []}}, "unknown field 'trian' at overrides; did you mean 'train'?"),
+        ({"overrides": {"train": ["model.path=/mine"]}}, "the grid decides model.path itself"),
+        ({"overrides": {"evaluate": ["evaluation.set=validation"]}}, "the grid decides evaluation.set itself"),
+        ({"overrides": {"train": ["task.digits=1"]}}, "must hold for every job: put it under overrides.task"),
+        ({"arms": [{"method": "grpo", "overrides": ["method=gspo"]}]}, "the grid decides method itself"),
+        ({"arms": [{"method": "token_alp", "overrides": ["variant=sigma0"]}]}, "the grid decides variant itself"),
+        (
+            {"arms": [{"method": "token_alp", "variant": "deep", "overrides": ["method.perturbation.layers='2:9'"]}]},
+            "outside the model's 3 layers",
+        ),
         ({"task": "arithmetik"}, "unknown task 'arithmetik'; did you mean 'arithmetic'?"),
         ({"published": "single"}, "unknown published setting 'single'; did you mean 'single_turn'?"),
     ],

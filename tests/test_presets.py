@@ -64,5 +64,6 @@ def test_fixed_sigma_and_common_clip_ranges() -> None:
 def test_identity_ignores_where_results_go_and_nothing_else() -> None:
     base = config.identity(config.load("train", ["run.dir=a"]))
     assert config.identity(config.load("train", ["run.dir=b", "run.grid=x"])) == base
+    assert config.identity(config.load("train", ["model.path=/a", "task.data=/b"])) == base, "files count by content, not by place"
     for word in ("trainer.seed=1", "method=gspo", "trainer.lr=2e-4", "task.seed=1", "rollout.dtype=float32"):
         assert config.identity(config.load("train", [word])) != base

@@ -154,7 +154,13 @@ def test_params_and_tags(run_dir: Path, uri: str) -> None:
     assert wanted.items() <= run.data.params.items()
     assert len(run.data.params["many.k0"]) == 6000
     assert run.info.run_name == "grpo/seed0"
-    tags = {"alp.config_hash": "c0ffee", "alp.run_dir": "pilot/grpo/seed0", "alp.active": '{"device": "cpu", "threads": 1}', "seed": "0"}
+    tags = {
+        "alp.identity": "c0ffee",
+        "config_hash": "c0ffee",
+        "alp.run_dir": "pilot/grpo/seed0",
+        "alp.active": '{"device": "cpu", "threads": 1}',
+        "seed": "0",
+    }
     assert tags.items() <= run.data.tags.items()
     (run_dir / "config.yaml").write_text("method: {name: other, new: 1}\n")  # params never change, missing ones are added
     assert tracking.sync(run_dir, uri=uri, finished=None, **(JOB | {"tags": JOB["tags"] | {"commit": "abc"}}))
@@ -229,7 +235,7 @@ def test_evaluation_of_a_folder_without_a_run(run_dir: Path, database: Path, uri
     run_id = tracking.sync_evaluation(run_dir, uri=uri)
     (run,) = runs(uri, "adhoc")
     assert (run.info.run_id, run.info.status, run.info.run_name) == (run_id, "FINISHED", "token_alp/seed3")
-    assert run.data.tags["alp.config_hash"] == config.identity(chosen)
+    assert run.data.tags["config_hash"] == config.identity(chosen)
     assert set(expected(run_dir)) < set(history(database, run_id))
 
 

@@ -15,7 +15,7 @@ from alp.rollout.engine import Purpose, Sampling
 from alp.rollout.episodes import Trajectory, collect
 from alp.rollout.hf import HFEngine
 from alp.schema import EvaluateConfig
-from alp.tasks.task import load_task
+from alp.tasks.catalogue import load_task
 
 
 def evaluate(config: EvaluateConfig) -> Path:

@@ -9,6 +9,7 @@ import base64
 import csv
 import html
 import io
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
-from alp import config, reproducibility
+from alp import reproducibility
 from alp.analysis import runs
 from alp.analysis.runs import Results
-from alp.errors import UserError
 from alp.grid import Grid
 
 CAPTIONS = Path(__file__).resolve().parents[2] / "workflow" / "report"
@@ -57,6 +56,7 @@ def report(grid: Grid, results: Path) -> None:
     loaded = runs.load(grid, results)
     folder = grid.folder(results)
     tables = {name: _table(grid, results, name) for name in runs.TABLES}
+    origins = _origins(loaded)
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -68,8 +68,8 @@ def report(grid: Grid, results: Path) -> None:
             tables=[tables[name] for name in ("controls", "ratio_tails", "pass_at_k")],
             setting_names=SETTINGS,
             settings=[_settings(loaded, arm.name, arm.runs[0].folder) for arm in loaded.arms],
-            provenance=reproducibility.provenance(),
-            identities=_identities(loaded),
+            provenance=_distinct(origins),
+            origins=origins,
             base_identity=loaded.base.config_hash,
         )
     )
@@ -228,15 +228,18 @@ def _layers(value: Any) -> str:
     return ", ".join(map(str, value))
 
 
-def _identities(loaded: Results) -> list[list[str]]:
-    """Arm, seed, and the SHA-256 of the run's own resolved configuration."""
-    found = []
-    for run in (run for arm in loaded.arms for run in arm.runs):
-        path = run.folder / "config.yaml"
-        try:
-            plain = yaml.safe_load(runs.read_text(path, run.rebuild))
-            identity = config.identity(config.validate("train", plain))
-        except (yaml.YAMLError, TypeError) as error:
-            raise UserError(f"{path} is no valid configuration ({error}): build it again with '{run.rebuild}'") from None
-        found.append([runs.label(run.arm), str(run.seed), identity])
-    return found
+def _origins(loaded: Results) -> list[tuple[str, int, dict[str, Any]]]:
+    """Arm, seed and ``provenance.json`` of every run: what each was really trained with, whatever is checked out now."""
+    every = (run for arm in loaded.arms for run in arm.runs)
+    return [(runs.label(run.arm), run.seed, runs.read_json(run.folder / "provenance.json", run.rebuild)) for run in every]
+
+
+def _distinct(origins: list[tuple[str, int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The states of code and environment the runs come from, usually one, with the number of runs of each."""
+    shared = ("commit", "dirty", "lock", "lock_sha256", "versions")
+    found: dict[str, dict[str, Any]] = {}
+    for _, _, origin in origins:
+        state = {key: origin.get(key) for key in shared}
+        entry = found.setdefault(json.dumps(state, sort_keys=True), state | {"runs": 0})
+        entry["runs"] += 1
+    return list(found.values())

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from .checks import check_mask
 from .perturbation import LayerwisePerturbation
+from .streams import FIELD_BITS
 
 _RELATIVE_STD = 1e-2
+_PROBE = (1 << FIELD_BITS["update"]) - 1  # an update index no training reaches: the probe shares no noise with any update
 
 
 @torch.no_grad()
@@ -22,7 +24,7 @@ def sharpness(
     ``log_probs`` runs the model's forward on the batch that ``sequence_ids`` and ``attention_mask`` describe. The probe's
     hooks come and go with the call; the draw depends on ``seed`` and the ids alone.
     """
-    keys = {"update": 0, "sequence_ids": sequence_ids, "attention_mask": attention_mask}
+    keys = {"update": _PROBE, "sequence_ids": sequence_ids, "attention_mask": attention_mask}
 
     def probe(std: float | list[float]) -> tuple[Tensor, list[float]]:
         # Bounds as wide as the format allows: hidden states of any size are measured, and σ follows them.

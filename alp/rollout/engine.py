@@ -12,8 +12,9 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.random import Generator, Philox, SeedSequence
 from torch import Tensor
+
+from alp.reproducibility import stream
 
 
 class Purpose(IntEnum):
@@ -22,7 +23,6 @@ class Purpose(IntEnum):
     TRAINING = 0
     VALIDATION = 1
     EVALUATION = 2
-    WEIGHT_NOISE = 3
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,4 @@ class Engine(Protocol):
 
 def uniforms(key: tuple[int, ...], count: int) -> np.ndarray:
     """``count`` uniform numbers in [0, 1) that belong to this key, whatever the batch around it; float64."""
-    return Generator(Philox(SeedSequence(key))).random(count)
+    return stream("sampling", *key).random(count)

@@ -7,17 +7,16 @@ rows are dropped from the batch as it goes, and samples of one prompt share its 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.random import Generator, Philox, SeedSequence
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
 
-from alp.rollout.engine import Completion, Purpose, Request, Sampling, uniforms
+from alp.reproducibility import stream
+from alp.rollout.engine import Completion, Request, Sampling, uniforms
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 _COMPACT_SHARE = 0.125  # drop finished rows once they are this share of the batch: copying the cache costs about a step
@@ -77,8 +76,7 @@ class HFEngine:
         self.version = version
 
     def _draw(self, name: str, version: int, like: Tensor) -> Tensor:
-        word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        random = Generator(Philox(SeedSequence([Purpose.WEIGHT_NOISE, self._seed, version, word])))
+        random = stream(f"weight noise {name}", self._seed, version)
         return torch.from_numpy(random.standard_normal(tuple(like.shape), dtype=np.float32)).to(like.device)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.random import Generator, Philox, SeedSequence
+from numpy.random import Generator
 
+from alp.reproducibility import stream
 from alp.schema import Task as TaskConfig
 from alp.tasks.task import SPLITS, Problem, read_problems
 
@@ -75,7 +76,7 @@ def _problem(a: int, b: int) -> Problem:
 
 def _pairs(config: TaskConfig) -> list[tuple[int, int]]:
     """Every unordered pair once, shuffled, in a random order of its two numbers."""
-    random = Generator(Philox(SeedSequence([config.seed, config.digits])))
+    random = stream("arithmetic problems", config.seed, config.digits)
     low, high = np.triu_indices(10**config.digits)
     order = random.permutation(len(low))
     swap = random.random(len(low)) < 0.5

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from alp.errors import UserError
-from alp.reproducibility import json_line, sha256_file, write_json, write_text
-from alp.schema import Task as TaskConfig
+from alp.reproducibility import stream
 
 SPLITS = ("train", "validation", "test")
 
@@ -41,13 +40,6 @@ class Task(Protocol):
         ...
 
 
-def load_task(config: TaskConfig) -> Task:
-    """The task of a configuration, its problems read from ``config.data`` when that is set."""
-    from alp.tasks.arithmetic import Arithmetic
-
-    return Arithmetic(config)
-
-
 def read_problems(folder: Path, split: str) -> list[Problem]:
     """Problems of a prepared split. Raises UserError naming the file and what is wrong with it."""
     path = folder / f"{split}.jsonl"
@@ -59,21 +51,9 @@ def read_problems(folder: Path, split: str) -> list[Problem]:
             problems.append(Problem(**json.loads(line)))
         except (ValueError, TypeError):
             raise UserError(f"task.data: {path}, line {number}: fields id, problem, answer, source expected") from None
+    if not problems:
+        raise UserError(f"task.data: {path} holds no problem")
     return problems
-
-
-def prepare(config: TaskConfig, folder: Path) -> dict[str, dict[str, object]]:
-    """Write every split as JSONL and ``summary.json`` with counts and content hashes; refuse splits that share a problem."""
-    task = load_task(config)
-    splits = {split: task.problems(split) for split in SPLITS}
-    check_disjoint(splits)
-    summary: dict[str, dict[str, object]] = {}
-    for split, problems in splits.items():
-        path = folder / f"{split}.jsonl"
-        write_text(path, "".join(json_line(asdict(problem)) for problem in problems))
-        summary[split] = {"problems": len(problems), "sha256": sha256_file(path)}
-    write_json(folder / "summary.json", summary)
-    return summary
 
 
 def check_disjoint(splits: dict[str, list[Problem]]) -> None:
@@ -97,6 +77,4 @@ def select(items: Sequence[Problem], count: int, seed: int, step: int) -> list[P
 
 
 def _shuffle(seed: int, turn: int, size: int) -> list[int]:
-    from numpy.random import Generator, Philox, SeedSequence
-
-    return Generator(Philox(SeedSequence([seed, turn]))).permutation(size).tolist()  # type: ignore[no-any-return]
+    return stream("order of problems", seed, turn).permutation(size).tolist()  # type: ignore[no-any-return]

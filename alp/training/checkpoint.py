@@ -54,13 +54,15 @@ def save(run_dir: Path, step: int, identity: str, state: dict[str, Any]) -> None
 def restore(run_dir: Path, identity: str) -> dict[str, Any] | None:
     """The newest usable state, its records put back into ``run_dir``; None when there is nothing to continue.
 
-    A damaged checkpoint is passed over for the one before, one of other code or configuration is not used; both are said.
+    A damaged checkpoint is passed over for the one before, one of other code, inputs or configuration is removed; both are said.
     """
     for folder in reversed(_all(run_dir / "checkpoints")):
         try:
             card = json.loads((folder / "checkpoint.json").read_text())
             if card["identity"] != identity:
-                logger.warning("%s belongs to another configuration or other code: not used", folder)
+                # Left in place, an old step 15 would outrank a new step 5 among the last two kept.
+                logger.warning("%s belongs to another configuration, other code or inputs: removed", folder)
+                shutil.rmtree(folder)
                 continue
             if card["sha256"] != sha256_file(folder / "state.pt"):
                 raise ValueError("hash mismatch")

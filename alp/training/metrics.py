@@ -40,6 +40,7 @@ def envelope(mini: Batch, raw: Tensor) -> dict[str, list[float]]:
     rows = mask.any(-1)
     probability = torch.where(mask, mini.rollout_log_probs.double().exp(), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
     summed = raw.double().sum(-1)
+    rows &= summed.isfinite() & probability.isfinite()  # JSON has no word for the others
     return {"log_ratio": summed[rows].tolist(), "mean_probability": probability[rows].tolist()}
 
 

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 import torch
-from numpy.random import Generator, Philox, SeedSequence
+from numpy.random import Generator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alp import models
-from alp.config import identity, to_yaml
+from alp.config import to_yaml
 from alp.progress import Progress
-from alp.reproducibility import fix_threads, json_line, write_text
+from alp.reproducibility import fix_threads, json_line, stream, write_text
 from alp.schema import PretrainConfig
 from alp.tasks.arithmetic import ALPHABET, Arithmetic
 from alp.tasks.task import Problem
@@ -32,7 +32,7 @@ def pretrain(config: PretrainConfig) -> None:
     model = models.build_embedded(config.model, tokenizer, settings.seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
-    random = Generator(Philox(SeedSequence([settings.seed, 1])))
+    random = stream("pretraining examples", settings.seed)
     lines, total, started = [], 0.0, time.perf_counter()
     with Progress(f"pretrain {config.model.name}", settings.steps) as progress:
         for step in range(1, settings.steps + 1):
@@ -53,7 +53,7 @@ def pretrain(config: PretrainConfig) -> None:
     models.save_model(model.eval(), tokenizer, folder / "model")
     write_text(folder / "metrics.jsonl", "".join(lines))
     write_text(folder / "timings.jsonl", json_line({"seconds": time.perf_counter() - started, "steps": settings.steps}))
-    write_text(folder / "config.yaml", f"# identity {identity(config)}\n{to_yaml(config)}")
+    write_text(folder / "config.yaml", to_yaml(config))
 
 
 def _batch(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ from alp import models
 from alp.config import identity, to_yaml
 from alp.errors import UserError
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
-from alp.policy.layers import LOGITS, resolve_layers
 from alp.progress import Progress
-from alp.reproducibility import code_hash, fix_threads, json_line, write_json, write_text
+from alp.reproducibility import code_hash, fix_threads, json_line, provenance, sha256_files, write_json, write_text
 from alp.rollout.engine import Purpose, Sampling
 from alp.rollout.episodes import Trajectory, collect
 from alp.rollout.hf import HFEngine
 from alp.schema import TrainConfig
-from alp.tasks.task import load_task, select
+from alp.tasks.catalogue import load_task
+from alp.tasks.task import Problem, check_disjoint, select
 from alp.training import checkpoint
 from alp.training.active import check_active, check_perturbed, describe_active
 from alp.training.batch import Batch, collate
@@ -46,10 +48,11 @@ class Job:
     def __init__(self, config: TrainConfig, run_dir: Path, on_step: Observer) -> None:
         self.config, self.run_dir, self.on_step = config, run_dir, on_step
         folder = models.check_folder(config.model.path)
-        _check_layers(config, models.depth_of(folder))
+        _check_layers(config, folder)
         self.device = models.resolve_device(config.trainer.device)
         self.task = load_task(config.task)
         self.problems, self.validation = self.task.problems("train"), self.task.problems("validation")
+        _check_problems(self.problems, self.validation)
         fix_threads(config.trainer.threads)
         self.tokenizer = models.load_tokenizer(folder)
         self.model = models.load_model(folder, self.device)
@@ -68,7 +71,7 @@ class Job:
         self.sampling = Sampling(
             config.rollout.temperature, config.rollout.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         )
-        self.identity = f"{identity(config)}-{code_hash('alp.training.trainer')}"
+        self.provenance = provenance() | origin(config, folder, [*self.problems, *self.validation])
         self.probe: Batch | None = None
 
     def _engine(self, dtype: str, weight_noise: float) -> HFEngine:
@@ -86,15 +89,18 @@ class Job:
         settings = self.config.method.perturbation
         if settings is None:
             return None
-        return LayerwisePerturbation(
-            self.model,
-            layers=settings.layers,
-            std=settings.std,
-            learnable=settings.learnable,
-            std_min=settings.std_min,
-            std_max=settings.std_max,
-            seed=self.config.trainer.seed,
-        )
+        try:
+            return LayerwisePerturbation(
+                self.model,
+                layers=settings.layers,
+                std=settings.std,
+                learnable=settings.learnable,
+                std_min=settings.std_min,
+                std_max=settings.std_max,
+                seed=self.config.trainer.seed,
+            )
+        except ValueError as error:  # a model that cannot be perturbed
+            raise UserError(f"train: method.perturbation: {error}") from None
 
     def run(self) -> None:
         """Every step, then the final model. The records of a finished job are complete and its checkpoints gone."""
@@ -107,7 +113,7 @@ class Job:
                 self._append("metrics.jsonl", metrics)
                 progress.update(step, f"reward {metrics['reward/mean']:.3f}")
                 if trainer.checkpoint_every and step % trainer.checkpoint_every == 0 and step < trainer.steps:
-                    checkpoint.save(self.run_dir, step, self.identity, self._state(step))
+                    checkpoint.save(self.run_dir, step, self.provenance["identity"], self._state(step))
                 self.on_step()
         check_perturbed(self.config, self.updater.perturbed_updates)
         models.save_model(self.model, self.tokenizer, self.run_dir / "model")
@@ -119,7 +125,7 @@ class Job:
 
     def _start(self) -> int:
         """Continue from a checkpoint, or begin: empty records, validation of the initial model. Returns steps done."""
-        state = checkpoint.restore(self.run_dir, self.identity)
+        state = checkpoint.restore(self.run_dir, self.provenance["identity"])
         if state is not None:
             self.model.load_state_dict(state["model"])
             self.updater.load_state_dict(state["updater"])
@@ -278,21 +284,40 @@ class Job:
         }
 
     def _write_settings(self) -> None:
-        write_text(self.run_dir / "config.yaml", f"# identity {identity(self.config)}\n{to_yaml(self.config)}")
+        write_text(self.run_dir / "config.yaml", to_yaml(self.config))
+        write_json(self.run_dir / "provenance.json", self.provenance)
         active = describe_active(self.config, self.engine, self.model, self.updater)
         check_active(self.config, active)
         write_json(self.run_dir / "active.json", active)
 
 
-def _check_layers(config: TrainConfig, depth: int) -> None:
+def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[str, str]:
+    """Hashes of everything a job's results follow from, and ``identity`` over all of them: what may continue a checkpoint."""
+    parts = {
+        "config_hash": identity(config),
+        "code_hash": code_hash("alp.training.trainer"),
+        "model_hash": sha256_files(model, "*.*"),
+        "data_hash": hashlib.sha256("".join(json_line(asdict(problem)) for problem in problems).encode()).hexdigest(),
+    }
+    return parts | {"identity": hashlib.sha256(json_line(parts).encode()).hexdigest()}
+
+
+def _check_layers(config: TrainConfig, folder: Path) -> None:
     """Refuse a band outside the model before its weights are read."""
-    settings = config.method.perturbation
-    if settings is None or settings.layers == LOGITS:
+    if config.method.perturbation is None:
         return
     try:
-        resolve_layers(settings.layers, depth)
+        config.method.perturbation.check_depth(models.depth_of(folder))
     except ValueError as error:
-        raise UserError(f"train: method.perturbation.{error}") from None
+        raise UserError(f"train: {error}") from None
+
+
+def _check_problems(training: list[Problem], validation: list[Problem]) -> None:
+    """Refuse data in which a validation problem is trained on."""
+    try:
+        check_disjoint({"train": training, "validation": validation})
+    except ValueError as error:
+        raise UserError(f"task.data: {error}") from None
 
 
 class _Clock:

@@ -110,16 +110,15 @@ class Updater:
         noise = self.perturbation
         if noise is not None and noise.enabled:
             result.noise["grad"] = noise.std_grad.tolist()
-            if normaliser and not all(value > 0 for value in result.noise["realised_rms"]):
+            if any(value == 0 for value in result.noise["realised_rms"]):
                 raise RuntimeError(f"perturbation on, but nothing was added in some layer: realised RMS {result.noise['realised_rms']}")
             self.perturbed_updates += 1
         finite = bool(norm.isfinite()) and (noise is None or bool(noise.std_grad.isfinite().all()))
         result.skipped = not finite or not normaliser
         if result.skipped:
-            self.skipped_in_a_row += 1
+            self.skipped_in_a_row += not finite  # an empty loss is no sign of divergence
             if self.skipped_in_a_row >= self.trainer.max_skipped:
-                cause = "the rollout correction left nothing in the loss" if finite else f"the gradient norm is {float(norm)}"
-                raise RuntimeError(f"{self.skipped_in_a_row} updates skipped in a row: {cause}")
+                raise RuntimeError(f"{self.skipped_in_a_row} updates skipped in a row: the gradient norm is {float(norm)}")
             return
         self.skipped_in_a_row = 0
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.max_grad_norm, norm)

@@ -83,6 +83,8 @@ def _write_run(grid: Grid, results: Path, arm: Arm, seed: int, difficulty: np.nd
     hooks = 3 if method["perturbation"] and method["perturbation"]["std"] else 0
     active["perturbation"] = method["perturbation"] and {**method["perturbation"], "layers": [0, 1, 2], "hooks": hooks}
     _write_json(folder / "active.json", active)
+    origin = {"commit": "c0ffee" * 6, "dirty": False, "lock": "locks/cpu.txt", "lock_sha256": "ab" * 32, "versions": {"torch": "2.13.0"}}
+    _write_json(folder / "provenance.json", origin | {"config_hash": "cd" * 32, "identity": "ef" * 32})
     noise = runs.learns_noise(resolved.method)
     _write_lines(folder / "metrics.jsonl", [_metrics(step, steps, final, arm, noise, rng) for step in range(steps + 1)])
     _write_lines(folder / "updates.jsonl", [_update(step, arm, rng) for step in range(5, steps + 1, 5)])

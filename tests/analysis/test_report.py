@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from alp import config, reproducibility
 from alp.analysis import runs
 from alp.analysis.aggregate import aggregate
 from alp.analysis.figures import figures
@@ -20,13 +18,6 @@ from alp.grid import Grid
 
 Finished = tuple[Grid, Path]
 VOID = {"meta", "img", "br", "link"}
-KNOWN = {
-    "commit": "abc123",
-    "dirty": True,
-    "lock": "locks/cpu.txt",
-    "lock_sha256": "f" * 64,
-    "versions": {"torch": "2.13.0+cpu", "numpy": "2"},
-}
 
 
 class Page(HTMLParser):
@@ -57,14 +48,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def monkeymodule() -> Iterator[pytest.MonkeyPatch]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def page(finished: Finished, monkeymodule: pytest.MonkeyPatch) -> str:
-    monkeymodule.setattr(reproducibility, "provenance", lambda: KNOWN)
+def page(finished: Finished) -> str:
     grid, results = finished
     aggregate(grid, results)
     figures(grid, results)
@@ -96,13 +80,10 @@ def test_page_holds_every_figure_and_table(finished: Finished, page: str) -> Non
 
 
 def test_page_says_where_it_comes_from(finished: Finished, page: str) -> None:
-    grid, results = finished
-    assert "abc123" in page
-    assert "with uncommitted changes" in page
-    assert "f" * 64 in page
-    assert "torch 2.13.0+cpu" in page
-    words = grid.overrides("train", results, arm="token_alp", seed=1)
-    assert config.identity(config.load("train", words)) in page
+    """What each run was trained with, by its own record, not what is checked out when the page is made."""
+    _, results = finished
+    for text in ("c0ffee" * 6, "no uncommitted changes", "ab" * 32, "torch 2.13.0", "cd" * 32, "ef" * 32, "(8 runs)"):
+        assert text in page
     assert str(results) not in page
 
 
@@ -151,10 +132,7 @@ def test_findings_have_no_preferred_sign(finished: Finished) -> None:
     ("lost", "command"),
     [("tables/controls.md", "alp aggregate grid="), ("figures/tails.svg", "alp figures grid="), ("active", "snakemake --cores 2")],
 )
-def test_a_missing_part_is_one_line_with_its_command(
-    fresh: Finished, page: str, finished: Finished, lost: str, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reproducibility, "provenance", lambda: KNOWN)
+def test_a_missing_part_is_one_line_with_its_command(fresh: Finished, page: str, finished: Finished, lost: str, command: str) -> None:
     grid, results = fresh
     source = finished[0].folder(finished[1])
     for part in ("tables", "figures"):  # made for the larger fabrication; the report reads them as they are
@@ -182,7 +160,3 @@ def test_captions_are_plain_text(name: str) -> None:
     assert not re.search(r"[{}*`|]|\w_\s", text)
     docutils = pytest.importorskip("docutils.core")
     assert docutils.publish_string(text, settings_overrides={"halt_level": 2, "report_level": 5})
-
-
-def test_provenance_has_the_keys_the_page_shows() -> None:
-    assert KNOWN.keys() <= reproducibility.provenance().keys()

@@ -13,7 +13,8 @@ from alp import config
 from alp.errors import UserError
 from alp.schema import Task as TaskConfig
 from alp.tasks.arithmetic import ALPHABET, Arithmetic, worked_solution
-from alp.tasks.task import SPLITS, Problem, check_disjoint, prepare, read_problems, select
+from alp.tasks.catalogue import prepare
+from alp.tasks.task import SPLITS, Problem, check_disjoint, read_problems, select
 
 
 def _config(*words: str) -> TaskConfig:
@@ -67,6 +68,25 @@ def test_demonstrations_have_the_stated_shares() -> None:
 def test_splits_are_disjoint_whatever_the_order_of_summands() -> None:
     pairs = [frozenset(problem.id.split("+")) for split in SPLITS for problem in TASK.problems(split)]
     assert len(pairs) == len(set(pairs)) == 4800
+
+
+def test_the_longest_solution_is_as_long_as_stated() -> None:
+    for digits in (1, 2, 3):
+        nines = 10**digits - 1
+        stated = _config(f"task.digits={digits}", "task.train=30", "task.validation=6", "task.test=8").longest_solution
+        assert len(worked_solution(_problem(nines, nines))) + 1 == stated
+
+
+def test_the_tokenizer_knows_the_alphabet_and_nothing_else() -> None:
+    from alp.models import character_tokenizer
+
+    tokenizer = character_tokenizer(ALPHABET)
+    text = "47+85=7+5=12;#132"
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert tokenizer.decode(ids) == text
+    with pytest.raises(Exception, match="UNK"):
+        tokenizer.encode("12-3=")
 
 
 def test_a_shared_problem_is_found() -> None:

@@ -82,6 +82,81 @@ def test_a_checkpoint_of_another_configuration_is_not_used(train_config: Make, t
     assert _digest(tmp_path / "run", ("metrics.jsonl",)) == _digest(tmp_path / "fresh", ("metrics.jsonl",))
 
 
+def test_another_base_model_or_other_data_start_over(train_config: Make, tmp_path: Path, base_model: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    moved = tmp_path / "moved"
+    shutil.copytree(base_model, moved)
+    job = train_config(f"model.path='{moved}'", folder="run")
+    with pytest.raises(Killed):
+        train(job, _kill_at(2))
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: value * torch.tensor(1.01) for name, value in weights.items()}, moved / "model.safetensors", metadata={"format": "pt"})
+    train(job)
+    train(train_config(f"model.path='{moved}'", folder="fresh"))
+    assert _digest(tmp_path / "run", ("metrics.jsonl",)) == _digest(tmp_path / "fresh", ("metrics.jsonl",))
+    origins = [json.loads((tmp_path / name / "provenance.json").read_text()) for name in ("run", "fresh")]
+    assert origins[0] == origins[1]
+    train(train_config(folder="original"))
+    other = json.loads((tmp_path / "original" / "provenance.json").read_text())
+    assert other["config_hash"] == origins[0]["config_hash"]
+    assert other["identity"] != origins[0]["identity"]
+
+
+def test_a_validation_problem_in_the_training_data_is_refused(train_config: Make, tmp_path: Path) -> None:
+    row = '{"id": "1+2", "problem": "1+2=", "answer": "3", "source": "test"}\n'
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(row)
+    with pytest.raises(UserError, match=r"problem 1\+2 stands in train and in validation"):
+        train(train_config(f"task.data='{tmp_path}'"))
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "level"),
+    [
+        ("token_tis", "truncate", "token"),
+        ("seq_tis", "truncate", "sequence"),
+        ("token_mis", "mask", "sequence"),
+        ("seq_mis", "mask", "sequence"),
+    ],
+)
+def test_scores_are_the_corrections_of_real_log_probs(train_config: Make, tmp_path: Path, method: str, kind: str, level: str) -> None:
+    """ω must be π_old over μ, both at the sampling temperature, and reach the loss as weights and mask."""
+    from alp.rollout.engine import Purpose
+    from alp.rollout.episodes import collect
+    from alp.training.batch import collate
+
+    upper = 1.1  # low enough for these few responses to pass it
+    words = [f"method={method}", f"method.correction.upper={upper}", "rollout.temperature=0.7", "rollout.weight_noise=0.3"]
+    job = Job(train_config(*words, folder=method), tmp_path / method, lambda: None)
+    job.engine.sync_weights(job.model.named_parameters(), version=0)
+    found = collect(
+        job.engine, job.task, job.tokenizer, job.problems[:6], samples=4, sampling=job.sampling, purpose=Purpose.TRAINING, seed=0, step=1
+    )
+    batch = collate(found, pad_token_id=0, first_sequence=0, device=job.device)
+    scored, metrics = job._score(batch.with_())
+    lost = 0
+    for row, item in enumerate(found):
+        ids = torch.tensor([item.prompt_ids + item.response_ids])
+        with torch.no_grad():
+            log_probs = (job.model(ids).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, ids[0, 1:].unsqueeze(-1)).squeeze(-1)
+        start = len(item.prompt_ids)
+        old, mu = log_probs[start - 1 :], torch.tensor(item.rollout_log_probs)
+        torch.testing.assert_close(scored.old_log_probs[row, start : ids.shape[1]], old, atol=1e-5, rtol=0)
+        omega = (old - mu).exp() if level == "token" else (old - mu).sum().exp().expand_as(old)
+        inside = omega <= upper
+        expected = omega.clamp(max=upper) if kind == "truncate" else omega
+        kept = scored.loss_mask[row, start : ids.shape[1]]
+        assert torch.equal(kept, inside if kind == "mask" else torch.ones_like(kept))
+        torch.testing.assert_close(scored.weights[row, start : ids.shape[1]][kept], expected[kept], atol=0, rtol=1e-3)
+        lost += int((~inside).any())
+    assert lost, "the case must reach the bound"
+    assert metrics["rollout_corr/k3_kl"] > 1e-3
+
+
 def test_two_jobs_on_one_folder(train_config: Make, tmp_path: Path) -> None:
     with checkpoint.exclusive(tmp_path / "run"), pytest.raises(UserError, match="another job is running in"):
         train(train_config(folder="run"))

@@ -52,6 +52,26 @@ def _step(
     return {name: value.detach().clone() for name, value in model.named_parameters()}, result
 
 
+def _updater(base_model: Path, *words: str) -> Updater:
+    job = config.load("train", list(words))
+    model = models.load_model(base_model, CPU)
+    noise = LayerwisePerturbation(model, std=0.02, seed=9) if job.method.perturbation is not None else None
+    return Updater(model, job.method, job.trainer, perturbation=noise, temperature=1.0, reference=job.trainer.kl > 0)
+
+
+def _moments(base_model: Path, *words: str, batch: Batch | None = None) -> tuple[dict[Any, Any], UpdateResult]:
+    """AdamW's state after one update of weights and noise: what the gradients were."""
+    updater = _updater(base_model, *words)
+    result = updater.update(batch if batch is not None else _batch(updater.model), 3)
+    return dict(updater.optimizer.state), result
+
+
+def _gradient(base_model: Path, *words: str, batch: Batch | None = None) -> torch.Tensor:
+    """The update's clipped gradient of the weights, flat."""
+    moments, _ = _moments(base_model, *words, batch=batch)
+    return torch.cat([state["exp_avg"].flatten() for state in moments.values()]) * 10
+
+
 def _same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
@@ -72,11 +92,10 @@ def test_sigma0_is_bypass_bit_for_bit(base_model: Path, alp: list[str], bypass: 
 
 @pytest.mark.parametrize("method", config.choices("method"))
 def test_micro_batches_change_nothing_but_rounding(base_model: Path, method: str) -> None:
-    whole, first = _step(base_model, f"method={method}")
-    parts, second = _step(base_model, f"method={method}", "trainer.micro_batch=3")
-    for name in whole:
-        # AdamW's first step is ± lr wherever a gradient is near 0, so compare what the gradients gave: loss, norm, ratios.
-        assert whole[name].shape == parts[name].shape
+    (whole, first), (parts, second) = (_moments(base_model, f"method={method}", *words) for words in ([], ["trainer.micro_batch=3"]))
+    # AdamW's first step is ± lr wherever a gradient is near 0, so compare its first moments: a tenth of the clipped gradient.
+    left, right = (torch.cat([state["exp_avg"].flatten() for state in moments.values()]) for moments in (whole, parts))
+    assert float((left - right).norm() / left.norm()) < 1e-4
     assert first.metrics.keys() == second.metrics.keys()
     for name, value in first.metrics.items():
         assert second.metrics[name] == pytest.approx(value, rel=2e-4, abs=1e-6), name
@@ -111,6 +130,37 @@ def test_kl_pulls_towards_the_reference(base_model: Path) -> None:
     _, result = _step(base_model, "trainer.kl=0.1", batch=reference)
     x = 0.5
     assert result.metrics["policy/kl"] == pytest.approx(2.718281828 ** (-x) + x - 1, rel=1e-4)
+
+
+def test_weights_mask_and_penalty_reach_the_gradient(base_model: Path) -> None:
+    """Each against the gradient of the same loss written out: Σ w m ℓ / Σ m + β Σ m k3 / Σ m with unclipped token ratios."""
+    model = models.load_model(base_model, CPU)
+    batch = _batch(model)
+    keep = batch.response_mask & (torch.arange(batch.input_ids.shape[1]) % 2 == 0)
+    weights = torch.linspace(0.5, 1.5, keep.numel()).reshape(keep.shape)
+    full = batch.with_(loss_mask=keep, weights=weights, ref_log_probs=batch.old_log_probs - 0.3, rollout_log_probs=batch.old_log_probs)
+    found = _gradient(base_model, "method=grpo", "trainer.kl=0.5", "trainer.max_grad_norm=1e9", batch=full)
+
+    from alp.training.forward import token_log_probs
+
+    log_probs, _ = token_log_probs(model, batch, 1.0)
+    ratio = (log_probs - batch.old_log_probs).exp()
+    x = log_probs - full.ref_log_probs
+    policy = -(weights * ratio * batch.advantages.unsqueeze(-1))[keep].sum() / keep.sum()
+    penalty = (torch.exp(-x) + x - 1)[keep].sum() / keep.sum()
+    (policy + 0.5 * penalty).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_nan_under_noise_is_skipped_like_any_other(base_model: Path) -> None:
+    updater = _updater(base_model, "method=token_alp")
+    with torch.no_grad():
+        updater.model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    batch = _batch(models.load_model(base_model, CPU))
+    result = updater.update(batch, 0)
+    assert result.skipped
+    assert updater.skipped_in_a_row == 1
 
 
 def _poisoned(batch: Batch, value: float) -> Batch:
@@ -150,8 +200,8 @@ def test_an_empty_loss_is_skipped_with_loss_zero(base_model: Path) -> None:
     model = models.load_model(base_model, CPU)
     batch = _batch(model)
     empty = batch.with_(loss_mask=torch.zeros_like(batch.loss_mask))
-    weights, result = _step(base_model, batch=empty)
-    assert result.skipped
+    weights, result = _step(base_model, batch=empty, updates=12)
+    assert result.skipped, "and twelve in a row do not fail the run: nothing diverged"
     assert result.metrics["policy/loss"] == 0.0
     assert _same(weights, dict(model.named_parameters()))
 

@@ -40,7 +40,7 @@ rule pretrain:
 rule evaluate_base:
     input:
         f"{DATA}/test.jsonl",
-        expand("{base}/model/{name}", base=BASE, name=MODEL_FILES),
+        START,
     output:
         f"{BASE}/evaluation/test.json",
     log:

@@ -33,7 +33,11 @@ except UserError as error:
 
 RESULTS = str(config.get("results", "results"))
 FOLDER = str(GRID.folder(RESULTS))
-DATA, BASE = str(GRID.data_dir(RESULTS)), str(GRID.base_dir(RESULTS))
+DATA, BASE, MODEL = (
+    str(GRID.data_dir(RESULTS)),
+    str(GRID.base_dir(RESULTS)),
+    str(GRID.model_dir(RESULTS)),
+)
 RUN = str(GRID.run_dir(RESULTS, "{arm}", 0)).removesuffix("seed0") + "seed{seed}"
 MODEL_FILES = [
     "config.json",
@@ -41,12 +45,15 @@ MODEL_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+START = [
+    f"{MODEL}/{name}" for name in (["config.json"] if GRID.own_model else MODEL_FILES)
+]
 # Jobs run the `alp` of the environment Snakemake itself runs in, on the source beside this Snakefile.
 shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}; "
 )
 MODULES = {
-    "prepare": "alp.tasks.task",
+    "prepare": "alp.tasks.catalogue",
     "pretrain": "alp.training.pretrain",
     "train": "alp.training.trainer",
     "evaluate": "alp.analysis.evaluate",
@@ -108,7 +115,7 @@ def everything():
         "updates": every(f"{RUN}/updates.jsonl"),
         "active": every(f"{RUN}/active.json"),
         "configs": every(f"{RUN}/config.yaml"),
+        "provenance": every(f"{RUN}/provenance.json"),
         "evaluations": every(f"{RUN}/evaluation/test.json"),
         "base": f"{BASE}/evaluation/test.json",
-        "base_metrics": f"{BASE}/metrics.jsonl",
     }

@@ -6,7 +6,7 @@ rule train:
     input:
         f"{DATA}/train.jsonl",
         f"{DATA}/validation.jsonl",
-        expand("{base}/model/{name}", base=BASE, name=MODEL_FILES),
+        START,
     output:
         [f"{RUN}/model/{name}" for name in MODEL_FILES],
         f"{RUN}/metrics.jsonl",
@@ -14,12 +14,11 @@ rule train:
         f"{RUN}/timings.jsonl",
         f"{RUN}/config.yaml",
         f"{RUN}/active.json",
+        f"{RUN}/provenance.json",
     log:
         f"{FOLDER}/logs/train/{{arm}}_seed{{seed}}.log",
     conda:
         "../../environment.yml"
-    resources:
-        gpu=0,
     params:
         words=words("train"),
         config=identity("train"),
@@ -38,8 +37,6 @@ rule evaluate:
         f"{FOLDER}/logs/evaluate/{{arm}}_seed{{seed}}.log",
     conda:
         "../../environment.yml"
-    resources:
-        gpu=0,
     params:
         words=words("evaluate"),
         config=identity("evaluate"),
