@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from alp.analysis.runs import ArmRuns, Floats, Results, label
-from alp.reproducibility import write_text
+from alp.reproducibility import write_bytes
 
 WIDTH = 7.0  # inches: the text width of a one-column page, so that the font sizes below are those in print
 DOTS = 200
@@ -122,27 +120,12 @@ def canvas(height: float, width: float = WIDTH) -> Figure:
 
 def save(figure: Figure, stem: Path) -> None:
     """Write ``stem``.svg and ``stem``.png, each whole or not at all, without date."""
-    vector = io.StringIO()
+    vector = io.BytesIO()
     figure.savefig(vector, format="svg", dpi=DOTS, metadata={"Date": None})
-    write_text(stem.with_suffix(".svg"), vector.getvalue())
+    write_bytes(stem.with_suffix(".svg"), vector.getvalue())
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", dpi=DOTS)
-    _write_bytes(stem.with_suffix(".png"), pixels.getvalue())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(stem.with_suffix(".png"), pixels.getvalue())
 
 
 def above_legend(figure: Figure) -> SubFigure:

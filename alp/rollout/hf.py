@@ -46,6 +46,7 @@ class HFEngine:
             for name, module in self._model.named_modules()
             if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")
         }
+        self._quantised = 0  # matrices rounded at the last sync
         self.version: int | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class HFEngine:
         return {
             "engine": "hf",
             "rollout_dtype": str(parameter.dtype).removeprefix("torch."),
-            "quantised_weights": len(self._linear) if self._dtype == "int8" else 0,
+            "quantised_weights": self._quantised,
             "weight_noise": self._weight_noise,
             "device": parameter.device.type,
         }
@@ -66,14 +67,16 @@ class HFEngine:
         given = dict(weights)
         if own.keys() != given.keys():
             raise ValueError(f"weights: {sorted(own.keys() ^ given.keys())[:4]} stand on one side only")
+        quantised = 0
         for name, target in own.items():
             value = given[name].detach().to(self._device, torch.float32)
             if self._weight_noise:
                 value = value * (1.0 + self._weight_noise * self._draw(name, version, value))
             if self._dtype == "int8" and name in self._linear:
                 value = quantise(value)
+                quantised += 1
             target.copy_(value)
-        self.version = version
+        self._quantised, self.version = quantised, version
 
     def _draw(self, name: str, version: int, like: Tensor) -> Tensor:
         random = stream(f"weight noise {name}", self._seed, version)
