@@ -2,69 +2,169 @@
 
 from __future__ import annotations
 
-import math
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
 LOGITS = "logits"
 NAMED = ("all", "early", "middle", "late")
-_BAND = re.compile(r"^(-?\d+):(-?\d+)$")
-_BAND_SHARE = 0.2
+_BAND = re.compile(r"(-?[0-9]+):(-?[0-9]+)")
+_BAND_SHARE = 5  # a named band is one fifth of the layers, rounded up
+
+# Models whose class generates text one way or another, but not by one causal residual stream; by the type in their configuration.
+_OTHER_STREAMS = {
+    "cpmant": "puts prompt tokens of its own before the batch's and attends to them both ways",
+    "flaubert": "has no list of whole decoder layers",
+    "prophetnet": "predicts several tokens ahead with streams laid end to end",
+    "reformer": "has two reversible residual streams",
+    "xlm": "has no list of whole decoder layers",
+    "xlnet": "is a permutation language model",
+}
+# Numbers in a configuration above which the decoder layers do not all run once, in order, on one hidden state a token.
+_LIMITS: dict[str, tuple[float, str]] = {
+    "altup_num_inputs": (1, "keeps several residual streams a token"),
+    "hc_mult": (1, "keeps several residual streams a token"),
+    "hc_count": (1, "keeps several residual streams a token"),
+    "H_cycles": (0, "runs its layers several times a forward"),
+    "loop_num_passes": (1, "runs its layers several times a forward"),
+    "layerdrop": (0, "skips layers at random"),
+    "decoder_layerdrop": (0, "skips layers at random"),
+}
 
 
 def resolve_layers(layers: str | Sequence[int], depth: int) -> list[int]:
-    """Indices of the layers that a selection means in a model of ``depth`` decoder layers.
+    """Indices, ascending, of the layers that a selection means in a model of ``depth`` decoder layers.
 
-    A string is a name or ``start:end``; a tuple of two is the band [start, end); a list holds indices. Raises ValueError
-    for the unknown, the empty, the out-of-range and the repeated.
+    A string is a name or ``start:end``; a tuple of two is the band [start, end); any other sequence of integers lists
+    indices. Raises ValueError for the unknown, the empty, the out-of-range, the repeated and the wrongly typed.
     """
-    if isinstance(layers, str) and layers in NAMED:
-        count = math.ceil(_BAND_SHARE * depth)
-        start = {"all": 0, "early": 0, "middle": (depth - count) // 2, "late": depth - count}[layers]
-        return list(range(start, depth if layers == "all" else start + count))
     if isinstance(layers, str):
-        match = _BAND.match(layers)
+        if layers in NAMED:
+            return _named_band(layers, depth)
+        match = _BAND.fullmatch(layers)
         if match is None:
             raise ValueError(f"layers: unknown '{layers}', choose from {', '.join((*NAMED, LOGITS))}, start:end, or a list")
         layers = (int(match[1]), int(match[2]))
-    if isinstance(layers, tuple) and len(layers) == 2:
-        start, end = layers
-        if not 0 <= start < end <= depth:
-            raise ValueError(f"layers: band {start}:{end} is empty or outside the model's {depth} layers (0:{depth})")
-        return list(range(start, end))
-    if not all(isinstance(index, int) for index in layers):
-        raise ValueError(f"layers: a list of indices expected, got {list(layers)}")
-    chosen = list(layers)
-    if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= index < depth for index in chosen):
-        raise ValueError(f"layers: {chosen} must name distinct layers of 0..{depth - 1}, at least one")
-    return sorted(chosen)
+    if not isinstance(layers, Sequence) or isinstance(layers, (bytes, bytearray)):
+        raise ValueError(f"layers: a name, start:end, (start, end) or a list of indices expected, got {type(layers).__name__} {layers!r}")
+    indices = [_index(value) for value in layers]
+    if isinstance(layers, tuple):
+        return _band(indices, depth)
+    if not indices:
+        raise ValueError("layers: the list is empty, nothing would be perturbed")
+    if outside := [index for index in indices if not 0 <= index < depth]:
+        raise ValueError(f"layers: {outside} lie outside 0..{depth - 1}, the model's {depth} layers")
+    if repeated := sorted({index for index in indices if indices.count(index) > 1}):
+        raise ValueError(f"layers: {repeated} are named more than once")
+    return sorted(indices)
+
+
+def _named_band(name: str, depth: int) -> list[int]:
+    count = -(-depth // _BAND_SHARE)  # in integers: 0.2 * 35 is more than 7
+    start = {"all": 0, "early": 0, "middle": (depth - count) // 2, "late": depth - count}[name]
+    return list(range(start, depth if name == "all" else start + count))
+
+
+def _band(ends: list[int], depth: int) -> list[int]:
+    if len(ends) != 2:
+        raise ValueError(f"layers: a tuple is a band (start, end), got {len(ends)} numbers; write indices as a list")
+    start, end = ends
+    if not 0 <= start < end <= depth:
+        raise ValueError(f"layers: band {start}:{end} is empty or outside the model's {depth} layers (0:{depth})")
+    return list(range(start, end))
+
+
+def _index(value: Any) -> int:
+    """An integer of any kind (NumPy's too), but no truth value."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"layers: integers expected, got {type(value).__name__} {value!r}") from None
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a Hugging Face causal language model, in order. Raises ValueError for anything else."""
+    """The decoder layers of a Hugging Face causal language model, in order.
+
+    They are the one list of the model's decoder, inside no other list, that has as many members as the configuration says
+    there are layers, all of them different and composed of other modules. Raises ValueError, naming the model's class, where
+    there is no such list, or several, and for models that are not decoder-only causal language models.
+    """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     name, config = type(model).__name__, getattr(model, "config", None)
-    if config is None or not hasattr(model, "get_output_embeddings"):
+    if config is None or not callable(getattr(model, "can_generate", None)):
         raise ValueError(f"model: {name} is not a Hugging Face model")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"model: {name} is an encoder-decoder; only decoder-only causal language models can be perturbed")
-    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
-    if not causal or (getattr(config, "is_decoder", None) is False and _bidirectional(model)):
-        raise ValueError(f"model: {name} is no decoder-only causal language model")
-    depth = getattr(config.get_text_config(), "num_hidden_layers", None)
-    found = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth and "expert" not in path
-    ]
-    found = [entry for entry in found if entry[0].count(".") == min(path.count(".") for path, _ in found)]
-    if len(found) != 1:
-        places = ", ".join(path for path, _ in found) or "none"
+    if reason := _unfit(model, config):
+        raise ValueError(f"model: {name} {reason}; only decoder-only causal language models can be perturbed")
+    depth = getattr(_text_config(config), "num_hidden_layers", None)
+    if not isinstance(depth, int):
+        raise ValueError(f"model: the configuration of {name} does not say how many layers it has (num_hidden_layers)")
+    stacks = [(path, stack) for path, stack in _outermost_lists(_decoder(model)) if len(stack) == depth and _is_stack(stack)]
+    if len(stacks) != 1:
+        places = ", ".join(path for path, _ in stacks) or "none"
         raise ValueError(f"model: cannot tell the {depth} decoder layers of {name} (candidates: {places})")
-    return found[0][1]
+    return stacks[0][1]
 
 
-def _bidirectional(model: nn.Module) -> bool:
-    """Encoders that carry a causal head (BERT's kin) say in their configuration that they are not decoders."""
-    return any(module.__class__.__name__.endswith("Encoder") for module in model.modules())
+def _unfit(model: nn.Module, config: Any) -> str | None:
+    """Why a model is not a decoder-only causal language model whose layers all run once a forward; None if nothing says so."""
+    text = _text_config(config)
+    if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
+        return "is an encoder-decoder"
+    if not model.can_generate():  # type: ignore[operator]
+        return "is not a causal language model"
+    if reason := _OTHER_STREAMS.get(getattr(text, "model_type", "")):
+        return reason
+    if getattr(text, "is_decoder", None) is False and _has_encoder(model):
+        return "is an encoder (its configuration says is_decoder=False)"
+    if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
+        return "attends both ways (its configuration says use_bidirectional_attention)"
+    if getattr(text, "cross_attention_layers", None):
+        return "skips its cross-attention layers when there is no image"
+    for field, (limit, reason) in _LIMITS.items():
+        value = getattr(text, field, None)
+        if isinstance(value, (int, float)) and value > limit:
+            return f"{reason} (its configuration says {field}={value})"
+    return None
+
+
+def _text_config(config: Any) -> Any:
+    """The part of a configuration that describes the text decoder, or all of it."""
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "get_text_config"):
+        return config
+    return config.get_text_config(decoder=True)
+
+
+def _has_encoder(model: nn.Module) -> bool:
+    """BERT and its kin hold their layers in an encoder even where they carry a causal head."""
+    return any(type(module).__name__.endswith("Encoder") for module in model.modules())
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    """The text decoder inside a model, away from vision or audio towers; the model itself if it tells no decoder with lists."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    inside = any(module is decoder for module in model.modules())
+    return decoder if inside and any(_outermost_lists(decoder)) else model
+
+
+def _outermost_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Every module list that lies in no other (never experts, nor parts of a layer) and in no part of another model, with its path."""
+    config = getattr(root, "config", None)
+    kind = object if config is None else type(config)
+    waiting = [("", root)]
+    while waiting:
+        path, module = waiting.pop()
+        if isinstance(module, nn.ModuleList):
+            yield path, module
+        elif isinstance(getattr(module, "config", None), (kind, type(None))):  # a tower inside has a configuration of another class
+            waiting += [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+
+
+def _is_stack(modules: nn.ModuleList) -> bool:
+    """Whether a list can hold decoder layers: distinct modules, each made of others (no row of norms or projections)."""
+    distinct = len({id(module) for module in modules}) == len(modules)
+    return distinct and all(any(True for _ in module.children()) for module in modules)

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .layers import LOGITS, decoder_layers, resolve_layers
-from .streams import FIELD_BITS, normal, row_keys
+from .streams import FIELD_BITS, check_fields, normals, row_keys
 
 _LOGITS_KEY = (1 << FIELD_BITS["layer"]) - 1
-_CHUNK = 1 << 15  # elements of noise made at a time on a CPU: the scratch stays in the second-level cache
 
 
 @dataclass
@@ -34,17 +33,18 @@ class _Active:
     attention_mask: Tensor | None
     positions: Tensor | None
     shape: torch.Size | None = None  # (batch, tokens), once the first forward has shown it
-    keys: Tensor = field(default_factory=lambda: torch.empty(0))  # (layers, rows, 4) int32
+    rows: Tensor = field(default_factory=lambda: torch.empty(0))  # (2, rows) int64: sequence id and position of every token
     valid: Tensor = field(default_factory=lambda: torch.empty(0))  # (rows,) bool
     noise_square: dict[int, Tensor] = field(default_factory=dict)
     hidden_square: dict[int, Tensor] = field(default_factory=dict)
+    backward: bool = False  # whether a backward of the noise ran inside
 
     def same_draw(self, other: _Active) -> bool:
         """Whether both blocks give the same noise: a block may be left and entered again for the backward."""
-        return self is other or (self.shape == other.shape and torch.equal(self.keys, other.keys))
+        return self is other or (self.shape == other.shape and self.update == other.update and torch.equal(self.rows, other.rows))
 
-    def prepare(self, shape: torch.Size, seed: int, layers: list[int], device: torch.device) -> None:
-        """Make the keys for a forward of ``shape``. Raises ValueError for arguments that do not fit it."""
+    def prepare(self, shape: torch.Size, device: torch.device) -> None:
+        """Name the tokens of a forward of ``shape``. Raises ValueError for arguments that do not fit it."""
         ids, positions = self.sequence_ids, self.positions
         if ids.is_floating_point() or ids.shape not in (shape, shape[:1]):
             raise ValueError(f"sequence_ids: integers {tuple(shape[:1])} or {tuple(shape)} expected, got {ids.dtype} {tuple(ids.shape)}")
@@ -57,9 +57,15 @@ class _Active:
         if positions is None:
             positions = valid.long().cumsum(-1) - 1
         rows = ids.unsqueeze(-1).expand(shape) if ids.dim() == 1 else ids
-        flat = positions.clamp(min=0).reshape(-1).long().to(device)  # padding before the first token borrows its key
-        self.keys = row_keys(seed, self.update, rows.reshape(-1).long().to(device), flat, layers)
+        positions = positions.clamp(min=0)  # padding before the first token borrows its key
+        self.rows = torch.stack([rows.reshape(-1).long().to(device), positions.reshape(-1).long().to(device)])
+        check_fields(self.update, *self.rows)
         self.valid, self.shape = valid.reshape(-1).to(device), shape
+
+    def keys(self, seed: int, layer: int, device: torch.device) -> Tensor:
+        """(rows, 4) int32 of one layer, made anew each time: kept for all layers, they would be the largest thing here."""
+        ids, positions = self.rows.to(device)
+        return row_keys(seed, self.update, ids, positions, layer)
 
 
 class _Origins:
@@ -108,6 +114,7 @@ class LayerwisePerturbation:
         std_max: float = 1.0,
         seed: int = 0,
     ) -> None:
+        model = getattr(model, "_orig_mod", model)  # of torch.compile: hooks belong on the model itself
         modules = decoder_layers(model)
         self.layers: list[int | str] = [LOGITS] if layers == LOGITS else list(resolve_layers(layers, len(modules)))
         sizes = self._sizes(std, std_min, std_max)
@@ -119,6 +126,8 @@ class LayerwisePerturbation:
         self._active: _Active | None = None  # inside a block
         self._last: _Active | None = None  # the block before
         self._origins: dict[int, _Origins] = {}
+        # A compiled model calls it as it stands: what it decides changes with every block.
+        self._act: Any = torch.compiler.disable(self._perturb)
         if any(sizes):
             wide = torch.promote_types(parameter.dtype, torch.float32)
             logs = torch.tensor([math.log(size) for size in sizes], dtype=wide, device=parameter.device)
@@ -151,15 +160,15 @@ class LayerwisePerturbation:
         if self._active is not None and getattr(output, "loss", None) is not None:
             raise RuntimeError("perturbation: the model computed a loss from unperturbed logits; pass no labels")
         if isinstance(output, tuple):
-            return (self._perturb(0, output[0]), *output[1:])
-        output.logits = self._perturb(0, output.logits)
+            return (self._act(0, output[0]), *output[1:])
+        output.logits = self._act(0, output.logits)
         return output
 
     def _pre_hook(self, row: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
-                return (self._perturb(row, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": self._perturb(row, kwargs["hidden_states"])}
+                return (self._act(row, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": self._act(row, kwargs["hidden_states"])}
 
         return hook
 
@@ -180,11 +189,12 @@ class LayerwisePerturbation:
             return
         if not self._handles:
             raise RuntimeError("active: detached from the model, nothing would be perturbed")
-        self._active = _Active(update, sequence_ids, attention_mask, positions)
+        self._active = context = _Active(update, sequence_ids, attention_mask, positions)
         try:
             yield self
+            self._check_acted(context)
         finally:
-            self._last, self._active = self._active, None
+            self._last, self._active = context, None
 
     def _perturb(self, row: int, hidden: Tensor) -> Tensor:
         context = self._active
@@ -198,15 +208,33 @@ class LayerwisePerturbation:
             origins.record(hidden, context)
         if context is None:
             return hidden
+        if hidden.dim() != 3:
+            raise ValueError(f"model: hidden states (batch, tokens, channels) expected, got {tuple(hidden.shape)}")
         assert self._log_std is not None
         if context.shape is None:
-            indices = [_LOGITS_KEY] if self.layers == [LOGITS] else [int(index) for index in self.layers]
-            context.prepare(hidden.shape[:2], self.seed, indices, hidden.device)
+            context.prepare(hidden.shape[:2], hidden.device)
         if hidden.shape[:2] != context.shape:
             raise ValueError(f"sequence_ids: a forward of {tuple(hidden.shape[:2])} tokens in a block for {tuple(context.shape or ())}")
-        log_std = self._log_std[row].to(torch.promote_types(hidden.dtype, torch.float32))
-        result, context.noise_square[row], context.hidden_square[row] = _AddNoise.apply(hidden, log_std, context.keys[row], context.valid)
+        # A model's layers may lie on several devices.
+        log_std = self._log_std[row].to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
+        layer = _LOGITS_KEY if self.layers == [LOGITS] else int(self.layers[row])
+        keys, valid = context.keys(self.seed, layer, hidden.device), context.valid.to(hidden.device)
+        result, context.noise_square[row], context.hidden_square[row] = _AddNoise.apply(hidden, log_std, keys, valid, self)
         return result  # type: ignore[no-any-return]
+
+    def _saw_backward(self) -> None:
+        """Called by the backward of the noise."""
+        if self._active is not None:
+            self._active.backward = True
+
+    def _check_acted(self, context: _Active) -> None:
+        """A block in which the hooks did not run is a mistake, never a silent no-op: a model compiled before the attachment, say."""
+        missed = [layer for row, layer in enumerate(self.layers) if row not in context.noise_square]
+        if missed and not context.backward:
+            which = "no layer was" if len(missed) == len(self.layers) else f"layers {missed} were not"
+            raise RuntimeError(
+                f"active: {which} perturbed in this block: run a forward of the attached model inside (attach before compiling)"
+            )
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The s_l, one vector; nothing when off or not learnable."""
@@ -250,7 +278,7 @@ class LayerwisePerturbation:
         squares: dict[int, Tensor] = getattr(context, name) if context is not None else {}
         if len(squares) != len(self.layers):
             return torch.zeros(len(self.layers))
-        return torch.stack([squares[row] for row in range(len(self.layers))]).sqrt()
+        return torch.stack([squares[row].to(squares[0].device) for row in range(len(self.layers))]).sqrt()
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -284,40 +312,46 @@ class _AddNoise(torch.autograd.Function):
     """hidden + exp(log_std) ε, with ε drawn again in the backward: ∂loss/∂s = σ Σ(g ⊙ ε)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, log_std: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, log_std: Tensor, keys: Tensor, valid: Tensor, owner: LayerwisePerturbation
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(log_std, keys)
+        ctx.owner = owner
         flat = hidden.reshape(-1, hidden.shape[-1])
-        result = torch.empty_like(flat)
-        std = log_std.exp()
-        added = log_std.new_empty(flat.shape[0])
-        present = log_std.new_empty(flat.shape[0])
-        for rows in _chunks(flat):
-            before = flat[rows].to(log_std.dtype)
-            noise = normal(keys[rows], flat.shape[1]).to(log_std.dtype)
-            result[rows] = torch.addcmul(before, noise, std)
-            torch.sum((result[rows].to(log_std.dtype) - before).square_(), -1, out=added[rows])
-            torch.sum(before.square(), -1, out=present[rows])
+        result, std = torch.empty_like(flat), log_std.exp()
+        norms = log_std.new_empty(2, flat.shape[0])
+        for rows, drawn in _draws(flat, keys):
+            before, noise = flat[rows].to(log_std.dtype), drawn.to(log_std.dtype)
+            if result.dtype is log_std.dtype:
+                torch.addcmul(before, noise, std, out=result[rows])
+            else:
+                result[rows] = torch.addcmul(before, noise, std)
+            torch.sub(result[rows], before, out=noise)  # what was really added, after rounding
+            torch.linalg.vector_norm(noise, dim=-1, out=norms[0, rows])
+            torch.linalg.vector_norm(before, dim=-1, out=norms[1, rows])
         count = valid.sum().clamp(min=1) * flat.shape[1]
-        squares = [torch.where(valid, x, torch.zeros_like(x)).sum() / count for x in (added, present)]
-        ctx.mark_non_differentiable(*squares)
-        return result.view_as(hidden), squares[0], squares[1]
+        squares = torch.where(valid, norms.square_(), norms.new_zeros(())).sum(-1) / count
+        added, present = squares.unbind()
+        ctx.mark_non_differentiable(added, present)
+        return result.view_as(hidden), added, present
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         log_std, keys = ctx.saved_tensors
+        ctx.owner._saw_backward()
         if not ctx.needs_input_grad[1]:
-            return grad, None, None, None
+            return grad, None, None, None, None
         flat = grad.reshape(-1, grad.shape[-1])
         # One sum per token and the rest in float64: the total then hardly depends on how tokens are split into batches.
         dots = torch.empty(flat.shape[0], dtype=torch.float64, device=grad.device)
-        for rows in _chunks(flat):
-            noise = normal(keys[rows], flat.shape[1]).to(log_std.dtype)
-            dots[rows] = torch.linalg.vecdot(flat[rows].to(log_std.dtype), noise).double()
-        return grad, (dots.sum() * log_std.double().exp()).to(log_std.dtype), None, None
+        for rows, drawn in _draws(flat, keys):
+            dots[rows] = torch.linalg.vecdot(flat[rows].to(log_std.dtype), drawn.to(log_std.dtype)).double()
+        return grad, (dots.sum() * log_std.double().exp()).to(log_std.dtype), None, None, None
 
 
-def _chunks(flat: Tensor) -> Iterator[slice]:
-    """Row slices of about ``_CHUNK`` elements on a CPU; everything at once elsewhere."""
-    rows = flat.shape[0] if flat.device.type != "cpu" else max(1, _CHUNK // flat.shape[1])
-    for start in range(0, flat.shape[0], rows):
-        yield slice(start, start + rows)
+def _draws(flat: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows of ``flat`` (rows, channels) with the noise of each; the noise lives until the next."""
+    source = normals(flat.shape[1], flat.shape[0], flat.device)
+    for start in range(0, flat.shape[0], source.rows):
+        rows = slice(start, start + source.rows)
+        yield rows, source.draw(keys[rows])

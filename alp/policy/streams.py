@@ -2,17 +2,18 @@
 
 Two stages. (1) Each (update, sequence, layer, position) is one 128-bit counter of Philox4x32-10 keyed by the run seed. The
 fields fill the counter without overlap (position 32 bits, layer 16, update 32, sequence 48) and Philox is a bijection of
-the counter, so distinct rows have distinct 128-bit row keys: there are no collisions to bound. (2) Within a row, word j is
-a 32-bit integer hash of j with the four key words mixed in between its multiplications, and words j and j + half make two
-normals by Box-Muller. The largest value is 6.7 standard deviations (a uniform is never below 2^-32).
+the counter, so distinct rows have distinct 128-bit row keys: there are no collisions to bound. (2) Within a row, a channel's
+word is a hash of its number with the four key words mixed in: two rounds of fold and multiply. Words j and j + half make two
+normals by Box-Muller. The largest value is 6.6 standard deviations (a uniform is never below 2^-31).
 
 Philox: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Integer arithmetic in torch
-wraps, which is what both stages need; torch has no unsigned shift, hence the masks.
+wraps, which is what both stages need.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -22,27 +23,29 @@ _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_LANES = 32  # rows are padded to whole vectors, so that a value never depends on its place in memory
+_WORDS_SEED = 0x616C70  # keys the table of channel words: any constant does
+_MIX = (0x7FEB352D, 0x846CA68B - (1 << 32))  # multipliers of the two hash rounds, as int32
+_CHUNK = 1 << 17  # elements drawn at a time on a CPU: the scratch stays in the caches, and an operation outweighs its dispatch
+_SHARE = 1 << 15  # elements that torch gives a thread at least
+_local = threading.local()
 
 
-def row_keys(seed: int, update: int, sequence_ids: Tensor, positions: Tensor, layers: list[int]) -> Tensor:
-    """Keys (layers, rows, 4) int32 of rows given as flat int64 ``sequence_ids`` and ``positions`` (rows,).
-
-    Raises ValueError where a field does not fit its width.
-    """
+def check_fields(update: int, sequence_ids: Tensor, positions: Tensor) -> None:
+    """Raises ValueError where a field of a key does not fit its width."""
+    if not 0 <= update < 1 << FIELD_BITS["update"]:
+        raise ValueError(f"update {update} must lie in [0, 2^{FIELD_BITS['update']})")
     for name, values in (("sequence", sequence_ids), ("position", positions)):
         if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < 1 << FIELD_BITS[name]):
             raise ValueError(f"{name} ids must lie in [0, 2^{FIELD_BITS[name]})")
-    for name, value in [("update", update), *(("layer", layer) for layer in layers)]:
-        if not 0 <= value < 1 << FIELD_BITS[name]:
-            raise ValueError(f"{name} {value} must lie in [0, 2^{FIELD_BITS[name]})")
-    shape = (len(layers), sequence_ids.numel())
-    depth = torch.tensor(layers, dtype=torch.int64, device=sequence_ids.device).unsqueeze(1)
+
+
+def row_keys(seed: int, update: int, sequence_ids: Tensor, positions: Tensor, layer: int) -> Tensor:
+    """Keys (rows, 4) int32 of rows given as flat int64 ``sequence_ids`` and ``positions`` (rows,), fields that fit."""
     counter = [
-        positions.expand(shape),
-        (sequence_ids & _LOW).expand(shape),
-        (sequence_ids >> 32) | (depth << 16),
-        torch.full(shape, update, dtype=torch.int64, device=sequence_ids.device),
+        positions,
+        sequence_ids & _LOW,
+        (sequence_ids >> 32) | (layer << 16),
+        torch.full_like(positions, update),
     ]
     return torch.stack(philox(counter, seed), dim=-1).to(torch.int32)
 
@@ -63,35 +66,48 @@ def philox(counter: list[Tensor], seed: int) -> list[Tensor]:
     return [a, b, c, d]
 
 
-def normal(keys: Tensor, channels: int) -> Tensor:
-    """Standard normals (rows, channels) float32 of row keys (rows, 4) int32.
+class Normals:
+    """Draws rows of standard normals into memory of its own: no allocation from draw to draw."""
 
-    Row r, channel c depends on keys[r] and c alone.
-    """
-    half = -(-channels // (2 * _LANES)) * _LANES
-    words = torch.arange(2 * half, dtype=torch.int32, device=keys.device) * _signed(_WEYL[0])
-    x = words + keys[:, 0:1]
-    scratch = torch.empty_like(x)
-    _fold(x, scratch, 16).mul_(0x7FEB352D).add_(keys[:, 1:2])
-    _fold(x, scratch, 15).mul_(_signed(0x846CA68B)).add_(keys[:, 2:3])
-    _fold(x, scratch, 16).mul_(_signed(0x9E3779B1)).add_(keys[:, 3:4])
-    _fold(x, scratch, 15)
-    first, second = x[:, :half], x[:, half:]
-    radius = first.bitwise_and(0x7FFFFFFF).to(torch.float32).mul_(2.0**-31).add_(2.0**-32)
-    radius.log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
-    angle = second.to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
-    out = torch.empty(x.shape, dtype=torch.float32, device=keys.device)
-    torch.cos(angle, out=out[:, :half]).mul_(radius)
-    torch.sin(angle, out=out[:, half:]).mul_(radius)
-    return out[:, :channels]
+    def __init__(self, channels: int, rows: int, device: torch.device) -> None:
+        half = -(-channels // 2)
+        self.channels, self.rows, self.device = channels, rows, device
+        number = torch.arange(2 * half, dtype=torch.int64, device=device)
+        zero = torch.zeros_like(number)
+        # Channel words without structure: with evenly spaced ones, rows whose keys differ by a multiple of the spacing would
+        # hold shifted copies of one another.
+        self._words = philox([number, zero, zero, zero], _WORDS_SEED)[0].to(torch.int32).view(2, 1, half)
+        self._x = torch.empty(2, rows, half, dtype=torch.int32, device=device)
+        self._scratch = torch.empty_like(self._x)
+        self._out = torch.empty(rows, 2 * half, device=device)
+
+    def draw(self, keys: Tensor) -> Tensor:
+        """(n, channels) float32 of row keys (n, 4) int32, n at most ``rows``; overwritten by the next draw.
+
+        Row r, channel c depends on keys[r], c and the number of channels alone, whatever other rows are drawn with it.
+        """
+        count, half = keys.shape[0], self._x.shape[2]
+        x, scratch, out = self._x[:, :count], self._scratch[:, :count], self._out[:count]
+        torch.add(self._words, keys[:, 0:1], out=x)
+        # x ^ (x >> bits) with the arithmetic shift: its missing bit costs nothing here, a logical one would cost an operation.
+        x.bitwise_xor_(torch.bitwise_right_shift(x, 16, out=scratch)).mul_(_MIX[0]).add_(keys[:, 1:2])
+        x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=scratch)).mul_(_MIX[1])
+        radius, angle = scratch.view(torch.float32)
+        # Odd words are never 0, so the logarithm is finite: radius = sqrt(-ln u^2), u uniform on [-1, 1].
+        radius.copy_(x[0].add_(keys[:, 2:3]).bitwise_or_(1)).mul_(2.0**-31)
+        radius.mul_(radius).log_().neg_().sqrt_()
+        angle.copy_(x[1].add_(keys[:, 3:4])).mul_(2.0 * math.pi * 2.0**-32)
+        torch.cos(angle, out=out[:, :half]).mul_(radius)
+        torch.sin(angle, out=out[:, half:]).mul_(radius)
+        return out[:, : self.channels]
 
 
-def _fold(x: Tensor, scratch: Tensor, bits: int) -> Tensor:
-    """x ^= x >>> bits, with the logical shift torch lacks for int32."""
-    torch.bitwise_right_shift(x, bits, out=scratch).bitwise_and_((1 << (32 - bits)) - 1)
-    return x.bitwise_xor_(scratch)
-
-
-def _signed(word: int) -> int:
-    """A 32-bit word as the int32 of the same bits."""
-    return word - (1 << 32) if word >= 1 << 31 else word
+def normals(channels: int, rows: int, device: torch.device) -> Normals:
+    """Something to draw at most ``rows`` rows at a time from (fewer on a CPU, where its memory is kept for the next caller)."""
+    if device.type != "cpu":
+        return Normals(channels, max(rows, 1), device)
+    most = max(1, max(_CHUNK, torch.get_num_threads() * _SHARE) // channels)
+    kept: Normals | None = getattr(_local, "normals", None)
+    if kept is None or kept.channels != channels or not (min(rows, most) <= kept.rows <= most):
+        kept = _local.normals = Normals(channels, min(max(rows, 1), most), device)
+    return kept

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from alp.policy import LayerwisePerturbation
 
@@ -55,7 +55,27 @@ def qwen2(dtype: torch.dtype = torch.float32, *, layers: int = LAYERS) -> Qwen2F
         return Qwen2ForCausalLM(config).to(dtype).train()
 
 
+def gpt_neox(dtype: torch.dtype = torch.float64, *, layers: int = LAYERS) -> GPTNeoXForCausalLM:
+    """A random GPT-NeoX: parallel residual branches, rotary positions, float64 throughout where `dtype` says so."""
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,
+        attn_implementation="sdpa",  # the eager softmax is float32
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        return GPTNeoXForCausalLM(config).to(dtype).train()
+
+
 BUILDERS = {"gpt2": gpt2, "qwen2": qwen2}
+EXACT = {"gpt2": gpt2, "gpt_neox": gpt_neox}  # float64 from end to end, norms included
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Gradients under the perturbation: batching, finite differences, checkpointing, and where the backward pass runs."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from alp.policy import LayerwisePerturbation
+from alp.policy import LayerwisePerturbation, log_ratio, policy_loss
 
+from . import reference
 from .models import (
     BUILDERS,
+    EXACT,
     HIDDEN,
     Batch,
     active,
@@ -18,6 +21,7 @@ from .models import (
     flat,
     gpt2,
     gradients,
+    logits_of,
     loss_of,
     nudge,
     relative_gap,
@@ -25,38 +29,44 @@ from .models import (
 )
 
 both_models = pytest.mark.parametrize("name", sorted(BUILDERS))
+LEVELS = reference.LEVELS
 either_checkpoint = pytest.mark.parametrize("reentrant", [True, False])
-EIGHT = list(range(8))
+EIGHT, SIXTEEN = list(range(8)), list(range(16))
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("gpt2", 1e-12), ("qwen2", 1e-5)])
+@pytest.mark.parametrize(("name", "tolerance"), [("gpt2", 1e-12), ("gpt_neox", 1e-12), ("qwen2", 1e-5), ("gpt2 in float32", 1e-5)])
 @pytest.mark.parametrize("layers", ["all", "logits", (1, 3)])
 def test_gradients_do_not_depend_on_the_batching(name: str, tolerance: float, layers: Any) -> None:
     """Noise keyed by the row or column of a tensor: micro-batches, order, side and width of the padding."""
-    model = BUILDERS[name]()
+    family, _, single = name.partition(" in ")
+    model = (BUILDERS | EXACT)[family](torch.float32) if single else (BUILDERS | EXACT)[family]()
     perturbation = LayerwisePerturbation(model, layers=layers, std=0.2)
-    weights, trained = gradients(model, perturbation, [collate(EIGHT)])
+    weights, trained = gradients(model, perturbation, [collate(SIXTEEN)])
     assert trained.norm() > 0
+    mixed = [11, 3, 7, 1, 15, 0, 2, 6, 12, 5, 4, 9, 14, 8, 13, 10]
     splits: dict[str, list[Batch]] = {
-        "two of four": [collate(EIGHT[:4]), collate(EIGHT[4:])],
-        "eight of one": [collate([i]) for i in EIGHT],
-        "shuffled": [collate([3, 7, 1, 0]), collate([2, 6, 5, 4])],
-        "left": [collate(EIGHT, side="left")],
-        "left, wider": [collate(EIGHT[:4], side="left", width=13), collate(EIGHT[4:], width=11)],
+        "four of four": [collate(SIXTEEN[i : i + 4]) for i in range(0, 16, 4)],
+        "sixteen of one": [collate([i]) for i in SIXTEEN],
+        "shuffled": [collate(mixed)],
+        "shuffled, four of four": [collate(mixed[i : i + 4]) for i in range(0, 16, 4)],
+        "left": [collate(SIXTEEN, side="left")],
+        "wider": [collate(SIXTEEN, width=17)],
+        "left, wider": [collate(SIXTEEN[:8], side="left", width=13), collate(SIXTEEN[8:], width=11)],
     }
     for what, batches in splits.items():
         w, s = gradients(model, perturbation, batches)
         assert relative_gap(w, weights) < tolerance, what
         assert relative_gap(s, trained) < tolerance, what
-    other = gradients(model, perturbation, [collate(EIGHT)], update=6)
+    other = gradients(model, perturbation, [collate(SIXTEEN)], update=6)
     assert relative_gap(other[0], weights) > 1e-3
     assert relative_gap(other[1], trained) > 1e-3
 
 
+@pytest.mark.parametrize("name", sorted(EXACT))
 @pytest.mark.parametrize("layers", ["all", "logits", [0, 2]])
-def test_gradient_of_the_scales_is_the_finite_difference(layers: Any) -> None:
+def test_gradient_of_the_scales_is_the_finite_difference(name: str, layers: Any) -> None:
     """A missing factor sigma, a gradient of another draw, or one layer's gradient in another's place."""
-    model, batch = gpt2(), collate(EIGHT)
+    model, batch = EXACT[name](), collate(EIGHT)
     perturbation = LayerwisePerturbation(model, layers=layers, std=0.1)
     for index in range(perturbation.std.numel()):
         nudge(perturbation, index, 0.3 * index)
@@ -71,6 +81,68 @@ def test_gradient_of_the_scales_is_the_finite_difference(layers: Any) -> None:
         nudge(perturbation, index, step)
         slopes.append((values[0] - values[1]) / (2 * step))
     assert relative_gap(trained, torch.tensor(slopes, dtype=torch.float64)) < 1e-7
+
+
+def plain_loss(ratio: float, advantage: float) -> float:
+    """One token's loss at clip 0.5 / 3.0 and dual clip 3 (specification section 3)."""
+    clipped = min(max(ratio, 0.5), 4.0)
+    if advantage >= 0:
+        return -min(ratio * advantage, clipped * advantage)
+    return min(-3.0 * advantage, max(-ratio * advantage, -clipped * advantage))
+
+
+@pytest.mark.parametrize("name", sorted(EXACT))
+@pytest.mark.parametrize("level", LEVELS)
+def test_gradient_of_the_scales_through_the_policy_loss(name: str, level: str) -> None:
+    """The chain from s_l over log-probs, ratio and clip to the loss, at every level of the ratio.
+
+    The stop-gradients of the specification are constants of the finite difference: the aggregate A_t and sg[log p_t] are
+    taken at the unmoved s, and log r_t = A_t + log p_t(s) - sg[log p_t] is followed in plain Python.
+    """
+    model, batch = EXACT[name](), collate(EIGHT)
+    perturbation = LayerwisePerturbation(model, std=0.1)
+    mask = (batch.attention_mask[:, 1:] * batch.attention_mask[:, :-1]).bool()
+    mask[:, 3] = False  # a hole: tool output
+    turns = (torch.arange(mask.shape[1]) >= 3).long().expand(mask.shape)
+    advantages = torch.linspace(-1.3, 1.7, len(EIGHT), dtype=torch.float64)
+
+    def log_probs() -> Tensor:
+        every = logits_of(model, batch)[:, :-1].log_softmax(-1)
+        return every.gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+
+    with torch.no_grad(), active(perturbation, batch):
+        centre = log_probs()
+    generator = torch.Generator().manual_seed(12)
+    spread = 0.9 if level == "token" else 0.3
+    rollout = centre + spread * torch.randn(centre.shape, generator=generator, dtype=torch.float64)
+    with active(perturbation, batch):
+        ratio = log_ratio(log_probs(), rollout, mask, level=level, turn_ids=turns if level == "turn" else None)
+        loss, figures = policy_loss(ratio, advantages, mask, clip_low=0.5, clip_high=3.0, dual_clip=3.0)
+        loss.backward()
+    trained = flat([parameter.grad for parameter in scales(perturbation) if parameter.grad is not None])
+
+    aggregates = reference.log_ratio(centre.tolist(), rollout.tolist(), mask.tolist(), level, turns.tolist()).values
+
+    def followed() -> float:
+        with torch.no_grad(), active(perturbation, batch):
+            now = log_probs()
+        total = 0.0
+        for b, t in mask.nonzero().tolist():
+            moved = aggregates[b][t] + float(now[b, t] - centre[b, t])
+            total += plain_loss(math.exp(moved), float(advantages[b]))
+        return total / int(mask.sum())
+
+    assert followed() == pytest.approx(float(loss.detach()), rel=1e-9)
+    assert level != "token" or 0 < sum(figures.values()) < 1, "some tokens are clipped, not all"
+    step, slopes = 1e-5, []
+    for index in range(trained.numel()):
+        nudge(perturbation, index, step)
+        above = followed()
+        nudge(perturbation, index, -2 * step)
+        below = followed()
+        nudge(perturbation, index, step)
+        slopes.append((above - below) / (2 * step))
+    assert relative_gap(trained, torch.tensor(slopes, dtype=torch.float64)) < 1e-6
 
 
 @pytest.mark.parametrize("layers", ["all", "logits"])
