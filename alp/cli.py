@@ -21,6 +21,7 @@ _SUMMARIES = {
     "figures": "figures of a grid",
     "track": "every finished run of a grid, with its evaluation, into MLflow (what is there already is left alone)",
     "report": "one page with every table and figure of a grid",
+    "diagnose": "ratios and mismatch of log-probs that another trainer dumped",
     "methods": "the presets as a table: what each really does",
 }
 
@@ -176,6 +177,12 @@ def _report(loaded: Any) -> str:
     return str(grid.load(loaded.grid).folder(loaded.results) / "report.html")
 
 
+def _diagnose(loaded: Any) -> str:
+    from alp.analysis.diagnose import diagnose
+
+    return diagnose(loaded)
+
+
 _CALLS: dict[str, Callable[[Any], str]] = {
     "prepare": _prepare,
     "pretrain": _pretrain,
@@ -185,6 +192,7 @@ _CALLS: dict[str, Callable[[Any], str]] = {
     "figures": _figures,
     "track": _track,
     "report": _report,
+    "diagnose": _diagnose,
 }
 
 

@@ -53,7 +53,8 @@ def json_line(value: dict[str, Any]) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_files(folder: Path, pattern: str) -> str:

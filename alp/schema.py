@@ -299,6 +299,28 @@ class GridConfig(Strict):
     results: str
 
 
+class DumpFields(Strict):
+    """What each field of a dump is called in the file; all but the first three may be absent."""
+
+    old_log_probs: str
+    rollout_log_probs: str
+    response_mask: str
+    log_probs: str
+    perturbed_log_probs: str
+    advantages: str
+    step: str
+    turn_ids: str
+
+
+class DiagnoseConfig(Strict):
+    """``input`` is a .jsonl, .parquet or .npz file (docs/diagnose.md); ``output`` a folder, results/diagnose/<its stem> without one."""
+
+    input: str | None
+    output: str | None
+    fields: DumpFields
+    threads: Positive  # of torch: the last digits of a sum depend on it
+
+
 VERBS: dict[str, type[Strict]] = {
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
@@ -308,4 +330,5 @@ VERBS: dict[str, type[Strict]] = {
     "figures": GridConfig,
     "track": GridConfig,
     "report": GridConfig,
+    "diagnose": DiagnoseConfig,
 }

@@ -99,7 +99,7 @@ def test_planning_verbs_import_no_torch() -> None:
 def test_help_version_and_cfg(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"alp {__version__}\n"
-    for verb in ("prepare", "pretrain", "train", "evaluate", "aggregate", "figures", "track", "report", "methods"):
+    for verb in ("prepare", "pretrain", "train", "evaluate", "aggregate", "figures", "track", "report", "diagnose", "methods"):
         assert main([verb, "--help"]) == 0
         assert f"alp {verb}" in capsys.readouterr().out
     assert main(["train", "method=seq_alp", "trainer.seed=7", "--cfg", "job"]) == 0

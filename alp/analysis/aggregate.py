@@ -31,6 +31,12 @@ CONTROL_COLUMNS = [
     "method", "control", "changed", "accuracy_mean", "control_mean", "difference", "difference_low", "difference_high",
     "gain_over_grpo", "gain_low", "gain_high",
 ]
+_TEXT = ("Method", "Ratio", "Level", "Reference", "Control", "Differs in", "Range", "Quantity", "Reads as", "Remark")  # set left
+_TEX = (  # plain text, its underscores escaped already, and what pdflatex knows
+    ("π\\_θ,δ", r"$\pi_{\theta,\delta}$"), ("π\\_θ", r"$\pi_\theta$"), ("π\\_old", r"$\pi_{\mathrm{old}}$"), ("μ", r"$\mu$"),
+    ("σ₀", r"$\sigma_0$"), ("σ", r"$\sigma$"), ("Π", r"$\prod$"), ("r²", "$r^2$"), ("∞", r"$\infty$"), ("<", "$<$"),
+    ("−", "$-$"), ("–", "--"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
+)
 # fmt: on
 
 
@@ -292,7 +298,7 @@ def to_latex(table: Table) -> str:
 
 
 def _is_text(table: Table, column: int) -> bool:
-    return table.shown_columns[column] in ("Method", "Ratio", "Reference", "Control", "Differs in")
+    return table.shown_columns[column] in _TEXT
 
 
 def _exact(cell: Cell) -> str:
@@ -304,9 +310,10 @@ def _exact(cell: Cell) -> str:
 
 
 def _tex(text: str) -> str:
-    for plain, command in (("σ₀", r"$\sigma_0$"), ("σ", r"$\sigma$"), ("−", "$-$"), ("–", "--"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
+    text = text.replace("_", r"\_")
+    for plain, command in _TEX:
         text = text.replace(plain, command)
-    return text.replace("_", r"\_").replace(r"\sigma\_0", r"\sigma_0")
+    return text
 
 
 def _number(value: Cell, digits: int, *, signed: bool = False) -> str:

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from alp.analysis import passk, plots, runs, statistics
@@ -19,7 +18,6 @@ from alp.analysis.runs import ArmRuns, Floats, Results
 from alp.analysis.statistics import Interval
 from alp.grid import Grid
 
-FAN = (("q001", "q999", 0.16), ("q01", "q99", 0.2), ("q05", "q95", 0.25), ("q25", "q75", 0.35))  # opacities add up inwards
 BINS = 12
 Looks = dict[str, Look]
 
@@ -198,10 +196,7 @@ def ratio_quantiles(loaded: Results, looks: Looks) -> Figure:
         part.supylabel("log-ratio, nats", fontsize=8.5)
         part.suptitle(title if arms[0].ratio_level == "token" else f"{title}, summed over the sequence", fontsize=9)
     parts[-1].supxlabel("step (rollout batch)", fontsize=8.5)
-    inward = [sum(opacity for *_, opacity in FAN[: place + 1]) for place in range(len(FAN))]
-    names = ("0.1–99.9 %", "1–99 %", "5–95 %", "25–75 %")
-    handles = [Patch(color="#444444", alpha=opacity, linewidth=0, label=name) for opacity, name in zip(inward, names, strict=True)]
-    plots.legend_below(figure, [*handles, Line2D([], [], color="#444444", linewidth=1.1, label="median")], columns=5)
+    plots.legend_below(figure, plots.fan_handles(), columns=5)
     return figure
 
 
@@ -210,21 +205,17 @@ def _fan(axes: Axes, arm: ArmRuns, look: Look) -> list[Floats]:
     prefix = f"ratio/{arm.ratio_level}/log_"
     axes.set_title(look.label, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    steps, median = arm.series(prefix + "q50")
-    if not steps.size:
+    if not arm.series(prefix + "q50")[0].size:
         plots.empty(axes, "not logged")
         return []
-    axes.plot(steps, np.nanmean(median, axis=0), color=look.colour, linewidth=1.1)
-    outer: list[Floats] = []
-    for low, high, opacity in FAN:
-        (steps, below), (_, above) = arm.series(prefix + low), arm.series(prefix + high)
-        if steps.size and below.shape == above.shape:
-            ends = [np.nanmean(below, axis=0), np.nanmean(above, axis=0)]
-            axes.fill_between(steps, *ends, color=look.colour, alpha=opacity, linewidth=0)
-            if not outer:
-                axes.plot(steps, np.transpose(ends), color=look.colour, linewidth=0.6)
-            outer = outer or ends
-    return outer
+    names = ["q50", *(name for low, high, _ in plots.FAN for name in (low, high))]
+    found = {name: arm.series(prefix + name) for name in names}
+    return plots.fan(axes, {name: (steps, _seed_mean(values)) for name, (steps, values) in found.items()}, look.colour)
+
+
+def _seed_mean(values: Floats) -> Floats:
+    """Mean over seeds (rows), (steps,); of nothing, nothing."""
+    return np.nanmean(values, axis=0) if values.size else np.array([])
 
 
 def tails(loaded: Results, looks: Looks) -> Figure:
@@ -285,8 +276,7 @@ def envelope(loaded: Results, looks: Looks) -> Figure:
         probability, ratio = (np.array([x for one in updates for x in one[key]], float) for key in ("mean_probability", "log_ratio"))
         binned, look = envelope_bins(probability, ratio), looks[arm.name]
         if len(binned):
-            axes.fill_between(binned[:, 0], binned[:, 1], binned[:, 3], color=look.colour, alpha=0.3, linewidth=0)
-            axes.plot(binned[:, 0], binned[:, 2], color=look.colour, linewidth=1.2, marker="o", markersize=2.2)
+            plots.binned_band(axes, binned, look.colour)
             everything.append(binned[:, 1:])
         else:
             plots.empty(axes, "not logged")
@@ -296,9 +286,7 @@ def envelope(loaded: Results, looks: Looks) -> Figure:
         plots.fit_scale(axes, everything)
     drawing.supxlabel("mean token probability under the rollout policy", fontsize=8.5)
     drawing.supylabel("sequence log-ratio, nats", fontsize=8.5)
-    handles = [Patch(color="#444444", alpha=0.3, linewidth=0, label="2–98 %"), Line2D([], [], color="#444444", marker="o", markersize=2.5)]
-    handles[1].set_label(f"median of each of {BINS} bins of equal count")
-    plots.legend_below(figure, handles)
+    plots.legend_below(figure, plots.binned_band_handles(BINS))
     return figure
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from alp.analysis.runs import ArmRuns, Floats, Results, label
@@ -65,6 +66,7 @@ HUES = {
 }
 BASE_COLOUR = "#000000"
 _MARKERS = dict(zip(HUES, "oPsDv<>p^X", strict=True))
+FAN = (("q001", "q999", 0.16), ("q01", "q99", 0.2), ("q05", "q95", 0.25), ("q25", "q75", 0.35))  # opacities add up inwards
 _DASHES: list[Any] = ["solid", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 1, 1, 1, 1, 1))]
 
 
@@ -175,6 +177,41 @@ def band(axes: Axes, steps: Floats, values: Floats, look: Look, arms: int, **lin
             alpha=0.17 if arms <= 5 else 0.11 if arms <= 9 else 0.07,
             linewidth=0,
         )
+
+
+def fan(axes: Axes, curves: Mapping[str, tuple[Floats, Floats]], colour: str) -> list[Floats]:
+    """Quantiles against step as nested bands: ``curves`` maps q001 … q999 to (steps, values). Returns the outermost two curves."""
+    axes.plot(*curves["q50"], color=colour, linewidth=1.1)
+    outer: list[Floats] = []
+    for low, high, opacity in FAN:
+        (steps, below), (_, above) = curves[low], curves[high]
+        if steps.size and below.shape == above.shape:
+            ends = [below, above]
+            axes.fill_between(steps, below, above, color=colour, alpha=opacity, linewidth=0)
+            if not outer:
+                axes.plot(steps, np.transpose(ends), color=colour, linewidth=0.6)
+            outer = outer or ends
+    return outer
+
+
+def fan_handles() -> list[Artist]:
+    """Legend entries of the bands of a fan, and of its median."""
+    inward = [sum(opacity for *_, opacity in FAN[: place + 1]) for place in range(len(FAN))]
+    names = ("0.1–99.9 %", "1–99 %", "5–95 %", "25–75 %")
+    handles = [Patch(color="#444444", alpha=opacity, linewidth=0, label=name) for opacity, name in zip(inward, names, strict=True)]
+    return [*handles, Line2D([], [], color="#444444", linewidth=1.1, label="median")]
+
+
+def binned_band(axes: Axes, binned: Floats, colour: str) -> None:
+    """An envelope: rows of ``binned`` hold the place of a bin, then the lower end, median and upper end there."""
+    axes.fill_between(binned[:, 0], binned[:, 1], binned[:, 3], color=colour, alpha=0.3, linewidth=0)
+    axes.plot(binned[:, 0], binned[:, 2], color=colour, linewidth=1.2, marker="o", markersize=2.2)
+
+
+def binned_band_handles(bins: int) -> list[Artist]:
+    """Legend entries of ``binned_band``."""
+    line = Line2D([], [], color="#444444", marker="o", markersize=2.5, label=f"median of each of {bins} bins of equal count")
+    return [Patch(color="#444444", alpha=0.3, linewidth=0, label="2–98 %"), line]
 
 
 def fit_scale(axes: Axes, values: Sequence[Floats], *, axis: str = "y") -> None:

@@ -58,7 +58,7 @@ def report(grid: Grid, results: Path) -> None:
     tables = {name: _table(grid, results, name) for name in runs.TABLES}
     origins = _origins(loaded)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             grid=grid,
@@ -76,7 +76,8 @@ def report(grid: Grid, results: Path) -> None:
     reproducibility.write_text(folder / "report.html", page)
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Of the templates beside this module: escaped, no undefined names."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 

@@ -57,14 +57,16 @@ def test_text_is_legible(finished: Finished, name: str) -> None:
     """No text under 8 points, none cut at the edge of the figure, no two texts on top of each other."""
     loaded = runs.load(*finished)
     with plots.style():
-        figure = module.DRAW[name](loaded, plots.looks(loaded))
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        hidden = undrawn(figure)
-        texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text() and id(text) not in hidden]
-        boxes = [
-            (text.get_text(), text.get_window_extent(canvas.get_renderer()), text.get_fontsize()) for text in texts if text.get_visible()
-        ]
+        assert_legible(module.DRAW[name](loaded, plots.looks(loaded)))
+
+
+def assert_legible(figure: Figure) -> None:
+    """Draws ``figure``; to be called within ``plots.style()``."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    hidden = undrawn(figure)
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text() and id(text) not in hidden]
+    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer()), text.get_fontsize()) for text in texts if text.get_visible()]
     assert len(boxes) > 10
     for text, box, size in boxes:
         assert float(size) >= 8, text
