@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 CORES  ?= 2
 GRID   ?= quick
-EXTRAS ?= dev
+EXTRAS ?= dev,parity
 PORT   ?= 5000
 LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.txt)
 
@@ -10,12 +10,11 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed-$(basename $(notdir $(LOCK)))-$(subst $(comma),-,$(EXTRAS))
-UV_VERSION := 0.13.9
 TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress test lint format ui lock clean
+.PHONY: help install grid stress test newest bench lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -23,27 +22,13 @@ help: ## list the targets
 
 install: $(STAMP) ## make .venv from the lock (once)
 
-# uv comes from the PATH or from pip, and looks for packages where pip is told to. A CPU machine takes a CPU build of torch: one that
-# the configured sources have, else the public PyTorch index; only where neither can be had, the default build with its CUDA packages.
-$(STAMP): pyproject.toml $(LOCK) locks/overrides.txt
-	@command -v $(PYTHON) >/dev/null || { echo "alp: error: $(PYTHON) not found: install Python 3.11 with its venv module, or use environment.yml"; exit 2; }
-	$(PYTHON) -m venv --clear $(VENV)
-	@set -e; \
-	uv=$$(command -v uv || true); \
-	if [ -z "$$uv" ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); uv=$(BIN)/uv; fi; \
-	setting() { $(BIN)/python -m pip config get "global.$$1" 2>/dev/null || true; }; \
-	links=$${PIP_FIND_LINKS:-$$(setting find-links)}; index=$${PIP_INDEX_URL:-$$(setting index-url)}; \
-	export VIRTUAL_ENV=$(VENV) UV_INDEX_STRATEGY=unsafe-best-match UV_HTTP_TIMEOUT=$${UV_HTTP_TIMEOUT:-$${PIP_DEFAULT_TIMEOUT:-120}}; \
-	[ -z "$$links" ] || export UV_FIND_LINKS="$${UV_FIND_LINKS:-$$links}"; \
-	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
-	[ -z "$${PIP_EXTRA_INDEX_URL:-}" ] || export UV_INDEX="$${UV_INDEX:-$$PIP_EXTRA_INDEX_URL}"; \
-	[ -z "$${PIP_CERT:-}" ] || export SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}"; \
+$(STAMP): pyproject.toml $(LOCK) locks/overrides.txt locks/uv.sh
+	@. locks/uv.sh && create $(PYTHON) $(VENV) && \
 	lock=$(LOCK); overrides=""; \
 	if [ $$lock = locks/cpu.txt ]; then \
 	  overrides="--override locks/overrides.txt"; \
-	  if $$uv pip install --quiet --constraint $$lock torch==$(TORCH)+cpu; then :; \
-	  elif echo "trying $(TORCH_CPU_INDEX)" && $$uv pip install --quiet --constraint $$lock --index $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu; then :; \
-	  else echo "no CPU build of torch $(TORCH) could be had: taking the default build with its CUDA packages"; lock=locks/cuda.txt; overrides=""; fi; \
+	  cpu_torch $(TORCH) $(TORCH_CPU_INDEX) --constraint $$lock || { \
+	    echo "no CPU build of torch $(TORCH) could be had: taking the default build with its CUDA packages"; lock=locks/cuda.txt; overrides=""; }; \
 	fi; \
 	$$uv pip install --compile-bytecode --constraint $$lock $$overrides --editable '.[$(EXTRAS)]'
 	@touch $(STAMP)
@@ -57,6 +42,16 @@ stress: ## the grid in which uncorrected methods get into trouble
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
+	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \
+	{ cpu_torch $(TORCH) $(TORCH_CPU_INDEX) || $$uv pip install torch==$(TORCH); } && \
+	$$uv pip install transformers pytest hypothesis && \
+	$(VENV)-newest/bin/python -c 'import transformers; print("transformers", transformers.__version__)' && \
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest tests/policy -q -p no:cacheprovider
+
+bench: install ## what the noise costs in time and memory, three model sizes (10 minutes)
+	$(BIN)/python -m benchmarks.perturbation
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check .
