@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
 
 from alp import config
+from alp.policy import group_advantages, log_ratio, policy_loss, rollout_correction
+from alp.policy.objective import loss_normaliser
 from alp.schema import Method
 
 # name: numerator, denominator, level, clip low, clip high, dual clip, correction (kind, level, upper, lower)
@@ -67,3 +71,71 @@ def test_identity_ignores_where_results_go_and_nothing_else() -> None:
     assert config.identity(config.load("train", ["model.path=/a", "task.data=/b"])) == base, "files count by content, not by place"
     for word in ("trainer.seed=1", "method=gspo", "trainer.lr=2e-4", "task.seed=1", "rollout.dtype=float32"):
         assert config.identity(config.load("train", [word])) != base
+
+
+def _gradient(
+    method: Method, current: Tensor, old: Tensor, rollout: Tensor, mask: Tensor, advantages: Tensor, pieces: list[Tensor]
+) -> tuple[float, Tensor]:
+    """Loss and gradient in ``current`` of a preset, summed over ``pieces`` of rows that share the mini-batch's normaliser."""
+    leaf, fix = current.clone().requires_grad_(), method.correction
+    weights, kept, _ = rollout_correction(
+        old, rollout, mask, kind=fix.kind, level=fix.level, upper=fix.upper, lower=fix.lower, veto=fix.veto
+    )
+    total = torch.zeros((), dtype=torch.float64)
+    for rows in pieces:
+        denominator = rollout if method.denominator == "rollout" else old
+        ratio = log_ratio(leaf[rows], denominator[rows], mask[rows], level=method.level)
+        loss, _ = policy_loss(
+            ratio,
+            advantages[rows],
+            kept[rows],
+            clip_low=method.clip_low,
+            clip_high=method.clip_high,
+            dual_clip=method.dual_clip,
+            weights=weights[rows],
+            normaliser=loss_normaliser(kept, method.aggregation),
+            aggregation=method.aggregation,
+        )
+        total = total + loss
+    (gradient,) = torch.autograd.grad(total, leaf)
+    return float(total.detach()), gradient
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    """12 sequences in 3 groups, holes, an empty row and one without advantage; log-probs of μ in float64."""
+    generator = torch.Generator().manual_seed(4)
+    mask = torch.rand(12, 9, generator=generator) < 0.8
+    mask[5] = False
+    rewards = torch.randint(2, (12,), generator=generator).double()
+    rewards[8:] = 1.0
+    return {
+        "rollout": -3 * torch.rand(12, 9, generator=generator, dtype=torch.float64),
+        "mask": mask,
+        "advantages": group_advantages(rewards, torch.arange(3).repeat_interleave(4)),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_every_preset_on_policy_is_reinforce(name: str, batch: dict[str, Tensor]) -> None:
+    """A clip range, a correction or a level that acts where there is nothing to correct."""
+    same = batch["rollout"]
+    _, gradient = _gradient(_load(f"method={name}"), same, same, pieces=[torch.arange(12)], **batch)
+    expected = torch.where(batch["mask"], -batch["advantages"][:, None] / batch["mask"].sum(), 0.0)
+    assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-15)
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_splitting_and_shuffling_a_mini_batch_change_nothing(name: str, batch: dict[str, Tensor]) -> None:
+    """A normaliser, a weight or a mask of the piece in place of the mini-batch's, for each preset as it is."""
+    method, generator = _load(f"method={name}"), torch.Generator().manual_seed(5)
+    old = batch["rollout"] + 0.2 * torch.randn(12, 9, generator=generator, dtype=torch.float64)
+    current = old + 0.2 * torch.randn(12, 9, generator=generator, dtype=torch.float64)
+    loss, gradient = _gradient(method, current, old, pieces=[torch.arange(12)], **batch)
+    assert gradient.abs().sum() > 0
+    order = torch.randperm(12, generator=generator)
+    for pieces in ([torch.arange(6), torch.arange(6, 12)], [*torch.arange(12)[:, None]], [order], list(order.split(5))):
+        value, found = _gradient(method, current, old, pieces=pieces, **batch)
+        assert value == pytest.approx(loss, rel=1e-12)
+        assert torch.allclose(found, gradient, rtol=1e-12, atol=1e-15)
