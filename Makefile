@@ -41,7 +41,7 @@ stress: ## the grid in which uncorrected methods get into trouble
 	@$(MAKE) --no-print-directory grid GRID=stress
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \

@@ -15,8 +15,6 @@ from .our_side import ours
 from .test_trl_correction import MODES, settings
 from .trl_side import TrlSide
 
-pytestmark = pytest.mark.xdist_group("parity")
-
 every_seed = pytest.mark.parametrize("seed", SEEDS)
 BETA = 0.3
 

@@ -13,8 +13,6 @@ from .cases import SEEDS, TOLERANCE, Case, random_case
 from .our_side import Ours, ours
 from .trl_side import TrlSide, rows_of
 
-pytestmark = pytest.mark.xdist_group("parity")
-
 every_seed = pytest.mark.parametrize("seed", SEEDS)
 ROWS = 12
 

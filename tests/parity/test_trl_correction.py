@@ -15,8 +15,6 @@ from .cases import FIGURE, SEEDS, TOLERANCE, chosen_case, random_case
 from .our_side import ours
 from .trl_side import TrlSide
 
-pytestmark = pytest.mark.xdist_group("parity")
-
 every_seed = pytest.mark.parametrize("seed", SEEDS)
 
 # TRL's mode and bounds, and the same in our words.

@@ -21,8 +21,6 @@ from alp.training.update import Updater
 from .cases import Case, random_case
 from .trl_side import FIRST_ROW_TOKEN, TrlSide
 
-pytestmark = pytest.mark.xdist_group("parity")
-
 TEMPERATURE = 0.7
 ROWS, SAMPLES = 8, 4
 DEVICE = torch.device("cpu")

@@ -15,8 +15,6 @@ from .cases import FIGURE, SEEDS, TOLERANCE, Case, chosen_case, random_case
 from .our_side import ours
 from .trl_side import POSITIONS, TrlSide
 
-pytestmark = pytest.mark.xdist_group("parity")
-
 every_seed = pytest.mark.parametrize("seed", SEEDS)
 LEVELS = {"token": "token", "sequence": "sequence_geometric"}  # TRL's name, ours
 every_level = pytest.mark.parametrize("level", LEVELS)

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("Snakefile", "workflow", "alp", "configs", "locks", "environment.yml")
 ARMS, SEEDS = ("grpo", "seq_alp"), (0, 1)
 ANALYSIS = {"aggregate": 1, "figures": 1, "report": 1, "track": 1}
-pytestmark = pytest.mark.xdist_group("workflow")
 
 
 def _snakemake(house: Path, *words: str, grid: str = "smoke") -> subprocess.CompletedProcess[str]:
