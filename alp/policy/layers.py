@@ -30,6 +30,8 @@ _LIMITS: dict[str, tuple[float, str]] = {
     "hc_count": (1, "keeps several residual streams a token"),
     "H_cycles": (0, "runs its layers several times a forward"),
     "loop_num_passes": (1, "runs its layers several times a forward"),
+    "n_recurrent_loops": (1, "runs its layers several times a forward"),
+    "total_ut_steps": (1, "runs its layers several times a forward"),
     "layerdrop": (0, "skips layers at random"),
     "decoder_layerdrop": (0, "skips layers at random"),
 }
@@ -63,7 +65,7 @@ def resolve_layers(layers: str | Sequence[int], depth: int) -> list[int]:
 
 
 def _named_band(name: str, depth: int) -> list[int]:
-    count = -(-depth // _BAND_SHARE)  # in integers: 0.2 * 35 is more than 7
+    count = -(-depth // _BAND_SHARE)  # rounded up, in integers
     start = {"all": 0, "early": 0, "middle": (depth - count) // 2, "late": depth - count}[name]
     return list(range(start, depth if name == "all" else start + count))
 

@@ -99,7 +99,7 @@ class LayerwisePerturbation:
     """Attach to ``model``; perturb inside ``with perturbation.active(...)``.
 
     ``layers``: ``all``, ``early``, ``middle``, ``late``, a band ``(start, end)`` or ``"start:end"``, a list, or ``logits``.
-    ``std`` is σ_0, one number (or one per layer); 0 means off: no hooks, no parameters. ``learnable`` makes s_l = log σ_l a
+    ``std`` is σ_0, one number (or one per layer, shallowest first); 0 means off: no hooks, no parameters. ``learnable`` makes s_l = log σ_l a
     parameter. Raises ValueError for unknown models and layers, an empty band, a std outside its bounds.
     """
 
@@ -116,7 +116,9 @@ class LayerwisePerturbation:
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # of torch.compile: hooks belong on the model itself
         modules = decoder_layers(model)
-        self.layers: list[int | str] = [LOGITS] if layers == LOGITS else list(resolve_layers(layers, len(modules)))
+        self.layers: list[int | str] = (
+            [LOGITS] if isinstance(layers, str) and layers == LOGITS else list(resolve_layers(layers, len(modules)))
+        )
         sizes = self._sizes(std, std_min, std_max)
         self.std_min, self.std_max, self.seed = std_min, std_max, seed
         self.learnable = learnable and any(sizes)
