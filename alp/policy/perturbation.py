@@ -99,8 +99,8 @@ class LayerwisePerturbation:
     """Attach to ``model``; perturb inside ``with perturbation.active(...)``.
 
     ``layers``: ``all``, ``early``, ``middle``, ``late``, a band ``(start, end)`` or ``"start:end"``, a list, or ``logits``.
-    ``std`` is σ_0, one number (or one per layer, shallowest first); 0 means off: no hooks, no parameters. ``learnable`` makes s_l = log σ_l a
-    parameter. Raises ValueError for unknown models and layers, an empty band, a std outside its bounds.
+    ``std`` is σ_0, one number (or one per layer, shallowest first); 0 means off: no hooks, no parameters. ``learnable`` makes
+    s_l = log σ_l a parameter. Raises ValueError for unknown models and layers, an empty band, a std outside its bounds.
     """
 
     def __init__(
