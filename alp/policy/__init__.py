@@ -1,7 +1,7 @@
 """The method: perturbation, ratios, corrections, objective, diagnostics. Imports torch and nothing else of this project."""
 
 from .correction import rollout_correction
-from .diagnostics import mismatch_diagnostics, ratio_diagnostics
+from .diagnostics import effective_sample_size, mismatch_diagnostics, ratio_diagnostics
 from .objective import group_advantages, kl_penalty, policy_loss
 from .perturbation import LayerwisePerturbation
 from .ratio import log_ratio
@@ -9,6 +9,7 @@ from .sharpness import sharpness
 
 __all__ = [
     "LayerwisePerturbation",
+    "effective_sample_size",
     "group_advantages",
     "kl_penalty",
     "log_ratio",

@@ -77,13 +77,13 @@ def mismatch_diagnostics(old_log_probs: Tensor, rollout_log_probs: Tensor, mask:
         "rollout_ppl": (-rollout_mean).mean().exp(),
         "log_ppl_diff": (old_mean - rollout_mean).mean(),
         "log_ppl_abs_diff": (old_mean - rollout_mean).abs().mean(),
-        "rollout_is_eff_sample_size": _effective(token.exp()),
-        "rollout_is_eff_sample_size_seq": _effective(sequence.exp()),
+        "rollout_is_eff_sample_size": effective_sample_size(token.exp()),
+        "rollout_is_eff_sample_size_seq": effective_sample_size(sequence.exp()),
     }
     values = torch.stack(list(figures.values())).tolist()
     return {f"rollout_corr/{name}": value for name, value in zip(figures, values, strict=True)}
 
 
-def _effective(weights: Tensor) -> Tensor:
-    """(Σω)² / (N Σω²): 1 for equal weights, 1/N when one carries everything."""
+def effective_sample_size(weights: Tensor) -> Tensor:
+    """(Σω)² / (N Σω²) of flat, untruncated ``weights``, a scalar: 1 for equal weights, 1/N when one carries everything."""
     return weights.sum().square() / (weights.numel() * weights.square().sum())
