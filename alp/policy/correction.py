@@ -53,8 +53,8 @@ def rollout_correction(
                 kept = mask & inside
         if veto is not None:
             tokens = torch.where(mask, old_log_probs - rollout_log_probs, torch.zeros_like(ratio))
-            lowest = tokens.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().amin(-1, keepdim=True)
-            kept = kept & (lowest >= veto)
+            low = tokens.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp() < veto
+            kept = kept & ~low.any(-1, keepdim=True)
         effective = kept & (weights > 0) if kind == "mask_keep_denominator" else kept
     return weights, kept, _removed(mask, effective)
 
@@ -62,13 +62,13 @@ def rollout_correction(
 def _check_bounds(kind: str, upper: float | None, lower: float | None, veto: float | None) -> None:
     if kind == "none" and (upper is not None or lower is not None):
         raise ValueError("upper/lower: bounds without a kind would be ignored")
-    if kind != "none" and (upper is None or upper <= 0):
+    if kind != "none" and (upper is None or not upper > 0):
         raise ValueError(f"upper: kind '{kind}' needs a positive upper bound, got {upper}")
     if kind == "truncate" and lower is not None:
         raise ValueError("lower: truncation has no lower bound")
     if lower is not None and upper is not None and not 0 <= lower < upper:
         raise ValueError(f"lower: 0 <= lower < upper = {upper} expected, got {lower}")
-    if veto is not None and veto <= 0:
+    if veto is not None and not veto > 0:
         raise ValueError(f"veto: a positive ratio expected, got {veto}")
 
 

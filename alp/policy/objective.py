@@ -83,7 +83,7 @@ def policy_loss(
     total = _sum(torch.where(mask, losses, zero), mask, aggregation)
     if normaliser is None:
         normaliser = loss_normaliser(mask, aggregation)
-    loss = total / max(float(normaliser), 1.0)
+    loss = total / (float(normaliser) or 1.0)  # a count of nothing goes with a sum of nothing
     low = (ratio < 1 - clip_low) & negative & mask
     high = (ratio > 1 + clip_high) & (advantages > 0) & mask
     *counts, tokens = torch.stack([low.sum(), high.sum(), dual.sum(), mask.sum()]).tolist()

@@ -9,6 +9,7 @@ size is ever kept. Nothing is added to the model itself: no parameter, buffer or
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .layers import LOGITS, decoder_layers, resolve_layers
-from .streams import FIELD_BITS, check_fields, normals, row_keys
+from .noise import AddNoise
+from .streams import FIELD_BITS, check_fields, row_keys
 
 _LOGITS_KEY = (1 << FIELD_BITS["layer"]) - 1
 
@@ -38,6 +40,7 @@ class _Active:
     noise_square: dict[int, Tensor] = field(default_factory=dict)
     hidden_square: dict[int, Tensor] = field(default_factory=dict)
     backward: bool = False  # whether a backward of the noise ran inside
+    thread: int = field(default_factory=threading.get_ident)
 
     def same_draw(self, other: _Active) -> bool:
         """Whether both blocks give the same noise: a block may be left and entered again for the backward."""
@@ -69,30 +72,85 @@ class _Active:
 
 
 class _Origins:
-    """Which block, if any, each forward of a layer ran in, found again by the storage of the layer's input.
+    """Which block, if any, each forward of a layer ran in, found again by the memory of the layer's input.
 
     Gradient checkpointing runs layers a second time during the backward. It keeps the input of the first run alive until
-    then (detached or not, the storage is the same), so the storage tells the forward that is being repeated.
+    then (detached or not, the memory is the same), so the memory tells the forward that is being repeated; where two forwards
+    of different noise had the same input (embeddings of the caller's, say), it cannot, and the repetition is refused.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[StorageWeakRef, _Active | None]] = {}
+        self._seen: dict[Any, tuple[StorageWeakRef, _Active | None, bool]] = {}
         self._limit = 64
 
     def record(self, hidden: Tensor, context: _Active | None) -> None:
         """Remember the block of a forward; entries of freed inputs are dropped now and then."""
+        if not (torch.is_grad_enabled() or hidden.requires_grad):
+            return  # nothing that a backward could repeat
         storage = StorageWeakRef(hidden.untyped_storage())
         if len(self._seen) >= self._limit:
             self._seen = {key: entry for key, entry in self._seen.items() if not entry[0].expired()}
             self._limit = 2 * len(self._seen) + 64
-        self._seen[storage.cdata] = (storage, context)
+        key = self._place(hidden)
+        before = self._seen.get(key)
+        clear = True
+        if before is not None and not before[0].expired():
+            same = before[1] is context if before[1] is None or context is None else context.same_draw(before[1])
+            clear = before[2] and same
+        self._seen[key] = (storage, context, clear)
 
     def find(self, hidden: Tensor) -> _Active | None:
-        """The block of the forward that is being repeated. Raises RuntimeError when that forward was never seen."""
-        entry = self._seen.get(hidden.untyped_storage()._cdata)
+        """The block of the forward that is being repeated. Raises RuntimeError when that cannot be told."""
+        entry = self._seen.get(self._place(hidden))
         if entry is None:
-            raise RuntimeError("perturbation: backward recomputes a layer whose forward was not seen; attach before the forward")
+            raise RuntimeError(
+                "perturbation: backward runs a layer on an input that no forward gave it: checkpoint each decoder layer by itself "
+                "(not several as one, nor with copies of its input), and run no new forward inside a backward"
+            )
+        if not entry[2]:
+            raise RuntimeError("perturbation: backward repeats a layer whose input went through it with other noise too: clone the input")
         return entry[1]
+
+    @staticmethod
+    def _place(hidden: Tensor) -> tuple[Any, ...]:
+        return hidden.untyped_storage()._cdata, hidden.storage_offset(), hidden.shape, hidden.stride()
+
+
+class _Hook:
+    """A forward (pre-)hook that gives its layer noise. Copied or unpickled with its model it does nothing: a copy is not perturbed."""
+
+    def __init__(self, owner: LayerwisePerturbation | None = None, row: int = 0) -> None:
+        self._owner, self._row = owner, row
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
+class _InputHook(_Hook):
+    """On a decoder layer's input."""
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._owner is None:
+            return None
+        if args:
+            return (self._owner._act(self._row, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._owner._act(self._row, kwargs["hidden_states"])}
+
+
+class _OutputHook(_Hook):
+    """On the finished logits (after any soft-capping), before the temperature."""
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if self._owner is None:
+            return None
+        if self._owner._active is not None and getattr(output, "loss", None) is not None:
+            raise RuntimeError("perturbation: the model computed a loss from unperturbed logits; pass no labels")
+        if isinstance(output, tuple):
+            return (self._owner._act(self._row, output[0]), *output[1:])
+        if isinstance(output, Tensor):
+            return self._owner._act(self._row, output)
+        output.logits = self._owner._act(self._row, output.logits)
+        return output
 
 
 class LayerwisePerturbation:
@@ -120,6 +178,8 @@ class LayerwisePerturbation:
             [LOGITS] if isinstance(layers, str) and layers == LOGITS else list(resolve_layers(layers, len(modules)))
         )
         sizes = self._sizes(std, std_min, std_max)
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed: {seed} must lie in [0, 2^64)")
         self.std_min, self.std_max, self.seed = std_min, std_max, seed
         self.learnable = learnable and any(sizes)
         parameter = next(model.parameters())
@@ -150,29 +210,12 @@ class LayerwisePerturbation:
 
     def _attach(self, model: nn.Module, modules: nn.ModuleList) -> None:
         if self.layers == [LOGITS]:
-            self._handles.append(model.register_forward_hook(self._output_hook))
+            self._handles.append(model.register_forward_hook(_OutputHook(self)))
         else:
             for row, index in enumerate(self.layers):
-                self._handles.append(modules[int(index)].register_forward_pre_hook(self._pre_hook(row), with_kwargs=True))
+                self._handles.append(modules[int(index)].register_forward_pre_hook(_InputHook(self, row), with_kwargs=True))
         if len(self._handles) != len(self.layers):
             raise ValueError(f"layers: {len(self._handles)} hooks for {len(self.layers)} layers")
-
-    def _output_hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        """Noise on the finished logits (after any soft-capping), before the temperature."""
-        if self._active is not None and getattr(output, "loss", None) is not None:
-            raise RuntimeError("perturbation: the model computed a loss from unperturbed logits; pass no labels")
-        if isinstance(output, tuple):
-            return (self._act(0, output[0]), *output[1:])
-        output.logits = self._act(0, output.logits)
-        return output
-
-    def _pre_hook(self, row: int) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return (self._act(row, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": self._act(row, kwargs["hidden_states"])}
-
-        return hook
 
     @contextmanager
     def active(
@@ -196,33 +239,44 @@ class LayerwisePerturbation:
             yield self
             self._check_acted(context)
         finally:
-            self._last, self._active = context, None
+            self._last, self._active = (context if context.noise_square else self._last), None
 
     def _perturb(self, row: int, hidden: Tensor) -> Tensor:
         context = self._active
+        if context is not None and context.thread != threading.get_ident() and not _in_backward():
+            context = None  # another thread's forward is outside the block
         origins = self._origins.setdefault(row, _Origins())
-        if torch._C._current_graph_task_id() != -1:  # inside a backward: a checkpointed layer is being run again
+        if _in_backward():  # a checkpointed layer is being run again
             origin = origins.find(hidden)
             if origin is not None and (context is None or (context.shape is not None and not context.same_draw(origin))):
                 raise RuntimeError("perturbation: backward recomputes a perturbed layer outside its active(...) block; run it inside")
             context = origin
         else:
+            self._prepare(context, hidden)
             origins.record(hidden, context)
         if context is None:
             return hidden
-        if hidden.dim() != 3:
-            raise ValueError(f"model: hidden states (batch, tokens, channels) expected, got {tuple(hidden.shape)}")
+        self._prepare(context, hidden)
         assert self._log_std is not None
-        if context.shape is None:
-            context.prepare(hidden.shape[:2], hidden.device)
-        if hidden.shape[:2] != context.shape:
-            raise ValueError(f"sequence_ids: a forward of {tuple(hidden.shape[:2])} tokens in a block for {tuple(context.shape or ())}")
         # A model's layers may lie on several devices.
         log_std = self._log_std[row].to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
         layer = _LOGITS_KEY if self.layers == [LOGITS] else int(self.layers[row])
         keys, valid = context.keys(self.seed, layer, hidden.device), context.valid.to(hidden.device)
-        result, context.noise_square[row], context.hidden_square[row] = _AddNoise.apply(hidden, log_std, keys, valid, self)
+        result, context.noise_square[row], context.hidden_square[row] = AddNoise.apply(hidden, log_std, keys, valid, self._saw_backward)
         return result  # type: ignore[no-any-return]
+
+    def _prepare(self, context: _Active | None, hidden: Tensor) -> None:
+        """Fit the block to its first forward. Raises ValueError for a forward of another shape."""
+        if context is None:
+            return
+        if hidden.dim() != 3:
+            raise ValueError(f"model: hidden states (batch, tokens, channels) expected, got {tuple(hidden.shape)}")
+        if context.shape is None:
+            if self.layers == [LOGITS] and context.attention_mask is None and context.positions is None:
+                raise ValueError("attention_mask: needed with layers='logits', whose number of positions may be less than the tokens")
+            context.prepare(hidden.shape[:2], hidden.device)
+        if hidden.shape[:2] != context.shape:
+            raise ValueError(f"sequence_ids: a forward of {tuple(hidden.shape[:2])} tokens in a block for {tuple(context.shape or ())}")
 
     def _saw_backward(self) -> None:
         """Called by the backward of the noise."""
@@ -310,50 +364,5 @@ class LayerwisePerturbation:
                 self._log_std.copy_(torch.as_tensor(state["log_std"]))
 
 
-class _AddNoise(torch.autograd.Function):
-    """hidden + exp(log_std) ε, with ε drawn again in the backward: ∂loss/∂s = σ Σ(g ⊙ ε)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, log_std: Tensor, keys: Tensor, valid: Tensor, owner: LayerwisePerturbation
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(log_std, keys)
-        ctx.owner = owner
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        result, std = torch.empty_like(flat), log_std.exp()
-        norms = log_std.new_empty(2, flat.shape[0])
-        for rows, drawn in _draws(flat, keys):
-            before, noise = flat[rows].to(log_std.dtype), drawn.to(log_std.dtype)
-            if result.dtype is log_std.dtype:
-                torch.addcmul(before, noise, std, out=result[rows])
-            else:
-                result[rows] = torch.addcmul(before, noise, std)
-            torch.sub(result[rows], before, out=noise)  # what was really added, after rounding
-            torch.linalg.vector_norm(noise, dim=-1, out=norms[0, rows])
-            torch.linalg.vector_norm(before, dim=-1, out=norms[1, rows])
-        count = valid.sum().clamp(min=1) * flat.shape[1]
-        squares = torch.where(valid, norms.square_(), norms.new_zeros(())).sum(-1) / count
-        added, present = squares.unbind()
-        ctx.mark_non_differentiable(added, present)
-        return result.view_as(hidden), added, present
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        log_std, keys = ctx.saved_tensors
-        ctx.owner._saw_backward()
-        if not ctx.needs_input_grad[1]:
-            return grad, None, None, None, None
-        flat = grad.reshape(-1, grad.shape[-1])
-        # One sum per token and the rest in float64: the total then hardly depends on how tokens are split into batches.
-        dots = torch.empty(flat.shape[0], dtype=torch.float64, device=grad.device)
-        for rows, drawn in _draws(flat, keys):
-            dots[rows] = torch.linalg.vecdot(flat[rows].to(log_std.dtype), drawn.to(log_std.dtype)).double()
-        return grad, (dots.sum() * log_std.double().exp()).to(log_std.dtype), None, None, None
-
-
-def _draws(flat: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows of ``flat`` (rows, channels) with the noise of each; the noise lives until the next."""
-    source = normals(flat.shape[1], flat.shape[0], flat.device)
-    for start in range(0, flat.shape[0], source.rows):
-        rows = slice(start, start + source.rows)
-        yield rows, source.draw(keys[rows])
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

@@ -26,6 +26,7 @@ _ROUNDS = 10
 _WORDS_SEED = 0x616C70  # keys the table of channel words: any constant does
 _MIX = (0x7FEB352D, 0x846CA68B - (1 << 32))  # multipliers of the two hash rounds, as int32
 _CHUNK = 1 << 17  # elements drawn at a time on a CPU: the scratch stays in the caches, and an operation outweighs its dispatch
+_DEVICE_CHUNK = 1 << 23  # on a GPU: about 100 MB of scratch, and few launches
 _SHARE = 1 << 15  # elements that torch gives a thread at least
 _local = threading.local()
 
@@ -72,6 +73,10 @@ class Normals:
     def __init__(self, channels: int, rows: int, device: torch.device) -> None:
         half = -(-channels // 2)
         self.channels, self.rows, self.device = channels, rows, device
+        with torch.inference_mode(False):  # what is kept for later callers must not belong to this one's inference mode
+            self._allocate(rows, half, device)
+
+    def _allocate(self, rows: int, half: int, device: torch.device) -> None:
         number = torch.arange(2 * half, dtype=torch.int64, device=device)
         zero = torch.zeros_like(number)
         # Channel words without structure: with evenly spaced ones, rows whose keys differ by a multiple of the spacing would
@@ -79,7 +84,7 @@ class Normals:
         self._words = philox([number, zero, zero, zero], _WORDS_SEED)[0].to(torch.int32).view(2, 1, half)
         self._x = torch.empty(2, rows, half, dtype=torch.int32, device=device)
         self._scratch = torch.empty_like(self._x)
-        self._out = torch.empty(rows, 2 * half, device=device)
+        self._out = torch.empty(rows, 2 * half, dtype=torch.float32, device=device)
 
     def draw(self, keys: Tensor) -> Tensor:
         """(n, channels) float32 of row keys (n, 4) int32, n at most ``rows``; overwritten by the next draw.
@@ -103,10 +108,11 @@ class Normals:
 
 
 def normals(channels: int, rows: int, device: torch.device) -> Normals:
-    """Something to draw at most ``rows`` rows at a time from (fewer on a CPU, where its memory is kept for the next caller)."""
+    """Something to draw at most ``rows`` rows at a time from; on a CPU its memory is kept for the next caller of the thread."""
+    chunk = max(_CHUNK, torch.get_num_threads() * _SHARE) if device.type == "cpu" else _DEVICE_CHUNK
+    most = max(1, chunk // channels)
     if device.type != "cpu":
-        return Normals(channels, max(rows, 1), device)
-    most = max(1, max(_CHUNK, torch.get_num_threads() * _SHARE) // channels)
+        return Normals(channels, min(max(rows, 1), most), device)
     kept: Normals | None = getattr(_local, "normals", None)
     if kept is None or kept.channels != channels or not (min(rows, most) <= kept.rows <= most):
         kept = _local.normals = Normals(channels, min(max(rows, 1), most), device)
