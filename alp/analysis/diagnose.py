@@ -1,12 +1,18 @@
 """``alp diagnose``: from a file of log-probs to figures, tables and one page (docs/diagnose.md).
 
-Everything is read, checked, computed and drawn before the first byte is written.
+Everything is read, checked, computed and drawn beside the folder before the first file of it is touched; files that are not those of
+an earlier diagnosis of the same input are never replaced.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +29,7 @@ from alp.analysis.diagnose_tables import percent, significant
 from alp.analysis.dumps import Dump
 from alp.analysis.report import Shown, environment, markdown_table
 from alp.errors import UserError, nearest
+from alp.policy.ratio import LOG_RATIO_BOUND
 from alp.schema import DiagnoseConfig
 
 DEFAULT = Path("results") / "diagnose"
@@ -51,10 +58,10 @@ def diagnose(config: DiagnoseConfig) -> str:
     if config.input is None:
         raise UserError(f"diagnose: no file given: input=<file>, one of {', '.join(sorted(dump_formats.READERS))} (quote: input='a b.npz')")
     source = Path(config.input)
+    if config.output == "":
+        raise UserError("diagnose: output: a folder expected, got nothing")
     folder = Path(config.output) if config.output is not None else DEFAULT / source.stem
-    standing = next(above for above in [folder, *folder.parents] if above.exists())
-    if not standing.is_dir():
-        raise UserError(f"diagnose: output: {standing} is a file, not a folder")
+    preflight(folder, source.name)
     wanted = config.fields.model_dump()
     try:
         dump = dumps.check(dump_formats.read(source, wanted))
@@ -73,14 +80,16 @@ def diagnose(config: DiagnoseConfig) -> str:
         drawn = {name: drawings.draw(name, dump, figures, parts) for name in drawings.names(dump)}
         summary = findings(dump, figures) + notes(dump, wanted)
         record = {**_counts(dump), **figures, "input/name": source.name, "input/sha256": reproducibility.sha256_file(source)}
-        reproducibility.write_json(folder / "diagnostics.json", {name: _plain(value) for name, value in record.items()})
-        for name, table in built.items():
-            for ending, text in _texts(table).items():
-                reproducibility.write_text(folder / "tables" / f"{name}{ending}", text)
-        for name, figure in drawn.items():
-            plots.save(figure, folder / "figures" / name)
-    reproducibility.write_text(folder / "report.html", _page(record, folder, summary, built, list(drawn)))
-    _remove_stale(folder, set(built), set(drawn))
+        with _writing(folder), tempfile.TemporaryDirectory(prefix=".diagnose-", dir=_standing(folder)) as stage:
+            made = Path(stage)
+            for name, table in built.items():
+                for ending, text in _texts(table).items():
+                    reproducibility.write_text(made / "tables" / f"{name}{ending}", text)
+            for name, figure in drawn.items():
+                plots.save(figure, made / "figures" / name)
+            reproducibility.write_text(made / "report.html", _page(record, made, summary, built, list(drawn)))
+            reproducibility.write_json(made / "diagnostics.json", {name: _plain(value) for name, value in record.items()})
+            _take_over(made, folder)
     return "\n".join([str(folder), *(f"  {sentence}" for sentence in summary)])
 
 
@@ -98,14 +107,59 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _remove_stale(folder: Path, built: set[str], drawn: set[str]) -> None:
-    """What an earlier file with other fields left in the folder."""
-    for name in TITLES.keys() - built:
-        for ending in (".csv", ".md", ".tex"):
-            (folder / "tables" / f"{name}{ending}").unlink(missing_ok=True)
-    for name in drawings.TITLES.keys() - drawn:
-        for ending in (".svg", ".png"):
-            (folder / "figures" / f"{name}{ending}").unlink(missing_ok=True)
+def _targets() -> list[Path]:
+    """Every file that a diagnosis may write, relative to its folder."""
+    found = [Path("diagnostics.json"), Path("report.html")]
+    found += [Path("tables", f"{name}{ending}") for name in TITLES for ending in (".csv", ".md", ".tex")]
+    return found + [Path("figures", f"{name}{ending}") for name in drawings.TITLES for ending in (".svg", ".png")]
+
+
+def preflight(folder: Path, name: str) -> None:
+    """Refuse, before anything is read, a folder that cannot be written or that holds somebody's files. Raises :class:`UserError`."""
+    with _writing(folder):
+        standing = _standing(folder)
+        if not standing.is_dir():
+            raise UserError(f"diagnose: output: {standing} is a file, not a folder")
+        blocked = [folder / part for part in ("tables", "figures") if (folder / part).exists() and not (folder / part).is_dir()]
+        there = [folder / target for target in _targets() if (folder / target).exists()]
+        blocked += [path for path in there if not path.is_file()] + ([] if _ours(folder, name) else there)
+        if blocked:
+            raise UserError(f"diagnose: output: {blocked[0]} is there, and not from a diagnosis of {name}: say output=<another folder>")
+        with tempfile.TemporaryDirectory(prefix=".diagnose-", dir=standing):
+            pass
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"diagnose: output: cannot write {str(folder)[:80]}: {error.strerror or error}") from None
+
+
+def _standing(folder: Path) -> Path:
+    """The folder itself or the nearest above it that is there."""
+    return next(above for above in [folder, *folder.parents] if above.exists())
+
+
+def _ours(folder: Path, name: str) -> bool:
+    """Whether an earlier diagnosis of a file of this name stands in the folder."""
+    try:
+        earlier = json.loads((folder / "diagnostics.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(earlier, dict) and earlier.get("input/name") == name and "input/sha256" in earlier
+
+
+def _take_over(made: Path, folder: Path) -> None:
+    """Put finished files in place, and remove what an earlier diagnosis with other fields left (:func:`preflight` knows it for ours)."""
+    for part in ("tables", "figures"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for target in _targets():
+        if (made / target).exists():
+            os.replace(made / target, folder / target)
+        else:
+            (folder / target).unlink(missing_ok=True)
 
 
 # ---- in words --------------------------------------------------------------------------------------------------------
@@ -163,6 +217,11 @@ def notes(dump: Dump, wanted: dict[str, str]) -> list[str]:
         found.append("no current log-probs in the file: presets are shown for the first update, π_θ = π_old")
     if np.array_equal(dump.tokens["old_log_probs"], dump.tokens["rollout_log_probs"]):
         found.append("old_log_probs and rollout_log_probs are equal on every token: was one tensor dumped twice?")
+    tokens = dump.difference(MISMATCH.numerator, MISMATCH.denominator)
+    far = (np.abs(tokens) > LOG_RATIO_BOUND, np.abs(dump.sums(tokens)) > LOG_RATIO_BOUND)
+    if any(one.any() for one in far):
+        counts = " token and ".join(str(int(one.sum())) for one in far)
+        found.append(f"{counts} sequence log-ratios lie beyond ± {LOG_RATIO_BOUND:g}, where weights are clamped: ESS and chi2 say little")
     absent = [name for field, name in wanted.items() if field not in dump and field not in ("step", *dumps.REQUIRED)]
     absent += ["step"] if dump.steps is None else []
     for name in dump.unread:

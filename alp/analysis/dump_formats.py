@@ -32,6 +32,9 @@ def read(path: Path, wanted: Mapping[str, str]) -> Raw:
     if not path.stat().st_size:
         raise UserError(f"{path} is empty")
     try:
+        with path.open("rb") as stream:
+            if path.suffix == ".jsonl" and stream.read(2) == b"\x1f\x8b":
+                raise UserError(f"{path.name} is compressed: unpack it first")
         return READERS[path.suffix](path, wanted)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
@@ -48,7 +51,7 @@ def _read_jsonl(path: Path, wanted: Mapping[str, str]) -> Raw:
     seen: set[str] = set()
     for number, record in _records(path):
         if not chosen:
-            chosen = choose_fields(record, wanted, f"line {number}")
+            chosen = choose_fields(list(record), wanted, f"line {number}: ")
             parts = {field: [] for field in chosen}
             first, seen = number, set(record)
         for field, name in wanted.items():  # the file of a job that was stopped and changed in between
@@ -83,14 +86,26 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.rstrip(), object_pairs_hook=_once)
+            except RecursionError:
+                raise UserError(f"line {number} is nested too deeply: one object of lists expected") from None
             except ValueError as error:  # bytes that are no UTF-8 are a ValueError too
                 column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                cut = "; the line has no end: was the file cut off?" if not line.endswith(b"\n") else ""
+                ended = isinstance(error, json.JSONDecodeError) and (error.pos >= len(error.doc) or error.msg.startswith("Unterminated"))
+                cut = "; it ends too soon: was it cut off?" if ended or not line.endswith(b"\n") else ""
                 raise UserError(f"line {number} is no valid JSON{column}{cut}") from None
             if not isinstance(record, dict):
                 raise UserError(f"line {number} holds no JSON object: one object per sequence or per batch expected")
             yield number, record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without repeated keys. Raises :class:`UserError`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise UserError(f"field '{twice}' stands twice in one object")
+    return found
 
 
 def _sequences(record: dict[str, Any], chosen: Mapping[str, str], number: int) -> Iterator[tuple[int | None, dict[str, Floats]]]:
@@ -139,7 +154,10 @@ def _numbers(value: Any, where: str) -> Floats:
     for item in value:
         if item is not None and not isinstance(item, (int, float)):
             raise UserError(f"{where}: numbers expected, got {json.dumps(item)[:40]}")
-    return np.array([np.nan if item is None else float(item) for item in value])
+    try:
+        return np.array([np.nan if item is None else float(item) for item in value])
+    except OverflowError:
+        raise UserError(f"{where}: a number is too large for float64") from None
 
 
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
@@ -153,26 +171,28 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Raw:
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        chosen = choose_fields(names, wanted, path.name)
+        chosen = choose_fields(names, wanted)
         table = file.read(columns=list(dict.fromkeys(chosen.values())))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from None
     tokens: dict[str, Floats] = {}
     lengths: dict[str, Ints] = {}
     steps = None
+    whole = set()
     for field, name in chosen.items():
-        values, counts = _arrow_column(table.column(name), field, name)
+        values, counts, integers = _arrow_column(table.column(name), field, name)
+        whole |= {field} if integers else set()
         if field == "step":
             steps = values
         elif counts is None:
             tokens[field], lengths[field] = _repeat(values, lengths["old_log_probs"], name)
         else:
             tokens[field], lengths[field] = values, counts
-    return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))))
+    return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))), frozenset(whole))
 
 
-def _arrow_column(column: Any, field: str, name: str) -> tuple[Floats, Ints | None]:
-    """Flat values and, for a list column, its counts (rows,)."""
+def _arrow_column(column: Any, field: str, name: str) -> tuple[Floats, Ints | None, bool]:
+    """Flat values, for a list column its counts (rows,), and whether the type holds whole numbers alone."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -188,7 +208,8 @@ def _arrow_column(column: Any, field: str, name: str) -> tuple[Floats, Ints | No
         raise UserError(f"{_row(empty)}, {name}: null where a list is expected")
     counts = None if not nested else pc.list_value_length(column).to_numpy().astype(np.int64)
     flat = pc.list_flatten(column) if nested else column
-    return pc.cast(flat, pa.float64()).to_numpy().astype(np.float64), counts  # null becomes NaN
+    values = pc.cast(flat, pa.float64(), safe=False).to_numpy().astype(np.float64)  # null becomes NaN
+    return values, counts, not pa.types.is_floating(inner)
 
 
 def _row(row: int) -> str:
@@ -212,13 +233,16 @@ def _read_npz(path: Path, wanted: Mapping[str, str]) -> Raw:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
-            chosen = choose_fields(names, wanted, path.name)
+            chosen = choose_fields(names, wanted)
             arrays = {field: _array(archive, field, name) for field, name in chosen.items()}
     except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"cannot read {path} as NPZ: {error}") from None
     leading = arrays["old_log_probs"].shape
     tokens, lengths = {}, {}
+    whole = frozenset(field for field, array in arrays.items() if array.dtype.kind in "iub")
     steps = arrays.pop("step").astype(np.float64) if "step" in arrays else None
+    if steps is not None and steps.ndim == 0:
+        steps = np.full(leading[0], steps)
     if steps is not None and len(steps) != leading[0]:
         raise UserError(f"{chosen['step']} has {len(steps)} sequences, {chosen['old_log_probs']} {leading[0]}")
     for field in list(arrays):
@@ -229,7 +253,7 @@ def _read_npz(path: Path, wanted: Mapping[str, str]) -> Raw:
         else:
             tokens[field] = array.astype(np.float64).ravel()
             lengths[field] = np.full(array.shape[0], array.shape[1], dtype=np.int64)
-    return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))))
+    return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))), whole)
 
 
 def _array(archive: Any, field: str, name: str) -> Any:
@@ -242,11 +266,13 @@ def _array(archive: Any, field: str, name: str) -> Any:
         raise UserError(
             f"array {name} holds Python objects, which are not read: pad its rows and save numbers (sequences, tokens)"
         ) from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{name} is no NumPy array: write the file with numpy.savez")
     if array.dtype.kind not in "fiub":
         raise UserError(f"array {name}: numbers expected, got dtype {array.dtype} (NumPy has no bfloat16: save float32)")
-    allowed = {"step": (1,), "advantages": (1, 2)}.get(field, (2,))
+    allowed = {"step": (0, 1), "advantages": (1, 2)}.get(field, (2,))
     if array.ndim not in allowed:
-        shape = "(sequences,)" if allowed == (1,) else "(sequences,) or (sequences, tokens)" if 1 in allowed else "(sequences, tokens)"
+        shape = "(sequences,)" if 0 in allowed else "(sequences,) or (sequences, tokens)" if 1 in allowed else "(sequences, tokens)"
         raise UserError(f"array {name}: shape {shape} expected, got {array.shape}")
     return array
 

@@ -6,6 +6,7 @@ Formats (by suffix), field by field, are in docs/diagnose.md; :mod:`alp.analysis
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,8 @@ Ints = NDArray[np.int64]
 REQUIRED = ("old_log_probs", "rollout_log_probs", "response_mask")
 LOG_PROBS = ("old_log_probs", "rollout_log_probs", "log_probs", "perturbed_log_probs")
 POSITIVE = 1e-3  # log-probs may exceed 0 by this much: the rounding of a log-softmax in bfloat16
+LOWEST = -1e6  # no softmax gives less: fillers like -1e30 on a valid token
+WHOLE = 2.0**53  # from here on float64 skips whole numbers
 
 
 @dataclass
@@ -27,7 +30,8 @@ class Raw:
     """A file as it was read: every token of every sequence, one sequence after another, masked ones too.
 
     ``tokens`` holds flat values per field and ``lengths`` (sequences,) their tokens per sequence; ``steps`` is (sequences,).
-    ``places`` says for people where a sequence stands in the file, ``names`` how each field is called there.
+    ``place`` says for people where a sequence stands in the file, ``names`` how each field is called there. ``whole`` are the fields
+    whose every value was an integer or a boolean.
     """
 
     tokens: dict[str, Floats]
@@ -36,6 +40,7 @@ class Raw:
     place: Callable[[int], str]
     names: Mapping[str, str]
     unread: tuple[str, ...] = ()
+    whole: frozenset[str] = frozenset()
 
 
 class Block(NamedTuple):
@@ -110,24 +115,28 @@ class Dump:
             start, token = end, token + int(lengths.sum())
 
 
-def choose_fields(found: Iterable[str], wanted: Mapping[str, str], where: str) -> dict[str, str]:
+def choose_fields(found: Iterable[str], wanted: Mapping[str, str], where: str = "") -> dict[str, str]:
     """Which fields of a file are read: field → name in the file. ``wanted`` maps every field to the name it should have.
 
-    Optional fields may be absent unless they were given another name on purpose. Raises :class:`UserError`.
+    Optional fields may be absent unless they were given another name on purpose; none may be there twice. ``where`` begins the
+    message. Raises :class:`UserError`.
     """
-    present = set(found)
+    present = Counter(found)
     chosen = {}
     for field, name in wanted.items():
+        if present[name] > 1:
+            raise UserError(f"{where}field '{name}' is there {present[name]} times")
         if name in present:
             chosen[field] = name
         elif field in REQUIRED or name != field:
             hint = f" (or say fields.{field}=<its name there>)" if name == field else f" (asked for by fields.{field})"
-            raise UserError(f"{where}: no field '{name}'{hint}{nearest(name, present)}")
+            raise UserError(f"{where}no field '{name}'{hint}{nearest(name, present)}")
     return chosen
 
 
 def check(raw: Raw) -> Dump:
     """Refuse what cannot be meant, and keep the valid tokens. Raises :class:`UserError` with place and field."""
+    _spread_advantages(raw)
     lengths, starts = _check_lengths(raw)
     mask = _check_mask(raw, starts)
     for field in raw.tokens:
@@ -135,6 +144,8 @@ def check(raw: Raw) -> Dump:
             _check_finite(raw, field, mask, starts)
     for field in LOG_PROBS:
         if field in raw.tokens:
+            if field in raw.whole:
+                raise UserError(f"{raw.names[field]}: every value is a whole number, as in token ids or a mask: log-probs expected")
             _check_log_probs(raw, field, mask, starts)
     if "turn_ids" in raw.tokens:
         _check_turns(raw, mask, starts)
@@ -146,6 +157,14 @@ def check(raw: Raw) -> Dump:
     # field by field, so that never all of them exist twice
     tokens = {field: raw.tokens.pop(field)[mask] for field in list(raw.tokens) if field != "response_mask"}
     return Dump(tokens, counts[rows], rows, steps, len(lengths), raw.place, raw.unread)
+
+
+def _spread_advantages(raw: Raw) -> None:
+    """One advantage per sequence, in a list or a dimension of its own, is repeated for the sequence's tokens."""
+    given, lengths = raw.lengths.get("advantages"), raw.lengths["old_log_probs"]
+    if given is not None and len(given) == len(lengths) and (given == 1).all():
+        raw.tokens["advantages"] = np.repeat(raw.tokens["advantages"], lengths)
+        raw.lengths["advantages"] = lengths
 
 
 def _check_lengths(raw: Raw) -> tuple[Ints, Ints]:
@@ -183,8 +202,10 @@ def _check_finite(raw: Raw, field: str, mask: NDArray[np.bool_], starts: Ints) -
 
 
 def _check_log_probs(raw: Raw, field: str, mask: NDArray[np.bool_], starts: Ints) -> None:
-    """Log-probs are at most 0; the two usual mistakes are called by their names."""
+    """Log-probs are at most 0 and not absurdly low; the two usual mistakes are called by their names."""
     values = raw.tokens[field]
+    for place in np.flatnonzero(mask & (values < LOWEST))[:1]:
+        raise UserError(f"{_where(raw, field, int(place), starts)}: {_say(values[place])} is below {LOWEST:g}: no token is that unlikely")
     above = mask & (values > POSITIVE)
     if not above.any():
         return
@@ -201,13 +222,13 @@ def _check_log_probs(raw: Raw, field: str, mask: NDArray[np.bool_], starts: Ints
 
 def _check_turns(raw: Raw, mask: NDArray[np.bool_], starts: Ints) -> None:
     values = raw.tokens["turn_ids"]
-    for place in np.flatnonzero(mask & ((values < 0) | (values != np.floor(values))))[:1]:
+    for place in np.flatnonzero(mask & ((values < 0) | (values >= WHOLE) | (values != np.floor(values))))[:1]:
         raise UserError(f"{_where(raw, 'turn_ids', int(place), starts)}: {_say(values[place])} is no turn: whole numbers from 0 expected")
 
 
 def _check_steps(raw: Raw, steps: Floats) -> Ints:
-    for row in np.flatnonzero(~(np.isfinite(steps) & (steps == np.floor(steps))))[:1]:
-        raise UserError(f"{raw.place(int(row))}, {raw.names['step']}: {_say(steps[row])} is no whole number")
+    for row in np.flatnonzero(~((np.abs(steps) < WHOLE) & (steps == np.floor(steps))))[:1]:
+        raise UserError(f"{raw.place(int(row))}, {raw.names['step']}: {_say(steps[row])} is no whole number of size below 2^53")
     return steps.astype(np.int64)
 
 

@@ -311,7 +311,7 @@ def test_another_dump_leaves_nothing_of_the_first(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "figures" / "steps.svg").is_file()
     for one in sequences:
         del one["step"]
-    run(write(tmp_path / "b.jsonl", sequences), tmp_path / "out")
+    run(write(tmp_path / "a.jsonl", sequences), tmp_path / "out")
     assert not [name for name in bytes_below(tmp_path / "out") if "steps" in name]
 
 
@@ -454,9 +454,7 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = json.dumps(GOOD)
     (tmp_path / "cut.jsonl").write_text(f"{line}\n{line[:40]}")
-    assert "cut.jsonl: line 2 is no valid JSON at column 33; the line has no end: was the file cut off?" in fails(
-        capsys, tmp_path / "cut.jsonl"
-    )
+    assert "cut.jsonl: line 2 is no valid JSON at column 33; it ends too soon: was it cut off?" in fails(capsys, tmp_path / "cut.jsonl")
     (tmp_path / "bytes.jsonl").write_bytes(b'{"a": "\xff"}\n')
     assert "line 1 is no valid JSON" in fails(capsys, tmp_path / "bytes.jsonl")
     for suffix in (".npz", ".parquet"):
