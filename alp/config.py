@@ -104,6 +104,8 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
     for item, chosen in zip(parsed, is_choice, strict=True):
         if chosen:
             continue
+        if item.key_or_group == "rollout.engine":  # each engine has keys of its own, and they come with its file
+            raise UserError(f"{verb}: choose the engine by its file, not by its key: rollout={item.value()}")
         if item.key_or_group not in known:
             raise UserError(f"{verb}: unknown key '{item.key_or_group}'{nearest(item.key_or_group, known)}")
         try:
@@ -127,7 +129,7 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
 def _one_line(verb: str, error: ValidationError) -> str:
     """The first validation fault, as: verb: key: what is wrong, got value; nearest choice."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    path = _without_tags(VERBS[verb], [str(part) for part in first["loc"]])
     where = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
         siblings: Any = VERBS[verb]
@@ -135,12 +137,22 @@ def _one_line(verb: str, error: ValidationError) -> str:
             siblings = _field_model(siblings, part)
         names = list(siblings.model_fields) if siblings is not None else []
         return f"{verb}: unknown key '{where}'{nearest(path[-1], names)}"
+    if first["type"] == "union_tag_invalid":
+        tag, known = str(first["ctx"]["tag"]), str(first["ctx"]["expected_tags"]).replace("'", "").split(", ")
+        return f"{verb}: {where}: '{tag}' is no valid choice{nearest(tag, known)}"
     if first["type"] == "literal_error":
         allowed = [part.strip(" '") for part in str(first["ctx"]["expected"]).replace(" or ", ", ").split(",")]
         return f"{verb}: {where}: '{first['input']}' is no valid choice{nearest(str(first['input']), allowed)}"
     message = first["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
     return f"{verb}: {where}: {message}{shown}"
+
+
+def _without_tags(model: Any, path: list[str]) -> list[str]:
+    """A fault's place as users write it: pydantic puts the tag of a union chosen by a field (rollout.engine) into the path."""
+    if len(path) > 1 and path[0] in model.model_fields and model.model_fields[path[0]].discriminator:
+        return [path[0], *path[2:]]
+    return path
 
 
 def _field_model(model: Any, name: str) -> Any:

@@ -177,23 +177,57 @@ class Method(Strict):
         return self
 
 
-class Rollout(Strict):
-    """How responses are sampled. ``dtype`` is the inference dtype: int8 means quantised weights computed in bfloat16."""
+class Sampled(Strict):
+    """What every engine is told about sampling."""
 
-    engine: Literal["hf"]
-    dtype: Literal["float32", "bfloat16", "int8"]
     temperature: PositiveFloat
     top_p: float
     top_k: int
     max_new_tokens: Positive
-    batch_size: Positive  # sequences sampled at a time
-    weight_noise: Annotated[float, Field(ge=0, lt=1)]  # relative size of multiplicative noise on the engine's weights
 
     @model_validator(mode="after")
-    def _unbiased(self) -> Rollout:
+    def _unbiased(self) -> Sampled:
         if self.top_p != 1.0 or self.top_k not in (0, -1):
             raise ValueError("top_p < 1 or top_k bias the behaviour policy: training rollouts need top_p=1.0 and top_k=0")
         return self
+
+
+class HFRollout(Sampled):
+    """Sampling by transformers. ``dtype`` is the inference dtype: int8 means quantised weights computed in bfloat16."""
+
+    engine: Literal["hf"]
+    dtype: Literal["float32", "bfloat16", "int8"]
+    batch_size: Positive  # sequences sampled at a time
+    weight_noise: Annotated[float, Field(ge=0, lt=1)]  # relative size of multiplicative noise on the engine's weights
+
+
+class VLLMRollout(Sampled):
+    """Sampling by vLLM in a process of its own. Exactly one of ``memory_share`` and ``kv_cache_gib`` bounds its memory."""
+
+    engine: Literal["vllm"]
+    dtype: Literal["float32", "bfloat16"]
+    quantization: Literal["fp8"] | None  # of the linear weights; on a GPU alone
+    tensor_parallel: Positive  # devices the model is spread over; 1 on a CPU
+    memory_share: Annotated[float, Field(gt=0, le=1)] | None  # of the device's memory, weights included
+    kv_cache_gib: PositiveFloat | None  # GiB of the KV cache
+    max_sequences: Positive  # sampled at a time
+    max_length: Positive | None  # prompt and response, tokens; None: the model's own limit
+    prefix_cache: bool  # prompts of one group are computed once; emptied at every sync
+    sleep_level: Annotated[int, Field(ge=0, le=2)]  # between rollouts 1 moves the weights to the host, 2 drops them; on a GPU alone
+    seeded: bool  # one seed per request; without it faster on some platforms, and not repeatable
+    threads: Positive  # of the engine process
+    start_limit: PositiveFloat  # seconds until the engine must be ready
+    time_limit: PositiveFloat  # seconds for one rollout batch or one sync: a slower engine hangs, and is started again
+    restarts: NonNegative  # engines lost in a row before the job fails
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> VLLMRollout:
+        if (self.memory_share is None) == (self.kv_cache_gib is None):
+            raise ValueError("set one of memory_share and kv_cache_gib, and the other to null")
+        return self
+
+
+Rollout = Annotated[HFRollout | VLLMRollout, Field(discriminator="engine")]
 
 
 class Trainer(Strict):

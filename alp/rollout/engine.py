@@ -59,12 +59,16 @@ class Engine(Protocol):
         """One completion per request, in order."""
         ...
 
-    def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take new weights (names as in the training model's ``named_parameters``)."""
+    def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, float]:
+        """Take new weights (names as in the training model's ``named_parameters``); returns figures for ``timings.jsonl``."""
         ...
 
     def describe(self) -> dict[str, Any]:
         """What is really active: engine, dtype, quantisation, noise; read from the engine, not from the configuration."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds outside this process. May be called twice."""
         ...
 
 

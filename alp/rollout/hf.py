@@ -61,13 +61,13 @@ class HFEngine:
         }
 
     @torch.no_grad()
-    def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, float]:
         """Round the training weights to the inference format. Raises ValueError unless exactly the own parameters come."""
         own = dict(self._model.named_parameters())
         given = dict(weights)
         if own.keys() != given.keys():
             raise ValueError(f"weights: {sorted(own.keys() ^ given.keys())[:4]} stand on one side only")
-        quantised = 0
+        quantised = size = 0
         for name, target in own.items():
             value = given[name].detach().to(self._device, torch.float32)
             if self._weight_noise:
@@ -76,7 +76,12 @@ class HFEngine:
                 value = quantise(value)
                 quantised += 1
             target.copy_(value)
+            size += target.nbytes
         self._quantised, self.version = quantised, version
+        return {"sync/bytes": float(size)}
+
+    def close(self) -> None:
+        """Everything it holds is in this process."""
 
     def _draw(self, name: str, version: int, like: Tensor) -> Tensor:
         random = stream(f"weight noise {name}", self._seed, version)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from alp.rollout.engine import Engine
-from alp.schema import TrainConfig
+from alp.schema import HFRollout, TrainConfig, VLLMRollout
 from alp.training.update import Updater
 
 
@@ -53,14 +53,31 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "numerator": (active["numerator"], "perturbed" if noisy else "current"),
         "hooks": (hooks, expected),
         "noise learns": (len(active["optimizer_groups"]) == 2, noisy and settings is not None and settings.learnable),
+        "engine": (active["engine"], config.rollout.engine),
         "rollout dtype": (active["rollout_dtype"], "bfloat16" if config.rollout.dtype == "int8" else config.rollout.dtype),
-        "quantised": (active["quantised_weights"] > 0, config.rollout.dtype == "int8"),
+        "quantised": (active["quantised_weights"] > 0, _quantised(config.rollout)),
         "training dtype": (active["train_dtype"], "float32"),
         "threads": (active["threads"], config.trainer.threads),
     }
+    if isinstance(config.rollout, VLLMRollout):
+        checks |= _check_vllm(config.rollout, active)
     for name, (found, wanted) in checks.items():
         if found != wanted:
             raise RuntimeError(f"{name}: {found!r} is active, the configuration says {wanted!r}")
+
+
+def _quantised(rollout: HFRollout | VLLMRollout) -> bool:
+    return rollout.quantization is not None if isinstance(rollout, VLLMRollout) else rollout.dtype == "int8"
+
+
+def _check_vllm(rollout: VLLMRollout, active: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What vLLM says of itself against the configuration."""
+    same = ("seeded", "prefix_cache", "tensor_parallel", "max_sequences", "sleep_level")
+    return {
+        **{f"rollout.{name}": (active[name], getattr(rollout, name)) for name in same},
+        "rollout log-probs": (active["log_prob_mode"], "processed_logprobs"),
+        "rollout threads": (active["rollout_threads"], rollout.threads),
+    }
 
 
 def check_perturbed(config: TrainConfig, perturbed: int) -> None:

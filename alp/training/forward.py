@@ -37,3 +37,17 @@ def frozen_log_probs(model: Any, batch: Batch, temperature: float, micro_batch: 
         found = token_log_probs(model, piece, temperature, entropy=True)
         log_probs[index, : found[0].shape[1]], entropy[index, : found[1].shape[1]] = found
     return log_probs, entropy
+
+
+@torch.no_grad()
+def sequence_log_probs(model: Any, sequences: list[list[int]], temperature: float) -> list[list[float]]:
+    """log π of every token but the first of some plain sequences, for comparison with an engine's."""
+    device = next(model.parameters()).device
+    found = []
+    for ids in sequences:
+        row = torch.tensor([ids], device=device)
+        with precision(device):
+            logits = model(input_ids=row, use_cache=False).logits
+        log_probs = (logits[0, :-1].float() / temperature).log_softmax(-1)
+        found.append(log_probs.gather(-1, row[0, 1:].unsqueeze(-1)).squeeze(-1).tolist())
+    return found

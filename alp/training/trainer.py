@@ -18,27 +18,33 @@ from alp.errors import UserError
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
 from alp.progress import Progress
 from alp.reproducibility import code_hash, fix_threads, json_line, provenance, sha256_files, write_json, write_text
-from alp.rollout.engine import Purpose, Sampling
+from alp.rollout import choose
+from alp.rollout.engine import Engine, Purpose, Sampling
 from alp.rollout.episodes import Trajectory, collect
 from alp.rollout.hf import HFEngine
-from alp.schema import TrainConfig
+from alp.schema import HFRollout, TrainConfig
 from alp.tasks.catalogue import load_task
 from alp.tasks.task import Problem, check_disjoint, select
 from alp.training import checkpoint
 from alp.training.active import check_active, check_perturbed, describe_active
 from alp.training.batch import Batch, collate
-from alp.training.forward import frozen_log_probs, token_log_probs
+from alp.training.forward import frozen_log_probs, sequence_log_probs, token_log_probs
 from alp.training.metrics import envelope, noise_metrics, rollout_metrics, update_metrics
 from alp.training.update import Updater, UpdateResult
 
 Observer = Callable[[], None]
+_VALIDATION_BATCH = 512  # sequences at a time
 
 
 def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
     """Run (or continue) one training job; returns its folder. ``on_step`` is called after every logged step."""
     run_dir = Path(config.run.dir)
     with checkpoint.exclusive(run_dir):
-        Job(config, run_dir, on_step).run()
+        job = Job(config, run_dir, on_step)
+        try:
+            job.run()
+        finally:
+            job.engine.close()
     return run_dir
 
 
@@ -49,6 +55,7 @@ class Job:
         self.config, self.run_dir, self.on_step = config, run_dir, on_step
         folder = models.check_folder(config.model.path)
         _check_layers(config, folder)
+        choose.check(config.rollout, folder)
         self.device = models.resolve_device(config.trainer.device)
         self.task = load_task(config.task)
         self.problems, self.validation = self.task.problems("train"), self.task.problems("validation")
@@ -57,8 +64,9 @@ class Job:
         self.tokenizer = models.load_tokenizer(folder)
         self.model = models.load_model(folder, self.device)
         self.reference = models.load_model(folder, self.device).requires_grad_(False) if config.trainer.kl else None
-        self.engine = self._engine(config.rollout.dtype, config.rollout.weight_noise)
-        self.validator = self._engine("float32", 0.0)
+        self.engine = self._engine(folder)
+        batch_size = config.rollout.batch_size if isinstance(config.rollout, HFRollout) else _VALIDATION_BATCH
+        self.validator = HFEngine(self.model.config, dtype="float32", device=self.device, batch_size=batch_size)
         self.perturbation = self._perturbation()
         self.updater = Updater(
             self.model,
@@ -74,15 +82,16 @@ class Job:
         self.provenance = provenance() | origin(config, folder, [*self.problems, *self.validation])
         self.probe: Batch | None = None
 
-    def _engine(self, dtype: str, weight_noise: float) -> HFEngine:
-        rollout = self.config.rollout
-        return HFEngine(
-            self.model.config,
-            dtype=dtype,
+    def _engine(self, folder: Path) -> Engine:
+        return choose.make(
+            self.config.rollout,
+            self.model,
+            folder,
+            run_dir=self.run_dir,
             device=self.device,
-            batch_size=rollout.batch_size,
-            weight_noise=weight_noise,
             seed=self.config.trainer.seed,
+            prompts=[self.tokenizer.encode(self.task.prompt(problem)) for problem in self.validation[:8]],
+            reference=lambda sequences, temperature: sequence_log_probs(self.model, sequences, temperature),
         )
 
     def _perturbation(self) -> LayerwisePerturbation | None:
@@ -184,14 +193,14 @@ class Job:
         clock.lap("update")
         metrics |= update_metrics(results) | ratio_diagnostics(raw, batch.response_mask)
         metrics |= noise_metrics(self.perturbation, results)
-        self.engine.sync_weights(self.model.named_parameters(), version=step)
+        synced = self.engine.sync_weights(self.model.named_parameters(), version=step)
         clock.lap("sync")
         metrics |= self._probe(step)
         if trainer.validate_every and (step % trainer.validate_every == 0 or step == trainer.steps):
             metrics |= self._validate(step)
         clock.lap("probe")
         tokens = int(batch.response_mask.sum())
-        self._append("timings.jsonl", {"step": step, "response_tokens": tokens} | clock.seconds)
+        self._append("timings.jsonl", {"step": step, "response_tokens": tokens} | clock.seconds | synced)
         return {"step": step} | metrics
 
     def _score(self, batch: Batch) -> tuple[Batch, dict[str, float]]:

@@ -1,0 +1,280 @@
+"""The engine process: vLLM on one end of a socket, ``python -m alp.rollout.vllm_server <socket> <parent's pid>``.
+
+A process of its own because vLLM sets global seeds, thread counts and signal handlers, and can crash. It ends when the trainer
+does, however that ended: the kernel kills it (PR_SET_PDEATHSIG), and elsewhere than on Linux a thread sees the socket close.
+Nothing here imports vLLM before ``main`` runs: the trainer imports this module to have its source in the code hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alp.rollout.readback import places
+from alp.rollout.wire import Channel, Closed
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Serve one trainer until it hangs up. The first message holds the settings (``VLLMEngine._settings``)."""
+    descriptor, parent = int(arguments[0]), int(arguments[1])
+    stream = socket.socket(fileno=descriptor)
+    end_with(parent, stream)
+    channel = Channel(stream)
+    try:
+        settings, _ = channel.receive()
+        try:
+            server = Server(settings)
+        except Exception as error:  # a model or option vLLM has not: the trainer says so and stops
+            traceback.print_exc()
+            channel.send({"refused": f"{type(error).__name__}: {error}"})
+            return 1
+        channel.send({"ready": True})
+        serve(channel, server)
+    except Closed:
+        pass
+    return 0
+
+
+def serve(channel: Channel, server: Server) -> None:
+    """Answer requests until ``stop``. A failed one is answered with its error; the trainer then starts a new process."""
+    while True:
+        header, tensors = channel.receive()
+        operation = header.pop("operation")
+        if operation == "stop":
+            return
+        try:
+            answer, values = server.answer(operation, header, tensors)
+        except Exception as error:
+            traceback.print_exc()
+            answer, values = {"error": f"{operation}: {type(error).__name__}: {error}"}, {}
+        channel.send(answer, values)
+
+
+def end_with(parent: int, stream: socket.socket) -> None:
+    """Make sure this process does not outlive the trainer."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was gone before the line above
+        os._exit(1)
+    threading.Thread(target=_watch, args=(stream,), daemon=True).start()
+
+
+def _watch(stream: socket.socket) -> None:
+    """End the process when the socket's other end is closed, even in the middle of a batch."""
+    poll = select.poll()
+    poll.register(stream, getattr(select, "POLLRDHUP", 0))  # POLLHUP and POLLERR are always reported
+    poll.poll()
+    time.sleep(0.5)  # an orderly stop is faster than this
+    os._exit(0)
+
+
+class Server:
+    """The engine and what can be asked of it: ``sync``, ``readback``, ``generate``, ``describe``."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._seeded: bool = settings["seeded"]
+        self._sleep_level: int = settings["sleep_level"]
+        self._asleep = False
+        self._count = 0
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**settings["engine"]))
+
+    def answer(self, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Do one operation; returns the answer's header and tensors."""
+        match operation:
+            case "describe":
+                return self.describe(), {}
+            case "sync":
+                self.sync(tensors)
+                return {}, {}
+            case "readback":
+                return {}, self.readback()
+            case "generate":
+                return {}, self.generate(header, tensors)
+        raise ValueError("unknown operation")
+
+    def _worker(self, function: Any) -> list[Any]:
+        found: list[Any] = self._engine.collective_rpc(function)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """What is really active, from the engine's own objects."""
+        import vllm
+
+        config = self._engine.vllm_config
+        dtypes, quantised = self._worker(_inspect)[0]
+        return {
+            "engine": "vllm",
+            "vllm_version": vllm.__version__,
+            "rollout_dtype": dtypes,
+            "quantised_weights": quantised,
+            "log_prob_mode": str(getattr(config.model_config.logprobs_mode, "value", config.model_config.logprobs_mode)),
+            "prefix_cache": bool(config.cache_config.enable_prefix_caching),
+            "max_sequences": config.scheduler_config.max_num_seqs,
+            "tensor_parallel": config.parallel_config.tensor_parallel_size,
+            "sleep_level": self._sleep_level if config.model_config.enable_sleep_mode else 0,
+            "rollout_device": str(config.device_config.device_type),
+            "rollout_threads": torch.get_num_threads(),
+            "seeded": self._seeded,
+        }
+
+    def sync(self, weights: dict[str, Tensor]) -> None:
+        """Take new weights in place and forget every cached prefix computed with the old ones."""
+        self._wake()
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        self._forget()
+
+    def readback(self) -> dict[str, Tensor]:
+        """Samples of every parameter the engine holds, under the training model's names; none when it is spread over devices."""
+        if self._engine.vllm_config.parallel_config.tensor_parallel_size > 1:
+            return {}
+        found: dict[str, Tensor] = self._worker(_samples)[0]
+        return found
+
+    def generate(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sample one response to each prompt.
+
+        ``tensors``: ``ids`` all prompts end to end, ``lengths`` (prompts,). Header: ``seeds`` (None: unseeded), ``temperature``,
+        ``max_new_tokens``, ``eos``, ``prompt_log_probs``. Answer: ``ids``, ``log_probs``, ``lengths`` likewise, and
+        ``prompt_log_probs`` (without each prompt's first token) when asked for.
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        self._wake()
+        self._forget()  # a batch depends on weights and requests alone, never on the batches before it
+        prompts = [part.tolist() for part in tensors["ids"].split(tensors["lengths"].tolist())]
+        for place, prompt in enumerate(prompts):
+            parameters = SamplingParams(
+                temperature=header["temperature"],
+                max_tokens=header["max_new_tokens"],
+                seed=header["seeds"][place] if self._seeded else None,
+                logprobs=0,  # the sampled token's alone
+                prompt_logprobs=0 if header["prompt_log_probs"] else None,
+                stop_token_ids=[header["eos"]],
+                ignore_eos=True,  # the engine's own idea of an end token: ours is the line above
+                detokenize=False,
+            )
+            self._engine.add_request(str(self._count), TokensPrompt(prompt_token_ids=prompt), parameters)
+            self._count += 1
+        finished = self._run(len(prompts))
+        if self._sleep_level and not header["prompt_log_probs"]:
+            self._engine.sleep(self._sleep_level)
+            self._asleep = True
+        return _collected([finished[str(self._count - len(prompts) + place)] for place in range(len(prompts))])
+
+    def _run(self, count: int) -> dict[str, Any]:
+        finished: dict[str, Any] = {}
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                if output.finished:
+                    finished[output.request_id] = output
+        if len(finished) != count:
+            raise RuntimeError(f"{len(finished)} of {count} requests were answered")
+        return finished
+
+    def _forget(self) -> None:
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("the prefix cache could not be reset")
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._engine.wake_up()
+            self._asleep = False
+
+
+def _collected(outputs: list[Any]) -> dict[str, Tensor]:
+    """Ids and log-probs of finished requests as flat tensors."""
+    ids: list[int] = []
+    log_probs: list[float] = []
+    prompt_log_probs: list[float] = []
+    lengths = []
+    for output in outputs:
+        completion = output.outputs[0]
+        tokens = list(completion.token_ids)
+        ids += tokens
+        log_probs += [entry[token].logprob for token, entry in zip(tokens, completion.logprobs, strict=True)]
+        lengths.append(len(tokens))
+        if output.prompt_logprobs is not None:
+            known = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+            prompt_log_probs += [entry[token].logprob for token, entry in known]
+    return {
+        "ids": torch.tensor(ids, dtype=torch.int32),
+        "log_probs": torch.tensor(log_probs, dtype=torch.float32),
+        "lengths": torch.tensor(lengths, dtype=torch.int64),
+        "prompt_log_probs": torch.tensor(prompt_log_probs, dtype=torch.float32),
+    }
+
+
+def _inspect(worker: Any) -> tuple[str, int]:
+    """In the worker: the dtype all parameters share (or all of them, joined), and the number of quantised layers."""
+    model = worker.get_model()
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in model.parameters()})
+    methods = [type(getattr(module, "quant_method", None)).__name__ for module in model.modules()]
+    quantised = [name for name in methods if name != "NoneType" and not name.startswith("Unquantized")]
+    return "+".join(dtypes), len(quantised)
+
+
+@torch.no_grad()
+def _samples(worker: Any) -> dict[str, Tensor]:
+    """In the worker: samples of every parameter (see ``alp.rollout.readback``), fused projections taken apart."""
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    model: Any = worker.get_model()
+    parts: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        layer: Any = module  # narrowed by isinstance it would lose what vLLM does not annotate
+        stem, _, last = prefix.rpartition(".")
+        names = [f"{stem}.{part}" for part in parts.get(last, [last])]
+        if isinstance(module, LinearBase):
+            sizes = list(getattr(layer, "output_sizes", [layer.output_size]))
+            columns = _columns(layer, layer.input_size)
+            found |= _split(names, "weight", columns, sizes)
+            if getattr(layer, "bias", None) is not None:
+                found |= _split(names, "bias", layer.bias, sizes)
+        elif isinstance(module, ParallelLMHead):
+            found[f"{prefix}.weight"] = _columns(layer, layer.embedding_dim)[: layer.org_vocab_size].clone()
+        elif isinstance(module, VocabParallelEmbedding):
+            found[f"{prefix}.weight"] = layer.weight[places(layer.org_vocab_size).to(layer.weight.device)].clone()
+        else:
+            vectors = module.named_parameters(recurse=False)
+            found |= {f"{prefix}.{name}": value.clone() for name, value in vectors if value.dim() == 1}
+    return {name: value.detach().cpu() for name, value in found.items()}
+
+
+def _columns(module: Any, width: int) -> Tensor:
+    """Columns of a linear layer's weight as the layer itself multiplies them, (out, k)."""
+    chosen = places(width)
+    first = next(module.parameters())
+    unit = torch.zeros(len(chosen), width, dtype=first.dtype, device=first.device)
+    unit[torch.arange(len(chosen)), chosen] = 1.0
+    product: Tensor = module.quant_method.apply(module, unit, None)
+    return product.t().contiguous()
+
+
+def _split(names: list[str], kind: str, value: Tensor, sizes: list[int]) -> dict[str, Tensor]:
+    """Rows of a fused projection under the names of its parts; nothing when they do not fit."""
+    if len(names) != len(sizes) or sum(sizes) != value.shape[0]:
+        return {}
+    return {f"{name}.{kind}": part.clone() for name, part in zip(names, value.split(sizes), strict=True)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
