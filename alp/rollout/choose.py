@@ -101,6 +101,7 @@ def make(
         rollout,
         folder,
         run_dir=run_dir,
+        names=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         kinds=layout(model),
         aliases=aliases(model),
         reference=reference,

@@ -55,8 +55,9 @@ class StaleWeights(RuntimeError):
 class VLLMEngine:
     """``reference`` and ``sequences`` are the probe: what the training model says about fixed ids.
 
-    ``kinds`` says how each parameter is read back (``readback.layout``), ``aliases`` which names share a tensor in the training
-    model (tied embeddings): those are sent under every name, for the engine may hold copies.
+    ``names`` are the training model's parameters: nothing else goes over. ``kinds`` says how each is read back
+    (``readback.layout``), ``aliases`` which names share a tensor in the training model (tied embeddings): those are sent under
+    every name, for the engine may hold copies.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class VLLMEngine:
         model: Path,
         *,
         run_dir: Path,
+        names: frozenset[str],
         kinds: dict[str, str],
         aliases: dict[str, str],
         reference: Reference,
@@ -73,7 +75,7 @@ class VLLMEngine:
         seed: int = 0,
     ) -> None:
         self._settings, self._model, self._log = settings, model, run_dir / "vllm.log"
-        self._kinds, self._aliases, self._seed = kinds, aliases, seed
+        self._names, self._kinds, self._aliases, self._seed = names, kinds, aliases, seed
         self._reference, self._sequences = reference, sequences
         self._tolerance = max(PROBE_TOLERANCE[settings.dtype], PROBE_TOLERANCE[reference_dtype])
         if settings.quantization:
@@ -96,9 +98,9 @@ class VLLMEngine:
         """Load, read back and probe. Returns seconds and bytes for ``timings.jsonl``; raises StaleWeights."""
         dtype = getattr(torch, self._settings.dtype)
         given = {name: value.detach().to("cpu", dtype, copy=True) for name, value in weights}
-        given |= {alias: given[source] for alias, source in self._aliases.items() if alias not in given}
-        if self._weights and given.keys() != self._weights.keys():
-            raise ValueError(f"weights: {sorted(given.keys() ^ self._weights.keys())[:4]} stand on one side only")
+        given |= {alias: given[source] for alias, source in self._aliases.items() if source in given}
+        if given.keys() != self._names:
+            raise ValueError(f"weights: {sorted(given.keys() ^ self._names)[:4]} stand on one side only")
         self._weights, self.version, self._loaded = given, version, None
         self._persist(lambda: None)
         return self._figures | {"rollout/engine_restarts": float(self._deaths)}

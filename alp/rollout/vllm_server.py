@@ -92,8 +92,9 @@ class Server:
         self._seeded: bool = settings["seeded"]
         self._sleep_level: int = settings["sleep_level"]
         self._asleep = False
-        self._count = 0
         self._engine = LLMEngine.from_engine_args(EngineArgs(**settings["engine"]))
+        # The first batch loads what is loaded late: it belongs to the start, not to the time limit of a batch.
+        self._batch([[0, 0]], [None], temperature=1.0, longest=2, end=0, prompt_log_probs=True)
 
     def answer(self, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Do one operation; returns the answer's header and tensors."""
@@ -154,39 +155,57 @@ class Server:
         ``max_new_tokens``, ``eos``, ``prompt_log_probs``. Answer: ``ids``, ``log_probs``, ``lengths`` likewise, and
         ``prompt_log_probs`` (without each prompt's first token) when asked for.
         """
-        from vllm import SamplingParams, TokensPrompt
-
         self._wake()
         self._forget()  # a batch depends on weights and requests alone, never on the batches before it
         prompts = [part.tolist() for part in tensors["ids"].split(tensors["lengths"].tolist())]
-        for place, prompt in enumerate(prompts):
-            parameters = SamplingParams(
+        found = _collected(
+            self._batch(
+                prompts,
+                header["seeds"] if self._seeded else [None] * len(prompts),
                 temperature=header["temperature"],
-                max_tokens=header["max_new_tokens"],
-                seed=header["seeds"][place] if self._seeded else None,
-                logprobs=0,  # the sampled token's alone
-                prompt_logprobs=0 if header["prompt_log_probs"] else None,
-                stop_token_ids=[header["eos"]],
-                ignore_eos=True,  # the engine's own idea of an end token: ours is the line above
-                detokenize=False,
+                longest=header["max_new_tokens"],
+                end=header["eos"],
+                prompt_log_probs=header["prompt_log_probs"],
             )
-            self._engine.add_request(str(self._count), TokensPrompt(prompt_token_ids=prompt), parameters)
-            self._count += 1
-        finished = self._run(len(prompts))
+        )
         if self._sleep_level and not header["prompt_log_probs"]:
             self._engine.sleep(self._sleep_level)
             self._asleep = True
-        return _collected([finished[str(self._count - len(prompts) + place)] for place in range(len(prompts))])
+        return found
 
-    def _run(self, count: int) -> dict[str, Any]:
+    def _batch(
+        self,
+        prompts: list[list[int]],
+        seeds: list[int | None],
+        *,
+        temperature: float,
+        longest: int,
+        end: int,
+        prompt_log_probs: bool,
+    ) -> list[Any]:
+        """vLLM's finished outputs, in the order of the prompts."""
+        from vllm import SamplingParams, TokensPrompt
+
+        for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            parameters = SamplingParams(
+                temperature=temperature,
+                max_tokens=longest,
+                seed=seed,
+                logprobs=0,  # the sampled token's alone
+                prompt_logprobs=0 if prompt_log_probs else None,
+                stop_token_ids=[end],
+                ignore_eos=True,  # the engine's own idea of an end token: ours is the line above
+                detokenize=False,
+            )
+            self._engine.add_request(str(place), TokensPrompt(prompt_token_ids=prompt), parameters)
         finished: dict[str, Any] = {}
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
                 if output.finished:
                     finished[output.request_id] = output
-        if len(finished) != count:
-            raise RuntimeError(f"{len(finished)} of {count} requests were answered")
-        return finished
+        if len(finished) != len(prompts):
+            raise RuntimeError(f"{len(finished)} of {len(prompts)} requests were answered")
+        return [finished[str(place)] for place in range(len(prompts))]
 
     def _forget(self) -> None:
         if not self._engine.reset_prefix_cache():

