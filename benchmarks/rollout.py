@@ -109,7 +109,7 @@ def by_generate(model: Any, requests: list[Request], sampling: Sampling) -> int:
     return int((ended.roll(1, -1) * (torch.arange(tokens.shape[1]) > 0) == 0).sum())
 
 
-def engines(size: Size, model: Any, dtype: str, folder: Path) -> dict[str, Engine]:
+def engines(model: Any, dtype: str, folder: Path) -> dict[str, Engine]:
     """Our engine and, where vLLM is installed and can, vLLM with and without seeds."""
     ways = {"hf": ["rollout=hf"]}
     if choose.installed() is not None:
@@ -141,7 +141,7 @@ def measure(size: Size, dtype: str, rounds: int) -> list[dict[str, Any]]:
         folder = Path(place)
         model.save_pretrained(folder)
         character_tokenizer("abc").save_pretrained(folder)
-        held = engines(size, model, dtype, folder)
+        held = engines(model, dtype, folder)
         plain = model.to(getattr(torch, dtype))
         sampling = Sampling(1.0, size.response, END, 0)
         ways: dict[str, Callable[[list[Request]], int]] = {"generate": lambda asked: by_generate(plain, asked, sampling)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 TINY_TASK = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
-TINY_MODEL = ["model.hidden=32", "model.intermediate=64", "model.layers=3"]
+TINY_MODEL = ["model.hidden=32", "model.heads=1", "model.intermediate=64", "model.layers=3"]
 
 
 @pytest.fixture(autouse=True, scope="session")

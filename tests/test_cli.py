@@ -49,7 +49,7 @@ FAULTS = [
     (["train", "model.path=/nowhere/at/all"], "no model in /nowhere/at/all (no config.json); the nearest folder that exists is /"),
     (["evaluate", "evaluation.set=tets"], "evaluation.set: 'tets' is no valid choice; did you mean 'test'?"),
     (["prepare", "task.train=9999"], "but 2-digit sums give only 5050"),
-    (["pretrain", "model.hidden=30"], "hidden = 30 must be a multiple of twice heads = 4"),
+    (["pretrain", "model.hidden=32"], "hidden = 32 must be a multiple of twice heads = 3"),
     (["aggregate", "grid=quik"], "unknown grid 'quik'; did you mean 'quick'?"),
     (["aggregate", "grid=nothing.yaml"], "no grid file at nothing.yaml"),
     (["methods", "grpo"], "methods: takes no arguments, got 'grpo'"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,11 @@ import numpy as np
 from alp.analysis import passk, runs, statistics
 from alp.analysis.runs import ArmRuns, Results
 from alp.analysis.statistics import Interval
+from alp.analysis.tables import Cell, Table, number, percent, to_csv, to_latex, to_markdown, with_interval
 from alp.grid import Grid
 from alp.reproducibility import write_text
 from alp.schema import Method
 
-Cell = str | int | float | None
 TAIL_QUANTILES = ("q001", "q01", "q99", "q999")
 # fmt: off
 MAIN_COLUMNS = [
@@ -31,27 +30,7 @@ CONTROL_COLUMNS = [
     "method", "control", "changed", "accuracy_mean", "control_mean", "difference", "difference_low", "difference_high",
     "gain_over_grpo", "gain_low", "gain_high",
 ]
-_TEXT = ("Method", "Ratio", "Level", "Reference", "Control", "Differs in", "Range", "Quantity", "Reads as", "Remark")  # set left
-_TEX = (  # plain text, its underscores escaped already, and what pdflatex knows
-    ("π\\_θ,δ", r"$\pi_{\theta,\delta}$"), ("π\\_θ", r"$\pi_\theta$"), ("π\\_old", r"$\pi_{\mathrm{old}}$"), ("μ", r"$\mu$"),
-    ("σ₀", r"$\sigma_0$"), ("σ", r"$\sigma$"), ("Π", r"$\prod$"), ("r²", "$r^2$"), ("∞", r"$\infty$"), ("<", "$<$"),
-    ("−", "$-$"), ("–", "--"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
-)
 # fmt: on
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table twice: exact ``columns``/``rows`` for CSV, finished text ``shown_columns``/``shown_rows`` for people.
-
-    ``best`` marks shown cells (row, column) that are set in bold.
-    """
-
-    columns: list[str]
-    rows: list[list[Cell]]
-    shown_columns: list[str]
-    shown_rows: list[list[str]]
-    best: set[tuple[int, int]] = field(default_factory=set)
 
 
 def aggregate(grid: Grid, results: Path) -> None:
@@ -127,13 +106,13 @@ def _shown_main(rows: list[list[Cell]], loaded: Results) -> tuple[list[list[str]
         shown.append(
             [
                 runs.label(str(name)),
-                _with_interval(mean, low, high),
-                _with_interval(difference, d_low, d_high, signed=True),
-                _percent(greedy),
-                _number(length, 1),
-                f"{_percent(validation)} ({step})" if step is not None else "",
+                with_interval(mean, low, high),
+                with_interval(difference, d_low, d_high, signed=True),
+                percent(greedy),
+                number(length, 1),
+                f"{percent(validation)} ({step})" if step is not None else "",
                 "" if seeds is None else str(seeds),
-                _number(None if published is None else 100 * float(published), 2),
+                number(None if published is None else 100 * float(published), 2),
             ]
         )
     best: set[tuple[int, int]] = set()
@@ -165,7 +144,7 @@ def pass_at_k_table(loaded: Results) -> Table:
         [name, *(_mean([float(passk.pass_at_k(samples, one.correct, k).mean()) for one in seeds]) for k in ks)]
         for name, seeds in evaluations
     ]
-    shown = [[runs.label(str(row[0])), *map(_percent, row[1:])] for row in rows]
+    shown = [[runs.label(str(row[0])), *map(percent, row[1:])] for row in rows]
     best = {(row, column) for column in range(1, len(ks) + 1) for row in _highest([one[column] for one in rows], start=1)}
     return Table(["method", *(f"pass_at_{k}" for k in ks)], rows, ["Method", *(f"pass@{k}, %" for k in ks)], shown, best)
 
@@ -191,9 +170,9 @@ def ratio_tails_table(loaded: Results) -> Table:
         [
             runs.label(str(row[0])),
             str(row[1]),
-            *(_number(value, 3) for value in row[2:8]),
+            *(number(value, 3) for value in row[2:8]),
             runs.label(str(row[8])) if row[8] else "",
-            _percent(row[9], signed=True),
+            percent(row[9], signed=True),
         ]
         for row in rows
     ]
@@ -222,10 +201,10 @@ def controls_table(loaded: Results) -> Table:
             runs.label(str(row[0])),
             runs.label(str(row[1])),
             str(row[2]),
-            _percent(row[3]),
-            _percent(row[4]),
-            _with_interval(*row[5:8], signed=True),
-            _with_interval(*row[8:11], signed=True),
+            percent(row[3]),
+            percent(row[4]),
+            with_interval(*row[5:8], signed=True),
+            with_interval(*row[8:11], signed=True),
         ]
         for row in rows
     ]
@@ -263,77 +242,6 @@ BUILDERS: dict[str, Callable[[Results], Table]] = {
     "ratio_tails": ratio_tails_table,
     "controls": controls_table,
 }
-
-
-# ---- text ------------------------------------------------------------------------------------------------------------
-
-
-def to_csv(table: Table) -> str:
-    """Comma-separated lines; floats with six digits, so that bytes do not depend on the last bits of a sum."""
-    lines = [table.columns, *([_exact(cell) for cell in row] for row in table.rows)]
-    return "".join(",".join(f'"{cell}"' if "," in cell else cell for cell in line) + "\n" for line in lines)
-
-
-def to_markdown(table: Table) -> str:
-    """A pipe table, text columns left and figures right."""
-    rule = [":---" if _is_text(table, column) else "---:" for column in range(len(table.shown_columns))]
-    rows = [
-        [f"**{cell}**" if (row, column) in table.best else cell for column, cell in enumerate(cells)]
-        for row, cells in enumerate(table.shown_rows)
-    ]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in [table.shown_columns, rule, *rows])
-
-
-def to_latex(table: Table) -> str:
-    """A booktabs tabular, to be read with \\input inside a table environment."""
-    rows = [
-        [f"\\textbf{{{_tex(cell)}}}" if (row, column) in table.best else _tex(cell) for column, cell in enumerate(cells)]
-        for row, cells in enumerate(table.shown_rows)
-    ]
-    columns = "".join("l" if _is_text(table, column) else "r" for column in range(len(table.shown_columns)))
-    body = [" & ".join(cells) + r" \\" for cells in rows]
-    head = " & ".join(map(_tex, table.shown_columns)) + r" \\"
-    lines = ["% needs the booktabs package", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _is_text(table: Table, column: int) -> bool:
-    return table.shown_columns[column] in _TEXT
-
-
-def _exact(cell: Cell) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, float):
-        return f"{cell:.6f}".replace("-0.000000", "0.000000")
-    return str(cell)
-
-
-def _tex(text: str) -> str:
-    text = text.replace("_", r"\_")
-    for plain, command in _TEX:
-        text = text.replace(plain, command)
-    return text
-
-
-def _number(value: Cell, digits: int, *, signed: bool = False) -> str:
-    """Rounded, with a true minus sign and no negative zero; empty for a missing figure."""
-    if value is None or not math.isfinite(float(value)):
-        return ""
-    text = f"{float(value):+.{digits}f}" if signed else f"{float(value):.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", "−")
-
-
-def _percent(fraction: Cell, *, signed: bool = False) -> str:
-    return _number(None if fraction is None else 100 * float(fraction), 1, signed=signed)
-
-
-def _with_interval(mean: Cell, low: Cell, high: Cell, *, signed: bool = False) -> str:
-    if mean is None:
-        return ""
-    return f"{_percent(mean, signed=signed)} [{_percent(low, signed=signed)}, {_percent(high, signed=signed)}]"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

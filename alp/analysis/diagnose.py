@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 
 from alp import reproducibility
-from alp.analysis import aggregate, dump_formats, dumps, plots
 from alp.analysis import diagnose_figures as drawings
 from alp.analysis import diagnose_measures as measures
 from alp.analysis import diagnose_tables as tables
-from alp.analysis.aggregate import Table
+from alp.analysis import dump_formats, dumps, plots
 from alp.analysis.diagnose_measures import MISMATCH, Figures, Pair
-from alp.analysis.diagnose_tables import percent, significant
+from alp.analysis.diagnose_tables import percent
 from alp.analysis.dumps import Dump
 from alp.analysis.report import Shown, environment, markdown_table
+from alp.analysis.tables import Table, significant, to_csv, to_latex, to_markdown
 from alp.errors import UserError, nearest
 from alp.policy.ratio import LOG_RATIO_BOUND
 from alp.schema import DiagnoseConfig
@@ -94,7 +94,7 @@ def diagnose(config: DiagnoseConfig) -> str:
 
 
 def _texts(table: Table) -> dict[str, str]:
-    return {".csv": aggregate.to_csv(table), ".md": aggregate.to_markdown(table), ".tex": aggregate.to_latex(table)}
+    return {".csv": to_csv(table), ".md": to_markdown(table), ".tex": to_latex(table)}
 
 
 def _counts(dump: Dump) -> dict[str, int]:
@@ -247,8 +247,6 @@ def _page(record: dict[str, Any], folder: Path, summary: list[str], built: dict[
             record=record,
             headline=summary,
             figures=[Shown(name, drawings.TITLES[name], drawings.CAPTIONS[name], image(name)) for name in drawn],
-            tables=[
-                Shown(name, TITLES[name], CAPTIONS[name], markdown_table(aggregate.to_markdown(table))) for name, table in built.items()
-            ],
+            tables=[Shown(name, TITLES[name], CAPTIONS[name], markdown_table(to_markdown(table))) for name, table in built.items()],
         )
     )

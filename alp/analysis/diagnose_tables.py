@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from alp.analysis import diagnose_measures as measures
-from alp.analysis.aggregate import Cell, Table
 from alp.analysis.diagnose_measures import Effect, Figures, Pair
 from alp.analysis.dumps import Dump
+from alp.analysis.tables import Cell, Table, exact, significant
 from alp.policy.diagnostics import QUANTILES
 
 QUANTITIES = {  # mismatch_diagnostics in the order of reading, with what the value says
@@ -118,24 +117,8 @@ def steps(parts: Sequence[tuple[int, Dump, Pair, Figures]]) -> Table:
 # ---- numbers as text -------------------------------------------------------------------------------------------------
 
 
-def exact(value: float | None) -> Cell:
-    """Six significant digits: divergences of 1e-6 are common, and fixed decimals would round them away."""
-    if value is None or not math.isfinite(value):
-        return None
-    return f"{value:.6g}" if value else "0"
-
-
 def _plain(value: Cell) -> Cell:
     return exact(value) if isinstance(value, float) else value
-
-
-def significant(value: float | None, digits: int = 3) -> str:
-    """For people: three significant digits, a true minus sign; a dash for a missing figure."""
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return "∞"
-    return (f"{value:.{digits}g}" if value else "0").replace("-", "−")
 
 
 def percent(value: float | None) -> str:

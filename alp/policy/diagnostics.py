@@ -21,10 +21,11 @@ QUANTILES = {
 }
 
 
-def ratio_diagnostics(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
-    """Moments and quantiles of the log-ratio per token and summed per sequence, before clamping and clipping.
+def ratio_diagnostics(log_ratio: Tensor, mask: Tensor, prefix: str = "ratio") -> dict[str, float]:
+    """Moments and quantiles of a log-ratio per token and summed per sequence, before clamping and clipping.
 
-    ``log_ratio`` (batch, tokens) holds the raw differences log p - log q. Empty when nothing is valid.
+    ``log_ratio`` (batch, tokens) holds the raw differences log p - log q; keys are ``<prefix>/{token,sequence}/log_…``. Empty when
+    nothing is valid.
     """
     check_log_probs("log_ratio", log_ratio)
     mask = check_mask(mask, log_ratio.shape)
@@ -32,7 +33,7 @@ def ratio_diagnostics(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
     if not bool(rows.any()):
         return {}
     summed = torch.where(mask, log_ratio, log_ratio.new_zeros(())).sum(-1)[rows]
-    return {**_describe("ratio/token/log_", log_ratio[mask]), **_describe("ratio/sequence/log_", summed)}
+    return {**_describe(f"{prefix}/token/log_", log_ratio[mask]), **_describe(f"{prefix}/sequence/log_", summed)}
 
 
 def _describe(prefix: str, values: Tensor) -> dict[str, float]:

@@ -87,12 +87,15 @@ class Server:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._seeded: bool = settings["seeded"]
         self._sleep_level: int = settings["sleep_level"]
         self._asleep = False
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**settings["engine"]))
+        # Of a prompt that is cut in two, vLLM takes back the random number drawn too early: a generator on a CPU cannot do that.
+        whole: dict[str, Any] = {"enable_chunked_prefill": False} if self._seeded and current_platform.is_cpu() else {}
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**settings["engine"], **whole))
         # The first batch loads what is loaded late: it belongs to the start, not to the time limit of a batch.
         self._batch([[0, 0]], [None], temperature=1.0, longest=2, end=0, prompt_log_probs=True)
 

@@ -226,6 +226,7 @@ class Job:
             veto=settings.veto,
         )
         metrics = mismatch_diagnostics(old, batch.rollout_log_probs, batch.response_mask) | removed
+        metrics |= ratio_diagnostics(old - batch.rollout_log_probs, batch.response_mask, prefix="rollout_corr")
         metrics["policy/entropy"] = float(entropy[batch.response_mask].double().mean())
         filled = batch.with_(
             advantages=advantages, old_log_probs=old, entropy=entropy, ref_log_probs=reference, weights=weights, loss_mask=loss_mask

@@ -121,6 +121,15 @@ def test_samples_repeat_and_log_probs_are_those_at_the_temperature(engine: VLLME
         assert SAMPLING.eos_token_id not in item.token_ids[:-1]
 
 
+def test_prompts_beyond_one_forward_s_tokens_are_sampled_too(engine: VLLMEngine) -> None:
+    """700 prompts of 40 ids are more than vLLM puts into one forward: cut in two, a seeded prompt crashes it on a CPU."""
+    requests = [Request((2 + place % 17, *[3 + (place >> bit & 1) for bit in range(39)]), (0, 0, 1, place, 0)) for place in range(700)]
+    restarts = engine._deaths
+    found = engine.generate(requests, Sampling(0.8, 3, 1, 0))
+    assert len(found) == 700
+    assert engine._deaths == restarts
+
+
 def test_other_keys_give_other_samples(engine: VLLMEngine) -> None:
     def sampled(step: int) -> list[list[int]]:
         requests = [Request(PROMPTS[0], (0, 0, step, 0, sample)) for sample in range(16)]
