@@ -1,4 +1,4 @@
-"""Tables of a finished grid: results/<grid>/tables/{main,pass_at_k,ratio_tails,controls}.{csv,md,tex}.
+"""Tables of a finished grid: results/<grid>/tables/{main,pass_at_k,ratio_tails,controls,mismatch}.{csv,md,tex}.
 
 CSV is for machines: fractions of one (the published percentages too), six digits, empty where there is no figure. Markdown and
 LaTeX are rounded for people: percent or points with one digit, intervals in brackets.
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from alp.analysis import passk, runs, statistics
+from alp.analysis.mismatch import mismatch_table
 from alp.analysis.runs import ArmRuns, Results
 from alp.analysis.statistics import Interval
 from alp.analysis.tables import Cell, Table, number, percent, to_csv, to_latex, to_markdown, with_interval
@@ -37,11 +38,13 @@ def aggregate(grid: Grid, results: Path) -> None:
     """Build every table of the grid. Raises :class:`alp.errors.UserError` when a run is missing."""
     loaded = runs.load(grid, results)
     folder = grid.folder(results) / "tables"
-    for name in runs.TABLES:
+    wanted = runs.table_names(grid)
+    for name in wanted:
         table = BUILDERS[name](loaded)
         write_text(folder / f"{name}.csv", to_csv(table))
         write_text(folder / f"{name}.md", to_markdown(table))
         write_text(folder / f"{name}.tex", to_latex(table))
+    runs.remove_stale(folder, set(runs.TABLES) - set(wanted), (".csv", ".md", ".tex"))
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------
@@ -241,6 +244,7 @@ BUILDERS: dict[str, Callable[[Results], Table]] = {
     "pass_at_k": pass_at_k_table,
     "ratio_tails": ratio_tails_table,
     "controls": controls_table,
+    "mismatch": mismatch_table,
 }
 
 

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from alp.analysis import passk, plots, runs, statistics
+from alp.analysis.figures_mismatch import mismatch
 from alp.analysis.plots import Look
 from alp.analysis.runs import ArmRuns, Floats, Results
 from alp.analysis.statistics import Interval
@@ -31,9 +32,7 @@ def figures(grid: Grid, results: Path) -> None:
         drawn = {name: DRAW[name](loaded, plots.looks(loaded)) for name in wanted}  # all or, for want of a file, none
         for name, figure in drawn.items():
             plots.save(figure, folder / name)
-    for name in set(runs.FIGURES) - set(wanted):  # of an earlier form of the grid
-        for ending in (".svg", ".png"):
-            (folder / name).with_suffix(ending).unlink(missing_ok=True)
+    runs.remove_stale(folder, set(runs.FIGURES) - set(wanted), (".svg", ".png"))
 
 
 # ---- accuracy --------------------------------------------------------------------------------------------------------
@@ -356,5 +355,6 @@ DRAW: dict[str, Callable[[Results, Looks], Figure]] = {
     "ratio_quantiles": ratio_quantiles,
     "tails": tails,
     "envelope": envelope,
+    "mismatch": mismatch,
     "sigma": sigma,
 }

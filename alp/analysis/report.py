@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 
 from alp import reproducibility
-from alp.analysis import runs
+from alp.analysis import mismatch, runs
 from alp.analysis.runs import Results
 from alp.grid import Grid
 
@@ -33,6 +33,7 @@ TITLES = {
     "ratio_quantiles": "Ratio quantiles during training",
     "tails": "Ratio tails",
     "envelope": "Ratio envelope",
+    "mismatch": "Engines compared",
     "sigma": "Learned noise per layer",
     "main": "Main table",
     "controls": "Controls",
@@ -55,17 +56,18 @@ def report(grid: Grid, results: Path) -> None:
     """Write the page. Raises :class:`UserError` when a table, a figure or a run is missing."""
     loaded = runs.load(grid, results)
     folder = grid.folder(results)
-    tables = {name: _table(grid, results, name) for name in runs.TABLES}
+    names = runs.table_names(grid)
+    tables = {name: _table(grid, results, name) for name in names}
     origins = _origins(loaded)
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             grid=grid,
-            headline=headline(loaded, {name: _rows(grid, results, name) for name in runs.TABLES}),
+            headline=headline(loaded, {name: _rows(grid, results, name) for name in names}),
             main=tables["main"],
             figures=[_figure(grid, results, name) for name in runs.figure_names(grid)],
-            tables=[tables[name] for name in ("controls", "ratio_tails", "pass_at_k")],
+            tables=[tables[name] for name in ("mismatch", "controls", "ratio_tails", "pass_at_k") if name in tables],
             setting_names=SETTINGS,
             settings=[_settings(loaded, arm.name, arm.runs[0].folder) for arm in loaded.arms],
             provenance=_distinct(origins),
@@ -143,6 +145,7 @@ def headline(loaded: Results, tables: Mapping[str, list[Row]]) -> list[str]:
     for name in alp:
         if main[name]["difference_to_grpo"]:
             sentences.append(f"{runs.label(name)} minus GRPO: {_gap(main[name], 'difference_to_grpo', 'difference')}.")
+    sentences += mismatch.sentences(tables.get("mismatch", []))
     controlled = [row for row in tables["controls"] if row["changed"] == "noise"]
     for row in controlled:
         against = f"{runs.label(row['method'])} minus {runs.label(row['control'])}, which differs in the noise alone"

@@ -21,17 +21,27 @@ from alp import config
 from alp import grid as grids
 from alp.errors import UserError
 from alp.grid import Arm, Grid
-from alp.schema import Method
+from alp.schema import HFRollout, Method, TrainConfig, VLLMRollout
 
 BASE = "base"
 REFERENCE = "grpo"  # the arm that differences are taken to
-TABLES = ("main", "pass_at_k", "ratio_tails", "controls")
-FIGURES = ("accuracy", "validation", "pass_at_k", "dynamics", "length", "ratio_quantiles", "tails", "envelope", "sigma")
+TABLES = ("main", "pass_at_k", "ratio_tails", "controls", "mismatch")
+FIGURES = ("accuracy", "validation", "pass_at_k", "dynamics", "length", "ratio_quantiles", "tails", "envelope", "mismatch", "sigma")
 BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
 Floats = NDArray[np.float64]
 
 _ACRONYMS = {"grpo", "gspo", "mis", "tis", "alp"}
-_VARIANTS = {"sigma0": "σ₀ = 0", "fixed_sigma": "fixed σ", "clip_wide": "wide clip", "clip_tight": "tight clip"}
+_VARIANTS = {
+    "sigma0": "σ₀ = 0",
+    "fixed_sigma": "fixed σ",
+    "clip_wide": "wide clip",
+    "clip_tight": "tight clip",
+    "hf_fp32": "HF fp32",
+    "hf_int8": "HF int8",
+    "vllm_bf16": "vLLM bf16",
+}
+_ENGINES = {"hf": "HF", "vllm": "vLLM"}
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 _NOISE = re.compile(r"sigma0(\d+)")  # the usual label of a σ_0 override: sigma0003 is 0.003
 
 
@@ -77,10 +87,11 @@ class Run:
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """The runs of one arm in the order of the grid's seeds."""
+    """The runs of one arm in the order of the grid's seeds; ``engine`` is what sampled them, as people read it."""
 
     arm: Arm
     method: Method
+    engine: str
     runs: tuple[Run, ...]
 
     @property
@@ -156,20 +167,47 @@ def learns_noise(method: Method) -> bool:
 
 
 @cache
-def _method(words: tuple[str, ...]) -> Method:
-    method: Method = config.load("train", words).method
-    return method
+def _job(words: tuple[str, ...]) -> TrainConfig:
+    job: TrainConfig = config.load("train", words)
+    return job
 
 
-def method_of(grid: Grid, arm: Arm) -> Method:
-    """The resolved method block of an arm, from the grid file alone."""
-    return _method(tuple(grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0])))
+def job_of(grid: Grid, arm: Arm) -> TrainConfig:
+    """The resolved training configuration of an arm's first seed, from the grid file alone."""
+    return _job(tuple(grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0])))
+
+
+def engine_label(rollout: HFRollout | VLLMRollout) -> str:
+    """What samples, for people: ``HF bf16``, ``vLLM bf16 (fp8)``; everything that moves its log-probs away from the training code's."""
+    words: list[str] = []
+    if isinstance(rollout, VLLMRollout) and rollout.quantization is not None:
+        words.append(rollout.quantization)
+    if isinstance(rollout, HFRollout) and rollout.weight_noise:
+        words.append(f"weight noise {rollout.weight_noise:g}")
+    return f"{_ENGINES[rollout.engine]} {_DTYPES.get(rollout.dtype, rollout.dtype)}" + (f" ({', '.join(words)})" if words else "")
+
+
+def compares_engines(grid: Grid) -> bool:
+    """Whether its arms sample with more than one engine."""
+    return len({engine_label(job_of(grid, arm).rollout) for arm in grid.arms}) > 1
+
+
+def table_names(grid: Grid) -> list[str]:
+    """The tables of a grid, known before anything ran: all of them, ``mismatch`` only where engines are compared."""
+    return [name for name in TABLES if name != "mismatch" or compares_engines(grid)]
 
 
 def figure_names(grid: Grid) -> list[str]:
-    """The figures of a grid, known before anything ran: all of them, ``sigma`` only with an arm that learns its noise."""
-    learned = any(learns_noise(method_of(grid, arm)) for arm in grid.arms)
-    return [name for name in FIGURES if name != "sigma" or learned]
+    """The figures of a grid: all of them, ``sigma`` only with an arm that learns its noise, ``mismatch`` only between engines."""
+    needs = {"sigma": any(learns_noise(job_of(grid, arm).method) for arm in grid.arms), "mismatch": compares_engines(grid)}
+    return [name for name in FIGURES if needs.get(name, True)]
+
+
+def remove_stale(folder: Path, names: Iterable[str], endings: Iterable[str]) -> None:
+    """Take away what an earlier form of the grid had and this one has not."""
+    for name in names:
+        for ending in endings:
+            (folder / f"{name}{ending}").unlink(missing_ok=True)
 
 
 def is_control(arm: Arm) -> bool:
@@ -275,11 +313,13 @@ def load(grid: Grid, results: str | Path) -> Results:
     """Read a finished grid. Raises :class:`UserError` for a missing or damaged file, or evaluations that cannot be compared."""
     root, name, command = Path(results), evaluation_set(grid), build_command(grid)
     base = _read_evaluation(grid.base_dir(root) / "evaluation" / f"{name}.json", command)
-    arms = tuple(
-        ArmRuns(arm, method_of(grid, arm), tuple(_read_run(grid, root, arm.name, seed, name) for seed in grid.seeds)) for arm in grid.arms
-    )
+    arms = []
+    for arm in grid.arms:
+        job = job_of(grid, arm)
+        seeds = tuple(_read_run(grid, root, arm.name, seed, name) for seed in grid.seeds)
+        arms.append(ArmRuns(arm, job.method, engine_label(job.rollout), seeds))
     for run in (run for arm in arms for run in arm.runs):
         if (run.evaluation.problem_ids, run.evaluation.samples) != (base.problem_ids, base.samples):
             path = run.folder / "evaluation" / f"{name}.json"
             raise _damaged(path, "has other problems or samples than the base model's evaluation", command)
-    return Results(grid, base, arms)
+    return Results(grid, base, tuple(arms))

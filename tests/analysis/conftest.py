@@ -32,8 +32,25 @@ arms:
   - method: token_alp
   - {method: token_alp, variant: sigma0}
 """
+ENGINES = """
+title: Engines
+description: Two methods under three engines, never trained.
+task: arithmetic
+model: arithmetic_tiny
+seeds: [0, 1]
+overrides:
+  task: [task.test=40]
+arms:
+  - {method: grpo, variant: hf_fp32, overrides: [rollout.dtype=float32]}
+  - method: grpo
+  - {method: token_mis, variant: hf_fp32, overrides: [rollout.dtype=float32]}
+  - method: token_mis
+  - {method: token_mis, variant: clip_wide}
+  - {method: grpo, variant: vllm_bf16, overrides: [rollout=vllm]}
+"""
 SAMPLES = 16
 FINAL = {"grpo": 0.72, "gspo": 0.66, "token_bypass": 0.70, "seq_bypass": 0.61, "token_alp": 0.80, "seq_alp": 0.76}
+MISMATCH = {"HF fp32": 3e-8, "HF bf16": 1e-3, "HF int8": 8e-3, "vLLM bf16": 1.3e-3}  # scale of log π_old − log μ per token
 WIDTH = {"grpo": 0.04, "gspo": 0.04, "token_bypass": 0.09, "seq_bypass": 0.12, "token_alp": 0.06, "seq_alp": 0.07}
 QUANTILES = {"q001": 0.001, "q01": 0.01, "q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "q99": 0.99, "q999": 0.999}
 
@@ -43,6 +60,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, Path]:
     """The small grid and its results root. Shared by all tests: nobody may write into the runs."""
     root = tmp_path_factory.mktemp("finished")
     return fabricate(write_grid(root, GRID), root / "results")
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, Path]:
+    """A grid that compares engines. Shared by all tests likewise."""
+    root = tmp_path_factory.mktemp("engines")
+    return fabricate(write_grid(root, ENGINES, "engines"), root / "results")
 
 
 @pytest.fixture
@@ -86,7 +110,9 @@ def _write_run(grid: Grid, results: Path, arm: Arm, seed: int, difficulty: np.nd
     origin = {"commit": "c0ffee" * 6, "dirty": False, "lock": "locks/cpu.txt", "lock_sha256": "ab" * 32, "versions": {"torch": "2.13.0"}}
     _write_json(folder / "provenance.json", origin | {"config_hash": "cd" * 32, "identity": "ef" * 32})
     noise = runs.learns_noise(resolved.method)
-    _write_lines(folder / "metrics.jsonl", [_metrics(step, steps, final, arm, noise, rng) for step in range(steps + 1)])
+    lines = [_metrics(step, steps, final, arm, noise, rng) for step in range(steps + 1)]
+    gap = MISMATCH.get(runs.engine_label(resolved.rollout), 1e-3)
+    _write_lines(folder / "metrics.jsonl", [line | _mismatch(gap, rng) if line["step"] else line for line in lines])
     _write_lines(folder / "updates.jsonl", [_update(step, arm, rng) for step in range(5, steps + 1, 5)])
 
 
@@ -104,7 +130,6 @@ def _metrics(step: int, steps: int, final: float, arm: Arm, noise: bool, rng: np
         "policy/entropy": 0.6 - 0.3 * done + rng.normal(scale=0.01),
         "policy/grad_norm": 0.8 + rng.gamma(2, 0.1),
         "policy/kl": None,
-        "rollout_corr/kl": 1e-4 * (1 + done) * rng.uniform(0.7, 1.3),
         **(validation if step % 5 == 0 else {}),
     }
     if step % 5 == 0:
@@ -117,6 +142,15 @@ def _metrics(step: int, steps: int, final: float, arm: Arm, noise: bool, rng: np
             line[f"ratio/{level}/log_{name}"] = scale * width * (normal + 0.15 * normal**3) * rng.uniform(0.9, 1.1)
     if noise:
         line |= {f"perturbation/std/{layer}": 0.02 * math.exp(-(0.6 + 0.3 * layer) * done) for layer in range(3)}
+    return line
+
+
+def _mismatch(gap: float, rng: np.random.Generator) -> dict[str, float]:
+    """What the trainer logs of π_old against μ at that distance per token."""
+    line = {"rollout_corr/kl": gap**2 * rng.uniform(0.3, 0.7), "rollout_corr/k3_kl": gap**2 * rng.uniform(0.45, 0.55)}
+    for level, scale in (("token", 1.0), ("sequence", 4.0)):
+        for name, probability in QUANTILES.items():
+            line[f"rollout_corr/{level}/log_{name}"] = scale * gap * NormalDist().inv_cdf(probability) * rng.uniform(0.9, 1.1)
     return line
 
 

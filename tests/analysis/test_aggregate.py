@@ -42,7 +42,8 @@ def accuracies(grid: Grid, results: Path, arm: str) -> np.ndarray:
 
 def test_every_table_comes_in_three_forms(tables: Path) -> None:
     names = {path.name for path in tables.iterdir()}
-    assert names == {f"{name}.{ending}" for name in runs.TABLES for ending in ("csv", "md", "tex")}
+    one_engine = [name for name in runs.TABLES if name != "mismatch"]
+    assert names == {f"{name}.{ending}" for name in one_engine for ending in ("csv", "md", "tex")}
 
 
 def test_main_keeps_the_contract(tables: Path) -> None:

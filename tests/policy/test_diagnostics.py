@@ -92,6 +92,8 @@ def test_ratio_figures(case: Case) -> None:
     d = differences(case)
     figures = ratio_diagnostics(double(d), case.mask_tensor())
     expected = reference.ratio_diagnostics(d, case.mask)
+    renamed = ratio_diagnostics(double(d), case.mask_tensor(), prefix="rollout_corr")
+    assert renamed == {f"rollout_corr{key.removeprefix('ratio')}": value for key, value in figures.items()}
     for name, value in expected.items():
         assert type(figures[name]) is float, name
         assert_close(figures[name], value, name, tol=1e-9)

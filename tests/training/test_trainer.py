@@ -138,7 +138,7 @@ def test_scores_are_the_corrections_of_real_log_probs(train_config: Make, tmp_pa
     )
     batch = collate(found, pad_token_id=0, first_sequence=0, device=job.device)
     scored, metrics = job._score(batch.with_())
-    lost = 0
+    lost, gaps = 0, []
     for row, item in enumerate(found):
         ids = torch.tensor([item.prompt_ids + item.response_ids])
         with torch.no_grad():
@@ -146,6 +146,7 @@ def test_scores_are_the_corrections_of_real_log_probs(train_config: Make, tmp_pa
         start = len(item.prompt_ids)
         old, mu = log_probs[start - 1 :], torch.tensor(item.rollout_log_probs)
         torch.testing.assert_close(scored.old_log_probs[row, start : ids.shape[1]], old, atol=1e-5, rtol=0)
+        gaps.append(old - mu)
         omega = (old - mu).exp() if level == "token" else (old - mu).sum().exp().expand_as(old)
         inside = omega <= upper
         expected = omega.clamp(max=upper) if kind == "truncate" else omega
@@ -155,6 +156,8 @@ def test_scores_are_the_corrections_of_real_log_probs(train_config: Make, tmp_pa
         lost += int((~inside).any())
     assert lost, "the case must reach the bound"
     assert metrics["rollout_corr/k3_kl"] > 1e-3
+    assert metrics["rollout_corr/token/log_max"] == pytest.approx(float(torch.cat(gaps).max()), abs=2e-5)
+    assert metrics["rollout_corr/sequence/log_min"] == pytest.approx(min(float(gap.sum()) for gap in gaps), abs=1e-4)
 
 
 def test_two_jobs_on_one_folder(train_config: Make, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ rule aggregate:
         expand(
             "{folder}/tables/{name}.{ending}",
             folder=FOLDER,
-            name=alp_runs.TABLES,
+            name=alp_runs.table_names(GRID),
             ending=["csv", "md", "tex"],
         ),
     log:
