@@ -327,9 +327,11 @@ def test_what_the_platform_has_not_is_refused_before_anything_runs(folder: Path,
         choose.check(config.load("train", [*SMALL, *words]).rollout, folder)
 
 
-def test_heads_without_kernels_are_refused(base_model: Path) -> None:
+def test_heads_without_kernels_are_refused(base_model: Path, tmp_path: Path) -> None:
+    narrow = json.loads((base_model / "config.json").read_text()) | {"num_attention_heads": 4, "num_key_value_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(narrow))
     with pytest.raises(UserError, match=r"attention heads are 8 wide, and vLLM on a CPU has kernels for 32, 64, .* alone"):
-        choose.check(config.load("train", SMALL).rollout, base_model)
+        choose.check(config.load("train", SMALL).rollout, tmp_path)
 
 
 def test_the_embedded_model_has_heads_with_kernels() -> None:
