@@ -34,11 +34,11 @@ $(STAMP): pyproject.toml $(LOCK) locks/overrides.txt locks/uv.sh
 	@touch $(STAMP)
 
 grid: install ## rebuild a grid end to end (GRID=quick), 15 minutes on 2 cores
-	$(BIN)/snakemake --cores $(CORES) --config grid=$(GRID)
+	export ALP_PARENT=$$PPID ALP_SHELL=$$$$; exec $(BIN)/snakemake --cores $(CORES) --config grid=$(GRID)
 	@echo "report: results/$(notdir $(basename $(GRID)))/report.html"
 
-stress: ## the grid in which uncorrected methods get into trouble
-	@$(MAKE) --no-print-directory grid GRID=stress
+stress: GRID = stress
+stress: grid ## the grid in which uncorrected methods get into trouble
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
