@@ -151,15 +151,16 @@ def _explain(name: str, found: bytes, original: bytes | None) -> list[str]:
     if original is None:
         return ["other bytes"]
     suffix = PurePosixPath(name).suffix
+    place = next((at for at, (a, b) in enumerate(zip(original, found, strict=False)) if a != b), min(len(original), len(found)))
+    bytes_alone = f"the first other byte is at {place}, of {len(original)} there and {len(found)} here"
     if suffix not in (*_NUMBERS, ".safetensors"):
-        place = next((at for at, (a, b) in enumerate(zip(original, found, strict=False)) if a != b), min(len(original), len(found)))
-        return [f"other bytes, the first at {place} (of {len(original)}; here {len(found)})"]
+        return [bytes_alone]
     try:
         if suffix == ".safetensors":
             return _compare_tensors(original, found)
         return _compare(dict(_entries(suffix, original)), dict(_entries(suffix, found)))
     except Exception as error:  # whatever a damaged file makes of its readers
-        return [f"cannot be read any more ({' '.join(str(error).split())[:100]})"]
+        return [f"cannot be read any more ({' '.join(str(error).split())[:100]}); {bytes_alone}"]
 
 
 def _compare(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -180,9 +181,9 @@ def _compare(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
             shown.append(f"{key}: {old!r} there, {new!r} here")
     if not changed:
         return ["the same content, written in other bytes"]
-    head = f"{len(changed)} entries differ"
+    head = f"differing entries: {len(changed)}"
     if numbers:
-        head += f", {numbers} of them numbers, the largest by {largest:.3g} ({where})"
+        head += f", {numbers} of them numbers, the largest difference {largest:.3g} ({where})"
     return [head, *shown[:_SHOWN], *(["…"] if len(shown) > _SHOWN else [])]
 
 
@@ -237,7 +238,7 @@ def _compare_tensors(original: bytes, found: bytes) -> list[str]:
         elif there[name].tobytes() != here[name].tobytes():
             change = abs(there[name].astype("float64") - here[name].astype("float64"))
             lines.append(f"{name}: {int((change != 0).sum())} of {change.size} numbers differ, the largest by {change.max():.3g}")
-    return [f"{len(lines)} tensors differ", *lines[:_SHOWN], *(["…"] if len(lines) > _SHOWN else [])]
+    return [f"differing tensors: {len(lines)}", *lines[:_SHOWN], *(["…"] if len(lines) > _SHOWN else [])]
 
 
 def _circumstances(content: dict[str, Any]) -> Iterator[str]:
