@@ -64,15 +64,17 @@ class _Unblocked(io.TextIOBase):
     """Standard output or error as a stream that neither waits for long nor fails: what cannot be written is dropped."""
 
     def __init__(self, handle: int) -> None:
-        self._handle = handle
+        self._handle, self._patience = handle, _PATIENCE
 
     def write(self, text: str) -> int:
         data = text.encode(errors="replace")
         try:
             for start in range(0, len(data), _PIECE):
-                if not select.select([], [self._handle], [], _PATIENCE)[1]:
+                if not select.select([], [self._handle], [], self._patience)[1]:
+                    self._patience = 0.0  # waited for once; from now on only what fits at once
                     break
                 os.write(self._handle, data[start : start + _PIECE])
+                self._patience = _PATIENCE
         except OSError:  # the reader is gone, the disk under the log is full
             pass
         return len(text)

@@ -77,20 +77,30 @@ def check_folder(path: str | None, key: str = "model.path") -> Path:
     return folder
 
 
+def _load(kind: Any, folder: Path, **options: Any) -> Any:
+    """Read what ``save_pretrained`` wrote. Raises UserError for a model that comes with code of its own."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(f"model.path: {folder} cannot be read as it is: it brings code of its own, which is never run") from None
+
+
 def depth_of(folder: Path) -> int:
     """Number of decoder layers of a saved model, from its configuration alone."""
-    return int(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config().num_hidden_layers)
+    return int(_load(AutoConfig, folder).get_text_config().num_hidden_layers)
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """The model in ``dtype``, in evaluation mode (no dropout: a policy has one distribution)."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    model = _load(AutoModelForCausalLM, folder, dtype=dtype, use_safetensors=True)
     return model.to(device).eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a model; padding falls back to the end token, which no mask ever counts as padding."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
