@@ -14,7 +14,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress test newest bench lint format ui lock clean
+.PHONY: help install grid stress test reproduce faults newest bench lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -42,6 +42,13 @@ stress: grid ## the grid in which uncorrected methods get into trouble
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+reproduce: GRID = smoke
+reproduce: install ## build a small grid (GRID=smoke) twice, under other cores and order, and compare every byte (8 minutes)
+	$(BIN)/python -m benchmarks.reproduce --grid $(GRID) --cores $(CORES)
+
+faults: install ## every fault of tests/faults, with a closing line of counts (25 minutes)
+	FAULTS=all $(BIN)/python -m pytest tests/faults -q
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \
@@ -75,4 +82,4 @@ lock: install ## resolve both locks anew (LOCK_INDEX=<url> where no local CPU wh
 	sh locks/resolve.sh $(BIN) $(TORCH) $(LOCK_INDEX)
 
 clean: ## remove everything built, results too
-	rm -rf results/*/ results/mlflow.db* results/mlartifacts .snakemake
+	rm -rf results/*/ results/mlflow.db* results/mlartifacts build .snakemake
