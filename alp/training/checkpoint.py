@@ -46,6 +46,11 @@ def exclusive(folder: Path) -> Iterator[None]:
                 if time.monotonic() >= deadline:
                     raise UserError(f"run.dir: another job is running in {folder}; wait for it or choose another run.dir") from None
                 time.sleep(0.1)
+        for leftover in folder.glob(".*"):  # temporary files of a killed job; nobody else may write here now
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
         yield
 
 

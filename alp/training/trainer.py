@@ -44,7 +44,7 @@ def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
     Raises Interrupted when a signal asked for it: at the next update, after a checkpoint.
     """
     run_dir = Path(config.run.dir)
-    with StopRequest() as stop, checkpoint.exclusive(run_dir):
+    with checkpoint.exclusive(run_dir), StopRequest() as stop:
         job = Job(config, run_dir, on_step, stop)
         try:
             job.run()

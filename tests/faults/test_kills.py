@@ -28,6 +28,7 @@ def _attempt_until_done(folder: Path, words: Words, dice: random.Random, attempt
         jobs.as_the_workflow_does(run, dice)
     else:
         assert jobs.train(words(run), log) == 0, log.read_text()[-2000:]
+    assert not list(run.glob(".*")), "nor temporary files behind the last attempt"
     assert "is damaged" not in log.read_text(), "a kill never leaves half a checkpoint under its final name"
     return codes
 
