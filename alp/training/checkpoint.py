@@ -129,6 +129,7 @@ def difference(card: dict[str, Any], origin: dict[str, Any]) -> str:
     keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key) and not key.startswith(places)]
     found = [f"{key}: {there.get(key)} there, {here.get(key)} here" for key in keys[:3]]
     names = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
+    names["environment_hash"] = "other versions of packages"
     return "; ".join(found) or "; ".join(words for name, words in names.items() if card.get(name) != origin[name])
 
 

@@ -355,7 +355,9 @@ class Job:
 
 def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[str, str]:
     """Hashes of everything a job's results follow from, and ``identity`` over all of them: what may continue a checkpoint."""
+    versions = {name: version for name, version in provenance()["versions"].items() if name not in ("mlflow", "snakemake")}
     parts = {
+        "environment_hash": hashlib.sha256(json_line(versions).encode()).hexdigest(),
         "config_hash": identity(config),
         "code_hash": code_hash("alp.training.trainer"),
         "model_hash": sha256_files(model, "*.*"),

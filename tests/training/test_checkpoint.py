@@ -241,8 +241,9 @@ def test_another_job_s_checkpoint_is_refused_by_name_and_kept(
     assert "after 2 steps and 1 updates" in caplog.text
     train(train_config("trainer.lr=5e-4", folder="whole"))
     assert _digest(tmp_path / "run") == _digest(tmp_path / "whole")
-    for part, words in (("code_hash", "other code"), ("model_hash", "another base model"), ("data_hash", "other problems")):
-        card = {"config": {}, "code_hash": 1, "model_hash": 1, "data_hash": 1}
+    named = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
+    for part, words in (named | {"environment_hash": "other versions of packages"}).items():
+        card = {"config": {}, "code_hash": 1, "model_hash": 1, "data_hash": 1, "environment_hash": 1}
         assert checkpoint.difference(card, card | {part: 2}) == words
 
 
