@@ -15,7 +15,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress test newest bench lint format ui lock clean
+.PHONY: help install grid stress test reproduce faults newest bench lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -36,14 +36,21 @@ $(STAMP): pyproject.toml $(LOCK) locks/overrides.txt locks/uv.sh
 	@touch $(STAMP)
 
 grid: install ## rebuild a grid end to end (GRID=quick), 15 minutes on 2 cores
-	$(BIN)/snakemake --cores $(CORES) --config grid=$(GRID)
+	export ALP_PARENT=$$PPID ALP_SHELL=$$$$; exec $(BIN)/snakemake --cores $(CORES) --config grid=$(GRID)
 	@echo "report: results/$(notdir $(basename $(GRID)))/report.html"
 
-stress: ## the grid in which uncorrected methods get into trouble
-	@$(MAKE) --no-print-directory grid GRID=stress
+stress: GRID = stress
+stress: grid ## the grid in which uncorrected methods get into trouble
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+reproduce: GRID = smoke
+reproduce: install ## build a small grid (GRID=smoke) twice, under other cores and order, and compare every byte (8 minutes)
+	$(BIN)/python -m benchmarks.reproduce --grid $(GRID) --cores $(CORES)
+
+faults: install ## every fault of tests/faults, with a closing line of counts (25 minutes)
+	FAULTS=all $(BIN)/python -m pytest tests/faults -q
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \
@@ -77,4 +84,4 @@ lock: install ## resolve both locks anew (LOCK_INDEX=<url> where no local CPU wh
 	sh locks/resolve.sh $(BIN) $(TORCH) $(LOCK_INDEX)
 
 clean: ## remove everything built, results too
-	rm -rf results/*/ results/mlflow.db* results/mlartifacts .snakemake
+	rm -rf results/*/ results/mlflow.db* results/mlartifacts build .snakemake

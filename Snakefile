@@ -10,4 +10,5 @@ rule all:
     default_target: True
     input:
         f"{FOLDER}/report.html",
+        f"{FOLDER}/manifest.json",
         f"{FOLDER}/mlflow.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shlex
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from alp import __version__
-from alp.errors import UserError, nearest
+from alp.errors import TRY_AGAIN, Interrupted, UserError, nearest
+from alp.lifetime import end_with_parent, unblock
 
 _SUMMARIES = {
     "prepare": "problems of a task -> JSONL, with counts and a content hash",
@@ -21,14 +23,23 @@ _SUMMARIES = {
     "figures": "figures of a grid",
     "track": "every finished run of a grid, with its evaluation, into MLflow (what is there already is left alone)",
     "report": "one page with every table and figure of a grid",
+    "manifest": "hash of every result of a grid, with what it was made from",
+    "verify": "do the files of a grid equal its manifest; where not, what differs and by how much",
     "diagnose": "ratios and mismatch of log-probs that another trainer dumped",
     "methods": "the presets as a table: what each really does",
 }
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 with one line on stderr for a user's mistake."""
+    """Entry point; returns the exit code: 0; 2 with one line on stderr for a user's mistake; 75 after a signal, to be tried again;
+    1 for a failure, or for results that differ from their manifest."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # a process of its own
+        end_with_parent()
+        sys.stdout, sys.stderr = unblock(sys.stdout), unblock(sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     try:
@@ -36,6 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"alp: error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(f"alp: {error}", file=sys.stderr)
+        return TRY_AGAIN
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"alp: error: {where}{error.strerror}; what is done is kept, the same command goes on from there", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("alp: interrupted", file=sys.stderr)
         return 130
@@ -59,6 +79,8 @@ def _dispatch(words: list[str]) -> int:
             raise UserError(f"methods: takes no arguments, got '{rest[0]}'")
         print(_methods())
         return 0
+    if verb == "verify":
+        return _verify(rest)
     return _run(verb, rest)
 
 
@@ -79,8 +101,20 @@ def _run(verb: str, rest: list[str]) -> int:
         print(config.to_yaml(loaded), end="")
         return 0
     print(shlex.join(["alp", verb, *rest]), file=sys.stderr, flush=True)
+    _check_place(loaded)
     print(_CALLS[verb](loaded))
     return 0
+
+
+def _check_place(loaded: Any) -> None:
+    """Refuse a folder that cannot be written before anything is computed for it."""
+    from alp import grid
+    from alp.reproducibility import check_writable
+
+    if hasattr(loaded, "run"):
+        check_writable(Path(loaded.run.dir), "run.dir")
+    elif hasattr(loaded, "results"):
+        check_writable(grid.load(loaded.grid).folder(loaded.results), "results")
 
 
 def _prepare(loaded: Any) -> str:
@@ -177,6 +211,24 @@ def _report(loaded: Any) -> str:
     return str(grid.load(loaded.grid).folder(loaded.results) / "report.html")
 
 
+def _manifest(loaded: Any) -> str:
+    from alp import grid
+    from alp.analysis.manifest import write_manifest
+
+    return str(write_manifest(grid.load(loaded.grid), Path(loaded.results)))
+
+
+def _verify(words: list[str]) -> int:
+    """Compare, print, and return 0 when every file is the same, else 1."""
+    if not 1 <= len(words) <= 2 or words[0].startswith("-"):
+        raise UserError("verify: give the manifest and perhaps the folder to compare: alp verify results/quick/manifest.json [folder]")
+    from alp.analysis.manifest import verify
+
+    lines, same = verify(Path(words[0]), Path(words[1]) if words[1:] else None)
+    print("\n".join(lines))
+    return 0 if same else 1
+
+
 def _diagnose(loaded: Any) -> str:
     from alp.analysis.diagnose import diagnose
 
@@ -192,6 +244,7 @@ _CALLS: dict[str, Callable[[Any], str]] = {
     "figures": _figures,
     "track": _track,
     "report": _report,
+    "manifest": _manifest,
     "diagnose": _diagnose,
 }
 
@@ -208,8 +261,8 @@ def _help() -> str:
 
 
 def _verb_help(verb: str) -> str:
-    if verb == "methods":
-        return f"usage: alp methods\n\n{_SUMMARIES[verb]}"
+    if verb in ("methods", "verify"):
+        return f"usage: alp {verb}{' <manifest.json> [folder]' if verb == 'verify' else ''}\n\n{_SUMMARIES[verb]}"
     from alp import config
 
     plain = config.resolve(verb)

@@ -1,4 +1,4 @@
-"""The one error a user sees as a single line, and the search for the choice that was meant. Standard library only."""
+"""What a user sees as a single line: a mistake, an interruption; and the search for the choice that was meant. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Interrupted(Exception):
+    """A signal stopped the work where it can be taken up again: one line, exit code ``TRY_AGAIN``."""
+
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h; any code but 0 makes a workflow with retries start the job again
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

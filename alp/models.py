@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alp.errors import UserError
+from alp.reproducibility import sync_folder, write_json
 from alp.schema import Model as ModelConfig
 
 PAD, EOS = "<pad>", "<eos>"
@@ -74,26 +77,50 @@ def check_folder(path: str | None, key: str = "model.path") -> Path:
     return folder
 
 
+def _load(kind: Any, folder: Path, **options: Any) -> Any:
+    """Read what ``save_pretrained`` wrote. Raises UserError for a model that comes with code of its own."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(f"model.path: {folder} cannot be read as it is: it brings code of its own, which is never run") from None
+
+
 def depth_of(folder: Path) -> int:
     """Number of decoder layers of a saved model, from its configuration alone."""
-    return int(AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().num_hidden_layers)
+    return int(_load(AutoConfig, folder).get_text_config().num_hidden_layers)
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """The model in ``dtype``, in evaluation mode (no dropout: a policy has one distribution)."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    model = _load(AutoModelForCausalLM, folder, dtype=dtype, use_safetensors=True)
     return model.to(device).eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a model; padding falls back to the end token, which no mask ever counts as padding."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights as safetensors, configuration and tokenizer."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, beside: dict[str, Any] | None = None) -> None:
+    """Weights as safetensors, configuration and tokenizer, and the JSON files ``beside``: each file whole or not at all.
+
+    The weights come last: a folder that has them has everything.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
+        partial = Path(name)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        for title, value in (beside or {}).items():
+            write_json(partial / title, value)
+        for path in sorted(partial.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
+            os.chmod(path, 0o644)
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(path, folder / path.name)
+    sync_folder(folder)

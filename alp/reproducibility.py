@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import tempfile
 from functools import cache
@@ -15,13 +16,15 @@ from typing import Any
 
 from numpy.random import Generator, Philox, SeedSequence
 
+from alp.errors import UserError
+
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "mlflow", "snakemake", "hydra-core")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write whole or not at all: temporary file in the same folder, fsync, rename."""
+    """Write whole or not at all, even if the machine stops: temporary file in the same folder, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -34,6 +37,26 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a rename is not, until its folder is written."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Refuse a folder in which nothing can be made, before anything is computed for it. Leaves no trace. Raises UserError."""
+    nearest = next(above for above in [folder.absolute(), *folder.absolute().parents] if above.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}: nothing can be written in {nearest}: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -154,3 +177,13 @@ def provenance() -> dict[str, Any]:
         "lock_sha256": sha256_file(lock) if lock.is_file() else None,
         "versions": {name: metadata.version(name) for name in _VERSIONED},
     }
+
+
+def machine() -> dict[str, Any]:
+    """The kind of processor, on which the last bits of sums depend: model and the instruction sets that kernels choose by."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().split("\n\n")[0].splitlines() if path.is_file() else []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    vector = [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sse", "f16c", "asimd", "sve", "bf16"))]
+    return {"architecture": platform.machine(), "model": fields.get("model name", platform.processor()), "instructions": sorted(vector)}

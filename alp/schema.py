@@ -18,6 +18,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # becomes part of a path: it must not lead elsewhere
 _BAND = re.compile(r"^-?\d+:-?\d+$")
 
 
@@ -60,7 +61,7 @@ class Task(Strict):
 class Model(Strict):
     """``path`` is a folder saved by ``save_pretrained``; the sizes describe the embedded model ``alp pretrain`` makes."""
 
-    name: str
+    name: Name
     path: str | None
     layers: Positive
     hidden: Positive
@@ -150,7 +151,7 @@ class Perturbation(Strict):
 class Method(Strict):
     """One row of the preset table (specification §5)."""
 
-    name: str
+    name: Name
     numerator: Literal["current", "perturbed"]
     denominator: Literal["old", "rollout"]
     level: Level
@@ -282,8 +283,8 @@ class Run(Strict):
     """Where results go; no part of the run's identity."""
 
     dir: str
-    grid: str | None
-    arm: str | None
+    grid: Name | None
+    arm: Name | None
     tracking: str | None  # MLflow tracking URI; None: no tracking
 
 
@@ -303,7 +304,7 @@ class TrainConfig(Strict):
     task: Task
     model: Model
     method: Method
-    variant: str | None
+    variant: Name | None
     rollout: Rollout
     trainer: Trainer
     run: Run
@@ -364,5 +365,6 @@ VERBS: dict[str, type[Strict]] = {
     "figures": GridConfig,
     "track": GridConfig,
     "report": GridConfig,
+    "manifest": GridConfig,
     "diagnose": DiagnoseConfig,
 }

@@ -52,6 +52,10 @@ FAULTS = [
     (["pretrain", "model.hidden=32"], "hidden = 32 must be a multiple of twice heads = 3"),
     (["aggregate", "grid=quik"], "unknown grid 'quik'; did you mean 'quick'?"),
     (["aggregate", "grid=nothing.yaml"], "no grid file at nothing.yaml"),
+    (["manifest", "grid=quik"], "unknown grid 'quik'; did you mean 'quick'?"),
+    (["verify"], "verify: give the manifest and perhaps the folder to compare"),
+    (["verify", "nothing/manifest.json"], "verify: there is no nothing/manifest.json; a grid's manifest is results/<grid>/manifest.json"),
+    (["verify", "pyproject.toml"], "verify: pyproject.toml is no manifest of format 1"),
     (["methods", "grpo"], "methods: takes no arguments, got 'grpo'"),
 ]
 
@@ -99,7 +103,20 @@ def test_planning_verbs_import_no_torch() -> None:
 def test_help_version_and_cfg(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"alp {__version__}\n"
-    for verb in ("prepare", "pretrain", "train", "evaluate", "aggregate", "figures", "track", "report", "diagnose", "methods"):
+    for verb in (
+        "prepare",
+        "pretrain",
+        "train",
+        "evaluate",
+        "aggregate",
+        "figures",
+        "track",
+        "report",
+        "manifest",
+        "verify",
+        "diagnose",
+        "methods",
+    ):
         assert main([verb, "--help"]) == 0
         assert f"alp {verb}" in capsys.readouterr().out
     assert main(["train", "method=seq_alp", "trainer.seed=7", "--cfg", "job"]) == 0

@@ -18,6 +18,7 @@ FLOORS = {
     "config": 1,
     "grid": 1,
     "reproducibility": 1,
+    "lifetime": 1,
     "progress": 1,
     "models": 1,
     "policy": 1,

@@ -29,15 +29,6 @@ if TYPE_CHECKING:
 JOB: tracking.Identity = {"experiment": "pilot", "name": "grpo/seed0", "tags": {"config_hash": "c0ffee", "method": "grpo", "seed": "0"}}
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty migrated database: the migration takes seconds, a copy none."""
-    folder = tmp_path_factory.mktemp("migrated")
-    (folder / "run").mkdir()
-    assert tracking.sync(folder / "run", uri=f"sqlite:///{folder}/mlflow.db", finished=None, **(JOB | {"experiment": "other"}))
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def database(migrated: Path, tmp_path: Path) -> Path:
     (tmp_path / "results").mkdir()

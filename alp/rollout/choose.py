@@ -64,7 +64,7 @@ def _check_platform(rollout: VLLMRollout, platform: str) -> None:
 
 
 def _check_heads(folder: Path) -> None:
-    text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    text = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if size not in CPU_HEAD_SIZES:
         raise UserError(
@@ -74,7 +74,11 @@ def _check_heads(folder: Path) -> None:
 
 
 def _check_length(rollout: VLLMRollout, folder: Path) -> None:
-    limit = getattr(AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config(), "max_position_embeddings", None)
+    limit = getattr(
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config(),
+        "max_position_embeddings",
+        None,
+    )
     if rollout.max_length is not None and limit is not None and rollout.max_length > limit:
         raise UserError(f"rollout.max_length: {rollout.max_length} tokens asked for, the model ends at {limit}")
     if rollout.max_length is not None and rollout.max_new_tokens >= rollout.max_length:

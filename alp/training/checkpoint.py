@@ -1,4 +1,7 @@
-"""What an interrupted job continues from: whole or not at all, and only by the same code and configuration."""
+"""What an interrupted job continues from: whole or not at all, and only by the same code, inputs and configuration.
+
+``checkpoints/step_<steps done>_update_<updates done of the next>_<identity>/`` holds ``state.pt`` and ``checkpoint.json``, its card.
+"""
 
 from __future__ import annotations
 
@@ -6,76 +9,135 @@ import fcntl
 import json
 import logging
 import os
+import random
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from alp.errors import UserError
-from alp.reproducibility import sha256_file, write_json, write_text
+from alp.reproducibility import sha256_file, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
-RECORDS = ("metrics.jsonl", "updates.jsonl", "timings.jsonl")
+FORMAT = 2  # of the state; 1 had no rollout batch under way
 _KEPT = 2
+_ORPHAN_SECONDS = 120.0  # for the job of a killed workflow to reach its next update and stop
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process. Raises UserError when another job holds it: two would write the same checkpoint."""
+    """Hold a run folder for this process. Raises UserError when another job holds it: two would write the same files.
+
+    The kernel frees the lock of a dead process. In a workflow another holder can only be an orphan that is about to stop: wait.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "checkpoints.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"run.dir: another job is running in {folder}; wait for it or choose another run.dir") from None
+    with (folder / "run.lock").open("a") as handle:
+        deadline = time.monotonic() + (_ORPHAN_SECONDS if "ALP_PARENT" in os.environ else 0.0)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    raise UserError(f"run.dir: another job is running in {folder}; wait for it or choose another run.dir") from None
+                time.sleep(0.1)
+        for leftover in folder.glob(".*"):  # temporary files of a killed job; nobody else may write here now
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
         yield
 
 
-def save(run_dir: Path, step: int, identity: str, state: dict[str, Any]) -> None:
-    """Write ``checkpoints/step_<n>/`` with the state and the run's records so far, then drop all but the last two."""
-    root = run_dir / "checkpoints"
-    final, partial = root / f"step_{step:06d}", root / f".step_{step:06d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    torch.save(state, partial / "state.pt")
-    for name in RECORDS:
-        if (run_dir / name).is_file():
-            write_text(partial / name, (run_dir / name).read_text())
-    write_json(partial / "checkpoint.json", {"step": step, "identity": identity, "sha256": sha256_file(partial / "state.pt")})
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    for old in _all(root)[:-_KEPT]:
-        shutil.rmtree(old)
+def save(run_dir: Path, origin: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Write a checkpoint, then drop all but the last two of this job; whether that worked. A full disk costs a warning, not the job.
 
-
-def restore(run_dir: Path, identity: str) -> dict[str, Any] | None:
-    """The newest usable state, its records put back into ``run_dir``; None when there is nothing to continue.
-
-    A damaged checkpoint is passed over for the one before, one of other code, inputs or configuration is removed; both are said.
+    ``origin`` is what may continue it: ``identity`` and its parts, and the resolved ``config``.
     """
-    for folder in reversed(_all(run_dir / "checkpoints")):
+    root = run_dir / "checkpoints"
+    name = f"step_{state['step']:06d}_update_{_updates(state):04d}_{origin['identity'][:8]}"
+    final, partial = root / name, root / f".{name}.partial"
+    try:
+        _write(partial, origin | {"format": FORMAT, "step": state["step"], "update": _updates(state)}, state)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        sync_folder(root)
+    except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError
+        shutil.rmtree(partial, ignore_errors=True)
+        logger.warning("%s could not be written (%s): training goes on, an earlier one stays", final, error)
+        return False
+    for old in _own(root, origin["identity"])[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def _updates(state: dict[str, Any]) -> int:
+    return len(state["current"]["results"]) if state["current"] else 0
+
+
+def _write(folder: Path, card: dict[str, Any], state: dict[str, Any]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with (folder / "state.pt").open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    write_json(folder / "checkpoint.json", card | {"sha256": sha256_file(folder / "state.pt")})
+
+
+def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest usable state; None when there is nothing to continue.
+
+    What is damaged, of an older format, or of another configuration, other code or inputs is passed over, and named with the reason.
+    """
+    root = run_dir / "checkpoints"
+    for leftover in root.glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for folder in sorted(root.glob("step_*"), reverse=True):
         try:
             card = json.loads((folder / "checkpoint.json").read_text())
-            if card["identity"] != identity:
-                # Left in place, an old step 15 would outrank a new step 5 among the last two kept.
-                logger.warning("%s belongs to another configuration, other code or inputs: removed", folder)
-                shutil.rmtree(folder)
+            if card.get("format") != FORMAT:
+                logger.warning("%s has format %s, this version reads %d: not used", folder, card.get("format", 1), FORMAT)
+                continue
+            if card["identity"] != origin["identity"]:
+                logger.warning("%s belongs to another job (%s): not used", folder, difference(card, origin))
                 continue
             if card["sha256"] != sha256_file(folder / "state.pt"):
-                raise ValueError("hash mismatch")
+                raise ValueError("its hash is not the one it was saved with")
             state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            logger.warning("%s is damaged (%s): not used", folder, error)
+        except Exception as error:  # whatever a damaged file makes of its readers
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("%s is damaged (%s: %s): not used", folder, type(error).__name__, reason)
+            aside = folder.with_name(f"damaged_{folder.name}")  # by its old name it would outrank those written from now on
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
             continue
-        for name in RECORDS:
-            if (folder / name).is_file():
-                write_text(run_dir / name, (folder / name).read_text())
-        logger.info("continuing %s from step %d", run_dir, card["step"])
+        logger.info("continuing %s after %d steps and %d updates of the next", run_dir, card["step"], card["update"])
         return state
     return None
+
+
+def difference(card: dict[str, Any], origin: dict[str, Any]) -> str:
+    """In words, what a checkpoint was made with that this job has not: keys of the configuration, else code, model or data."""
+    there, here = _flat(card["config"]), _flat(origin["config"])
+    places = ("run.", "model.path", "task.data")
+    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key) and not key.startswith(places)]
+    found = [f"{key}: {there.get(key)} there, {here.get(key)} here" for key in keys[:3]]
+    names = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
+    names["environment_hash"] = "other versions of packages"
+    return "; ".join(found) or "; ".join(words for name, words in names.items() if card.get(name) != origin[name])
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return found
 
 
 def prune(run_dir: Path) -> None:
@@ -83,5 +145,58 @@ def prune(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
 
-def _all(root: Path) -> list[Path]:
-    return sorted(root.glob("step_*"))
+def _own(root: Path, identity: str) -> list[Path]:
+    return sorted(root.glob(f"step_*_{identity[:8]}"))
+
+
+def check_room(run_dir: Path, *, weights: int, tokens: int, every: int) -> None:
+    """Refuse a job that the disk cannot hold: its checkpoints, one of them being written, and the final model. Raises UserError.
+
+    ``weights`` are bytes of the trained parameters (AdamW keeps two more of each), ``tokens`` the most a rollout batch has.
+    """
+    one = 3 * weights + 64 * tokens
+    wanted = (_KEPT + 1 if every else 1) * one + weights
+    held = sum(path.stat().st_size for path in (run_dir / "checkpoints").rglob("*") if path.is_file())
+    free = shutil.disk_usage(next(above for above in (run_dir, *run_dir.absolute().parents) if above.exists())).free
+    if wanted - held > free:
+        raise UserError(
+            f"run.dir: the job needs about {_size(wanted - held)} in {run_dir} (checkpoints of {_size(one)} and the final model), "
+            f"{_size(free)} are free there; make room or choose another run.dir"
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def random_state() -> dict[str, Any]:
+    """State of every global generator. The loop draws from keyed streams instead, but what it calls need not."""
+    numpy = dict(np.random.get_state(legacy=False))
+    numpy["state"] = {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)), "pos": numpy["state"]["pos"]}
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": numpy,
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of ``random_state``."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    numpy = state["numpy"]
+    np.random.set_state(numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].numpy().astype(np.uint32)}})
+    random.setstate(state["python"])
+
+
+def seed_random_state(seed: int) -> None:
+    """Begin every global generator anew."""
+    torch.manual_seed(seed)  # CUDA's too
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

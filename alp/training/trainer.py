@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 
 from alp import models
 from alp.config import identity, to_yaml
-from alp.errors import UserError
+from alp.errors import Interrupted, UserError
+from alp.lifetime import StopRequest
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
 from alp.progress import Progress
 from alp.reproducibility import code_hash, fix_threads, json_line, provenance, sha256_files, write_json, write_text
@@ -30,17 +30,22 @@ from alp.training.active import check_active, check_perturbed, describe_active
 from alp.training.batch import Batch, collate
 from alp.training.forward import frozen_log_probs, sequence_log_probs, token_log_probs
 from alp.training.metrics import envelope, noise_metrics, rollout_metrics, update_metrics
-from alp.training.update import Updater, UpdateResult
+from alp.training.underway import Clock, UnderWay
+from alp.training.update import Updater
 
 Observer = Callable[[], None]
+RECORDS = ("metrics.jsonl", "updates.jsonl", "timings.jsonl")
 _VALIDATION_BATCH = 512  # sequences at a time
 
 
 def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
-    """Run (or continue) one training job; returns its folder. ``on_step`` is called after every logged step."""
+    """Run (or continue) one training job; returns its folder. ``on_step`` is called after every logged step.
+
+    Raises Interrupted when a signal asked for it: at the next update, after a checkpoint.
+    """
     run_dir = Path(config.run.dir)
-    with checkpoint.exclusive(run_dir):
-        job = Job(config, run_dir, on_step)
+    with checkpoint.exclusive(run_dir), StopRequest() as stop:
+        job = Job(config, run_dir, on_step, stop)
         try:
             job.run()
         finally:
@@ -51,8 +56,8 @@ def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
 class Job:
     """One training job: everything it holds, built and checked before anything is computed."""
 
-    def __init__(self, config: TrainConfig, run_dir: Path, on_step: Observer) -> None:
-        self.config, self.run_dir, self.on_step = config, run_dir, on_step
+    def __init__(self, config: TrainConfig, run_dir: Path, on_step: Observer, stop: StopRequest | None = None) -> None:
+        self.config, self.run_dir, self.on_step, self.stop = config, run_dir, on_step, stop or StopRequest()
         folder = models.check_folder(config.model.path)
         _check_layers(config, folder)
         choose.check(config.rollout, folder)
@@ -63,6 +68,7 @@ class Job:
         fix_threads(config.trainer.threads)
         self.tokenizer = models.load_tokenizer(folder)
         self.model = models.load_model(folder, self.device)
+        self._check_room()
         self.reference = models.load_model(folder, self.device).requires_grad_(False) if config.trainer.kl else None
         self.engine = self._engine(folder)
         batch_size = config.rollout.batch_size if isinstance(config.rollout, HFRollout) else _VALIDATION_BATCH
@@ -81,6 +87,15 @@ class Job:
         )
         self.provenance = provenance() | origin(config, folder, [*self.problems, *self.validation])
         self.probe: Batch | None = None
+        self.records = dict.fromkeys(RECORDS, "")
+        self.done = 0  # steps
+        self.current: UnderWay | None = None
+
+    def _check_room(self) -> None:
+        trainer, rollout = self.config.trainer, self.config.rollout
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        tokens = 2 * trainer.prompts * trainer.samples * rollout.max_new_tokens  # prompts as long as responses
+        checkpoint.check_room(self.run_dir, weights=weights, tokens=tokens, every=trainer.checkpoint_every)
 
     def _engine(self, folder: Path) -> Engine:
         return choose.make(
@@ -114,59 +129,104 @@ class Job:
     def run(self) -> None:
         """Every step, then the final model. The records of a finished job are complete and its checkpoints gone."""
         trainer = self.config.trainer
-        done = self._start()
+        self._start()
         self._write_settings()
         with Progress(f"train {self.config.run.arm or self.config.method.name} seed {trainer.seed}", trainer.steps) as progress:
-            for step in range(done + 1, trainer.steps + 1):
-                metrics = self._step(step)
+            while self.done < trainer.steps:
+                metrics = self._step(self.done + 1)
                 self._append("metrics.jsonl", metrics)
-                progress.update(step, f"reward {metrics['reward/mean']:.3f}")
-                if trainer.checkpoint_every and step % trainer.checkpoint_every == 0 and step < trainer.steps:
-                    checkpoint.save(self.run_dir, step, self.provenance["identity"], self._state(step))
+                self.done, self.current = self.done + 1, None
+                progress.update(self.done, f"reward {metrics['reward/mean']:.3f}")
+                if trainer.checkpoint_every and self.done % trainer.checkpoint_every == 0 and self.done < trainer.steps:
+                    self._save()
                 self.on_step()
         check_perturbed(self.config, self.updater.perturbed_updates)
-        models.save_model(self.model, self.tokenizer, self.run_dir / "model")
+        noise = {}
         if self.perturbation is not None:
             state = self.perturbation.state_dict()
-            write_json(self.run_dir / "model" / "perturbation.json", state | {"log_std": [float(value) for value in state["log_std"]]})
+            noise = {"perturbation.json": state | {"log_std": [float(value) for value in state["log_std"]]}}
+        for name, text in self.records.items():  # whole, whatever became of the lines that were added one by one
+            write_text(self.run_dir / name, text)
+        models.save_model(self.model, self.tokenizer, self.run_dir / "model", noise)
         if not trainer.keep_checkpoints:
             checkpoint.prune(self.run_dir)
 
-    def _start(self) -> int:
-        """Continue from a checkpoint, or begin: empty records, validation of the initial model. Returns steps done."""
-        state = checkpoint.restore(self.run_dir, self.provenance["identity"])
-        if state is not None:
+    def _start(self) -> None:
+        """Continue from a checkpoint, or begin: empty records, validation of the initial model."""
+        state = checkpoint.restore(self.run_dir, self._origin())
+        if state is None:
+            checkpoint.seed_random_state(self.config.trainer.seed)
+        else:
             self.model.load_state_dict(state["model"])
             self.updater.load_state_dict(state["updater"])
             if self.perturbation is not None:
                 self.perturbation.load_state_dict(state["perturbation"])
-            done = int(state["step"])
-        else:
-            done = 0
-            for name in checkpoint.RECORDS:
-                write_text(self.run_dir / name, "")
-        self.engine.sync_weights(self.model.named_parameters(), version=done)
-        if state is None and self.config.trainer.validate_every:
+            self.done, self.records = state["step"], state["records"]
+            self.current = UnderWay.of(state["current"], self.device) if state["current"] else None
+        for name, text in self.records.items():
+            write_text(self.run_dir / name, text)
+        # In the middle of a rollout batch these weights are newer than those it was sampled with: nothing is sampled before the next sync.
+        self.engine.sync_weights(self.model.named_parameters(), version=self.done)
+        if state is not None:
+            checkpoint.set_random_state(state["random"])
+        elif self.config.trainer.validate_every:
             self._append("metrics.jsonl", {"step": 0} | self._validate(0))
-        return done
 
-    def _state(self, step: int) -> dict[str, Any]:
-        return {
-            "step": step,
+    def _origin(self) -> dict[str, Any]:
+        return self.provenance | {"config": self.config.model_dump(mode="json")}
+
+    def _save(self) -> bool:
+        """Write a checkpoint of this very moment; whether that worked."""
+        state = {
+            "step": self.done,
             "model": self.model.state_dict(),
             "updater": self.updater.state_dict(),
             "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
+            "current": self.current.state_dict() if self.current is not None else None,
+            "records": self.records,
+            "random": checkpoint.random_state(),
         }
+        return checkpoint.save(self.run_dir, self._origin(), state)
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.signal is None:
+            return
+        place = f"{self.stop.signal} after {self.done} steps" + (f" and {len(self.current.results)} updates" if self.current else "")
+        kept = "what is done is saved" if self._save() else "the checkpoint before stays"
+        raise Interrupted(f"{self.run_dir}: stopped by {place}; {kept}, the same command goes on from there")
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         # A figure that is not finite is missing: JSON has no word for it, and a job must not die of a diagnostic.
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        line = json_line(finite)
+        self.records[name] += line
         with (self.run_dir / name).open("a") as stream:
-            stream.write(json_line(finite))
+            stream.write(line)
 
     def _step(self, step: int) -> dict[str, Any]:
-        """One rollout batch and its updates; returns the step's metrics."""
-        trainer, clock = self.config.trainer, _Clock()
+        """One rollout batch and its updates, or what is left of them; returns the step's metrics."""
+        trainer = self.config.trainer
+        if self.current is None:
+            self._stop_if_asked()
+            self.current = self._sample(step)
+        current, clock = self.current, Clock(self.current.seconds)
+        self._updates(current)
+        clock.lap("update")
+        metrics = current.metrics | update_metrics(current.results) | ratio_diagnostics(current.raw, current.batch.response_mask)
+        metrics |= noise_metrics(self.perturbation, current.results)
+        synced = self.engine.sync_weights(self.model.named_parameters(), version=step)
+        clock.lap("sync")
+        metrics |= self._probe(step)
+        if trainer.validate_every and (step % trainer.validate_every == 0 or step == trainer.steps):
+            metrics |= self._validate(step)
+        clock.lap("probe")
+        tokens = int(current.batch.response_mask.sum())
+        self._append("timings.jsonl", {"step": step, "response_tokens": tokens} | clock.seconds | synced)
+        return {"step": step} | metrics
+
+    def _sample(self, step: int) -> UnderWay:
+        """A rollout batch, scored."""
+        trainer, clock = self.config.trainer, Clock({})
         chosen = select(self.problems, trainer.prompts, trainer.seed, step - 1)
         trajectories = collect(
             self.engine,
@@ -189,19 +249,7 @@ class Job:
         batch, metrics = self._score(batch)
         metrics |= rollout_metrics(trajectories, trainer.samples)
         clock.lap("score")
-        results, raw = self._updates(batch, step)
-        clock.lap("update")
-        metrics |= update_metrics(results) | ratio_diagnostics(raw, batch.response_mask)
-        metrics |= noise_metrics(self.perturbation, results)
-        synced = self.engine.sync_weights(self.model.named_parameters(), version=step)
-        clock.lap("sync")
-        metrics |= self._probe(step)
-        if trainer.validate_every and (step % trainer.validate_every == 0 or step == trainer.steps):
-            metrics |= self._validate(step)
-        clock.lap("probe")
-        tokens = int(batch.response_mask.sum())
-        self._append("timings.jsonl", {"step": step, "response_tokens": tokens} | clock.seconds | synced)
-        return {"step": step} | metrics
+        return UnderWay(step, batch, metrics, torch.zeros_like(batch.rollout_log_probs), seconds=clock.seconds)
 
     def _score(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """Advantages, π_old, the reference, and the rollout correction."""
@@ -233,18 +281,21 @@ class Job:
         )
         return filled, metrics
 
-    def _updates(self, batch: Batch, step: int) -> tuple[list[UpdateResult], torch.Tensor]:
-        """All mini-batches of the rollout batch, whole groups each; also the raw log-ratios (batch, tokens)."""
-        trainer = self.config.trainer
-        raw = torch.zeros_like(batch.rollout_log_probs)
-        results = []
-        for place, (rows, mini) in enumerate(batch.split(len(batch) // trainer.updates_per_batch)):
-            index = (step - 1) * trainer.updates_per_batch + place
-            results.append(self.updater.update(mini, index))
-            raw[rows, : mini.input_ids.shape[1]] = results[-1].raw
-        if trainer.probe_every and step % trainer.probe_every == 0:
-            self._append("updates.jsonl", {"step": step, "update": index + 1} | envelope(mini, results[-1].raw))
-        return results, raw
+    def _updates(self, current: UnderWay) -> None:
+        """The mini-batches that are left of the rollout batch, whole groups each; a signal stops before any of them, or after the last."""
+        trainer, batch = self.config.trainer, current.batch
+        pieces = list(batch.split(len(batch) // trainer.updates_per_batch))
+        for place in range(len(current.results), len(pieces)):
+            self._stop_if_asked()
+            rows, mini = pieces[place]
+            result = self.updater.update(mini, (current.step - 1) * trainer.updates_per_batch + place)
+            current.raw[rows, : mini.input_ids.shape[1]] = result.raw
+            current.results.append(replace(result, raw=result.raw.new_zeros(0)))
+        self._stop_if_asked()
+        if trainer.probe_every and current.step % trainer.probe_every == 0:
+            rows, mini = pieces[-1]
+            logged = {"step": current.step, "update": current.step * trainer.updates_per_batch}
+            self._append("updates.jsonl", logged | envelope(mini, current.raw[rows, : mini.input_ids.shape[1]]))
 
     def _probe(self, step: int) -> dict[str, float]:
         """Sharpness on a fixed batch, now and then."""
@@ -267,7 +318,8 @@ class Job:
     def _probe_batch(self) -> Batch:
         """Responses of the *initial* model to validation problems: the same batch whenever the job is started."""
         folder = models.check_folder(self.config.model.path)
-        initial = models.load_model(folder, self.device)
+        with torch.random.fork_rng():  # whenever it is loaded
+            initial = models.load_model(folder, self.device)
         self.validator.sync_weights(initial.named_parameters(), version=0)
         trajectories = self._sample_validation(step=0, samples=1)
         return collate(trajectories, pad_token_id=self.tokenizer.pad_token_id, first_sequence=0, device=self.device)
@@ -303,7 +355,9 @@ class Job:
 
 def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[str, str]:
     """Hashes of everything a job's results follow from, and ``identity`` over all of them: what may continue a checkpoint."""
+    versions = {name: version for name, version in provenance()["versions"].items() if name not in ("mlflow", "snakemake")}
     parts = {
+        "environment_hash": hashlib.sha256(json_line(versions).encode()).hexdigest(),
         "config_hash": identity(config),
         "code_hash": code_hash("alp.training.trainer"),
         "model_hash": sha256_files(model, "*.*"),
@@ -328,16 +382,3 @@ def _check_problems(training: list[Problem], validation: list[Problem]) -> None:
         check_disjoint({"train": training, "validation": validation})
     except ValueError as error:
         raise UserError(f"task.data: {error}") from None
-
-
-class _Clock:
-    """Seconds of each phase of a step, for ``timings.jsonl`` alone."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[f"seconds/{name}"] = now - self._last
-        self._last = now

@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_configuration_is_not_used(train_config: Make, t
         train(train_config("trainer.lr=5e-4", folder="run"), _kill_at(2))
     train(train_config(folder="run"))
     train(train_config(folder="fresh"))
-    assert "belongs to another configuration" in caplog.text
+    assert "belongs to another job (trainer.lr: 0.0005 there, 0.001 here): not used" in caplog.text
     assert _digest(tmp_path / "run", ("metrics.jsonl",)) == _digest(tmp_path / "fresh", ("metrics.jsonl",))
 
 

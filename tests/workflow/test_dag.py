@@ -10,16 +10,19 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.test_tracking import expected
+
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("Snakefile", "workflow", "alp", "configs", "locks", "environment.yml")
 ARMS, SEEDS = ("grpo", "seq_alp"), (0, 1)
-ANALYSIS = {"aggregate": 1, "figures": 1, "report": 1, "track": 1}
+ANALYSIS = {"aggregate": 1, "figures": 1, "report": 1, "manifest": 1, "track": 1}
 
 
 def _snakemake(house: Path, *words: str, grid: str = "smoke") -> subprocess.CompletedProcess[str]:
@@ -113,19 +116,20 @@ def test_a_method_s_value_runs_that_method_again(house: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "expected"),
+    ("module", "planned"),
     [
-        ("analysis/figures.py", {"figures": 1, "report": 1}),
-        ("analysis/aggregate.py", {"aggregate": 1, "report": 1}),
+        ("analysis/figures.py", {"figures": 1, "report": 1, "manifest": 1}),
+        ("analysis/aggregate.py", {"aggregate": 1, "report": 1, "manifest": 1}),
+        ("analysis/manifest.py", {"manifest": 1}),
         ("tracking.py", {"track": 1}),
         ("policy/ratio.py", {"train": 4, "evaluate": 4, **ANALYSIS}),
         ("training/pretrain.py", {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),
         ("cli.py", {}),
     ],
 )
-def test_a_module_s_edit_runs_the_rules_whose_code_it_is(house: Path, module: str, expected: dict[str, int]) -> None:
+def test_a_module_s_edit_runs_the_rules_whose_code_it_is(house: Path, module: str, planned: dict[str, int]) -> None:
     with _edited(house / "alp" / module, "from __future__", "# edited\nfrom __future__"):
-        assert _planned(house) == expected
+        assert _planned(house) == planned
 
 
 def test_a_job_by_hand_gives_the_same_bytes(house: Path, tmp_path: Path) -> None:
@@ -155,10 +159,9 @@ def test_mlflow_holds_one_finished_run_per_job(house: Path) -> None:
         assert "smoke" in experiments
         for run_id, name, _ in runs:
             arm, seed = name.split("/")
-            lines = (house / f"results/smoke/arithmetic/arithmetic_tiny/{arm}/{seed}/metrics.jsonl").read_text().splitlines()
-            expected = [(line["step"], line["reward/mean"]) for line in map(json.loads, lines) if "reward/mean" in line]
-            query = "select step, value from metrics where run_uuid = ? and key = 'reward/mean' order by step"
-            assert database.execute(query, (run_id,)).fetchall() == expected
+            run = house / f"results/smoke/arithmetic/arithmetic_tiny/{arm}/{seed}"
+            query = "select key, step, value from metrics where run_uuid = ? and key not like 'evaluation/%'"
+            assert sorted(database.execute(query, (run_id,))) == expected(run), "MLflow's metrics are those of metrics.jsonl"
             logged = {key for (key,) in database.execute("select distinct key from metrics where run_uuid = ?", (run_id,))}
             assert "evaluation/test/accuracy" in logged
             tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)).fetchall())
@@ -179,3 +182,58 @@ def test_a_wrong_grid_is_one_line_and_exit_code_2(house: Path, words: list[str],
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def _verify(house: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "alp.cli", "verify", "results/smoke/manifest.json"]
+    return subprocess.run(command, cwd=house, env=os.environ | {"PYTHONPATH": str(house)}, capture_output=True, text=True)
+
+
+def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Path) -> None:
+    manifest = json.loads((house / "results/smoke/manifest.json").read_text())
+    listed = set(manifest["files"])
+    built = {path.relative_to(house / "results/smoke").as_posix() for path in (house / "results/smoke").rglob("*") if path.is_file()}
+    apart = {
+        name for name in built - listed if not name.startswith("logs/") and "timings.jsonl" not in name and not name.endswith("run.lock")
+    }
+    assert apart == {"manifest.json", "manifest_values.json", "mlflow.json"}
+    assert listed <= built
+    done = _verify(house)
+    assert (done.returncode, done.stdout) == (0, f"{len(listed)} files of smoke compared: 0 differing files, 0 missing\n")
+
+    path = _runs(house)[0] / "metrics.jsonl"
+    content = path.read_bytes()
+    place = content.index(b'"reward/mean": 0.') + len('"reward/mean": 0.')
+    path.write_bytes(content[:place] + (b"7" if content[place : place + 1] != b"7" else b"3") + content[place + 1 :])
+    try:
+        done = _verify(house)
+    finally:
+        path.write_bytes(content)
+    assert done.returncode == 1
+    assert "differs  arithmetic/arithmetic_tiny/grpo/seed0/metrics.jsonl: differing entries: 1, 1 of them numbers" in done.stdout
+    assert re.search(r"line \d: reward/mean: 0\.\d+ there, 0\.\d+ here", done.stdout)
+    assert "1 differing files, 0 missing" in done.stdout
+
+
+def test_a_killed_workflow_goes_on_where_it_was(house: Path, tmp_path: Path) -> None:
+    """SIGKILL of Snakemake alone in the middle of a training: its job stops too, the lock is cleared, the bytes are the same."""
+    copy = tmp_path / "house"
+    shutil.copytree(house, copy, symlinks=True)
+    run = _runs(copy)[0]
+    whole = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "updates.jsonl", "provenance.json", "model/model.safetensors")}
+    shutil.rmtree(run)
+    target = str((run / "metrics.jsonl").relative_to(copy))
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", target, "--config", "grid=smoke"]
+    process = subprocess.Popen(command, cwd=copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/step_*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert list((copy / ".snakemake/locks").iterdir()), "it left its lock"
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "continuing" in (copy / "results/smoke/logs/train/grpo_seed0.log").read_text()
+    assert {name: (run / name).read_bytes() for name in whole} == whole

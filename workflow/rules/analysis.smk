@@ -1,4 +1,4 @@
-# Tables, figures and the report of the grid.
+# Tables, figures, the report and the manifest of the grid.
 from alp.analysis import runs as alp_runs
 
 GRID_WORDS = shlex.join(
@@ -29,7 +29,7 @@ rule aggregate:
         config=GRID_CONTENT,
         code=code("aggregate"),
     shell:
-        "alp aggregate {params.words} > {log} 2>&1"
+        "exec alp aggregate {params.words} > {log} 2>&1"
 
 
 rule figures:
@@ -54,7 +54,7 @@ rule figures:
         config=GRID_CONTENT,
         code=code("figures"),
     shell:
-        "alp figures {params.words} > {log} 2>&1"
+        "exec alp figures {params.words} > {log} 2>&1"
 
 
 rule report:
@@ -73,7 +73,31 @@ rule report:
         config=GRID_CONTENT,
         code=code("report"),
     shell:
-        "alp report {params.words} > {log} 2>&1"
+        "exec alp report {params.words} > {log} 2>&1"
+
+
+rule manifest:
+    input:
+        rules.aggregate.output,
+        rules.figures.output,
+        rules.report.output,
+        rules.prepare.output,
+        rules.pretrain.output if not GRID.own_model else [],
+        every([f"{RUN}/model/{name}" for name in MODEL_FILES]),
+        **everything(),
+    output:
+        f"{FOLDER}/manifest.json",
+        f"{FOLDER}/manifest_values.json",
+    log:
+        f"{FOLDER}/logs/manifest.log",
+    conda:
+        "../../environment.yml"
+    params:
+        words=GRID_WORDS,
+        config=GRID_CONTENT,
+        code=code("manifest"),
+    shell:
+        "exec alp manifest {params.words} > {log} 2>&1"
 
 
 rule track:
@@ -90,4 +114,4 @@ rule track:
         config=GRID.content_hash,
         code=code("track"),
     shell:
-        "alp track {params.words} > {log} 2>&1"
+        "exec alp track {params.words} > {log} 2>&1"

@@ -14,7 +14,7 @@ rule prepare:
         config=identity("prepare"),
         code=code("prepare"),
     shell:
-        "alp prepare {params.words} > {log} 2>&1"
+        "exec alp prepare {params.words} > {log} 2>&1"
 
 
 rule pretrain:
@@ -34,7 +34,7 @@ rule pretrain:
         config=identity("pretrain"),
         code=code("pretrain"),
     shell:
-        "alp pretrain {params.words} > {log} 2>&1"
+        "exec alp pretrain {params.words} > {log} 2>&1"
 
 
 rule evaluate_base:
@@ -52,4 +52,4 @@ rule evaluate_base:
         config=identity("evaluate"),
         code=code("evaluate"),
     shell:
-        "alp evaluate {params.words} > {log} 2>&1"
+        "exec alp evaluate {params.words} > {log} 2>&1"

@@ -5,8 +5,10 @@ changes (params `code`, a hash over the verb's import closure). Snakemake sees n
 start anything.
 """
 
+import fcntl
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ sys.path.insert(
 from alp import config as alp_config
 from alp import grid as alp_grid
 from alp.errors import UserError
+from alp.lifetime import end_with_parent
 from alp.reproducibility import code_hash
 
 try:
@@ -48,9 +51,9 @@ MODEL_FILES = [
 START = [
     f"{MODEL}/{name}" for name in (["config.json"] if GRID.own_model else MODEL_FILES)
 ]
-# Jobs run the `alp` of the environment Snakemake itself runs in, on the source beside this Snakefile.
+# Jobs run the `alp` of the environment Snakemake itself runs in, on the source beside this Snakefile, and end with Snakemake.
 shell.prefix(
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}; "
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))} ALP_PARENT=$PPID ALP_SHELL=$$; "
 )
 MODULES = {
     "prepare": "alp.tasks.catalogue",
@@ -61,7 +64,28 @@ MODULES = {
     "figures": "alp.analysis.figures",
     "track": "alp.tracking",
     "report": "alp.analysis.report",
+    "manifest": "alp.analysis.manifest",
 }
+
+
+def claim():
+    """Hold this grid for this process; locks that a killed Snakemake left on it are removed, those of a living one stay."""
+    place = Path(".snakemake")
+    place.mkdir(exist_ok=True)
+    handle = (place / f"alp_{GRID.name}.lock").open("a")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return handle
+    for lock in place.glob("locks/*.lock"):
+        if any(line.startswith(f"{FOLDER}/") for line in lock.read_text().splitlines()):
+            lock.unlink()
+    return handle
+
+
+if workflow.is_main_process:
+    end_with_parent(signal.SIGKILL)  # of `make`, which asks for it
+    CLAIM = claim()
 
 
 wildcard_constraints:

@@ -1,0 +1,118 @@
+"""NaN and infinities where they can arise: the update is skipped and counted, or the job fails by name. No weight is ever spoilt."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.faults import jobs
+from tests.faults.conftest import ALL, STEPS, Ledger, Words
+
+
+class Spoil:
+    """Puts ``value`` into one place of the third rollout batch's first update (log-probs: of its first sequence)."""
+
+    def __init__(self, place: str, value: float) -> None:
+        self.place, self.value = place, value
+
+    def __call__(self) -> None:
+        from alp.training import trainer, update
+
+        place, value = self.place, self.value
+        if place == "loss":
+            plain_loss, plain_update = update.policy_loss, update.Updater.update
+            current = {"index": -1}
+
+            def policy_loss(*arguments: Any, **named: Any) -> Any:
+                loss, shares = plain_loss(*arguments, **named)
+                return (loss * value if current["index"] == 4 else loss), shares
+
+            def noted(updater: Any, batch: Any, index: int) -> Any:
+                current["index"] = index
+                return plain_update(updater, batch, index)
+
+            update.policy_loss, update.Updater.update = policy_loss, noted  # type: ignore[assignment, method-assign]
+        elif place == "gradient":
+            plain_update = update.Updater.update
+
+            def spoilt(updater: Any, batch: Any, index: int) -> Any:
+                parameter = next(updater.model.parameters())
+                hook = parameter.register_hook(lambda gradient: gradient * value) if index == 4 else None
+                result = plain_update(updater, batch, index)
+                if hook is not None:
+                    hook.remove()
+                return result
+
+            update.Updater.update = spoilt  # type: ignore[method-assign]
+        else:
+            name = "frozen_log_probs" if place == "old log-prob" else "collect"
+            plain = getattr(trainer, name)
+
+            def around(*arguments: Any, **named: Any) -> Any:
+                found = plain(*arguments, **named)
+                if name == "frozen_log_probs":
+                    if int(arguments[1].sequence_ids[0]) == 2 * 16:
+                        found[0][0, int(arguments[1].response_mask[0].nonzero()[0])] = value
+                elif named["purpose"] == trainer.Purpose.TRAINING and named["step"] == 3:
+                    found[0].rollout_log_probs[0] = value
+                return found
+
+            setattr(trainer, name, around)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf] if ALL else [math.nan])
+@pytest.mark.parametrize("place", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(
+    tmp_path: Path, words: Words, ledger: Ledger, place: str, value: float
+) -> None:
+    for name in ("run", "again"):
+        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (tmp_path / "log").read_text()[-1500:]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    skipped = {line["step"]: line["policy/skipped"] for line in lines if "policy/skipped" in line}
+    assert skipped == dict.fromkeys(range(1, STEPS + 1), 0.0) | {3: 1.0}
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    ledger.compare(f"{value} in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), jobs.digest(tmp_path / "again", jobs.NOISY))
+
+
+@pytest.mark.parametrize(("place", "name"), [("old log-prob", "old_log_probs"), ("rollout log-prob", "rollout_log_probs")])
+def test_a_log_prob_that_is_nan_stops_the_job_by_name(
+    tmp_path: Path, words: Words, whole: Any, ledger: Ledger, place: str, name: str
+) -> None:
+    """No policy gives one: model or engine are broken. Once they are not, the job goes on as if nothing had been."""
+    assert jobs.train(words(tmp_path / "run"), tmp_path / "log", Spoil(place, math.nan)) == 1
+    assert f"{name}: NaN on a valid token" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "run" / "model").exists()
+    assert jobs.train(words(tmp_path / "run"), tmp_path / "log") == 0
+    ledger.compare(f"nan in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), whole)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf] if ALL else [math.inf])
+@pytest.mark.parametrize("place", ["old log-prob", "rollout log-prob"])
+def test_a_log_prob_that_is_infinite_spoils_no_weight(tmp_path: Path, words: Words, ledger: Ledger, place: str, value: float) -> None:
+    for name in ("run", "again"):
+        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (tmp_path / "log").read_text()[-1500:]
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    ledger.compare(f"{value} in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), jobs.digest(tmp_path / "again", jobs.NOISY))
+
+
+def test_one_that_stays(tmp_path: Path, words: Words, base_model: Path, ledger: Ledger) -> None:
+    """A model that gives nothing but NaN: the job fails with the reason, and leaves no model behind."""
+    broken = tmp_path / "broken"
+    shutil.copytree(base_model, broken)
+    weights = load_file(broken / "model.safetensors")
+    next(iter(weights.values())).fill_(math.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    code = jobs.train(words(tmp_path / "run", f"model.path='{broken}'"), tmp_path / "log")
+    said = (tmp_path / "log").read_text()
+    assert code == 1
+    assert "old_log_probs: NaN on a valid token" in said, said[-2000:]
+    assert not (tmp_path / "run" / "model").exists()
+    ledger.tried("NaN in every weight")
