@@ -44,7 +44,7 @@ def outputs(grid: Grid, results: Path) -> list[Path]:
     for folder in folders:
         found += [path for path in sorted((folder / "model").glob("*")) if path.is_file()] or [folder / "model" / "model.safetensors"]
     root = grid.folder(results)
-    found += [root / "tables" / f"{name}.{ending}" for name in runs.TABLES for ending in ("csv", "md", "tex")]
+    found += [root / "tables" / f"{name}.{ending}" for name in runs.table_names(grid) for ending in ("csv", "md", "tex")]
     found += [root / "figures" / f"{name}.{ending}" for name in runs.figure_names(grid) for ending in ("svg", "png")]
     found.append(root / "report.html")
     for path in found:
