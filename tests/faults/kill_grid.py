@@ -40,13 +40,16 @@ def attempt(words: list[str], cwd: Path, log: Path, seconds: float, way: tuple[s
         return None
 
 
-def kill_until_done(folder: Path, grid: str, cores: int, kills: int, dice: random.Random, seconds: float) -> tuple[Path, list[str]]:
-    """Kill a build ``kills`` times (fewer, if it gets through before), then let it end; returns the manifest and what was sent."""
+def kill_until_done(folder: Path, grid: str, cores: int, kills: int, dice: random.Random, longest: float) -> tuple[Path, list[str]]:
+    """Kill a build ``kills`` times, each within ``longest`` seconds (fewer, if it gets through before), then let it end.
+
+    Returns the manifest and what was sent.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sent: list[str] = []
     while len(sent) < kills:
         way = dice.choice(_WAYS)
-        pause = dice.uniform(3.0, max(8.0, seconds / 4))
+        pause = dice.uniform(3.0, longest)
         code = attempt(command(folder, grid, cores), folder, folder / "workflow.log", pause, way)
         if code is not None:
             break
@@ -69,6 +72,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--longest", type=float, help="seconds between a start and its end; a quarter of the undisturbed build without it")
     options = parser.parse_args()
     root = ROOT / "build" / "kill_grid"
     shutil.rmtree(root, ignore_errors=True)
@@ -76,7 +80,8 @@ def main() -> int:
     manifest = build(root / "whole", options.grid, options.cores)
     seconds = time.monotonic() - started
     print(f"undisturbed: {seconds:.0f} s", flush=True)
-    other, sent = kill_until_done(root / "killed", options.grid, options.cores, options.kills, random.Random(options.seed), seconds)
+    longest = options.longest or max(8.0, seconds / 4)
+    other, sent = kill_until_done(root / "killed", options.grid, options.cores, options.kills, random.Random(options.seed), longest)
     print("\n".join(sent))
     lost, changed = compare(manifest, other)
     print(f"kills: {len(sent)}, results lost: {len(lost)}, results changed: {len(changed)} {[*lost, *changed][:5] or ''}".rstrip())
