@@ -15,6 +15,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from alp.errors import UserError
@@ -72,6 +73,29 @@ def check_folder(path: str | None, key: str = "model.path") -> Path:
             parent = next(above for above in [folder, *folder.parents] if above.is_dir())
             raise UserError(f"{key}: no model in {folder} (no {name}); the nearest folder that exists is {parent}")
     return folder
+
+
+def check_model(model: ModelConfig) -> Path:
+    """``check_folder`` of a configured model; without a folder the error says which command makes one."""
+    if model.path is None and model.source is not None:
+        raise UserError(f"model.path: no folder with {model.name}; get it with `alp fetch model={model.name}`, then pass model.path=<its run.dir>/model")
+    return check_folder(model.path)
+
+
+def checkpoint_layers(model: Any) -> int:
+    """Compute the layers' activations again in the backward pass; returns how many do. Raises UserError where a model cannot.
+
+    transformers checkpoints in training mode alone. That mode is set on the layers themselves, not on the parts inside them: dropout
+    stays off, a policy has one distribution.
+    """
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"model.gradient_checkpointing: {error}") from None
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True
+    return len(layers)
 
 
 def depth_of(folder: Path) -> int:

@@ -37,6 +37,21 @@ rule pretrain:
         "alp pretrain {params.words} > {log} 2>&1"
 
 
+rule fetch:
+    output:
+        f"{BASE}/source.json",
+    log:
+        f"{FOLDER}/logs/fetch.log",
+    conda:
+        "../../environment.yml"
+    params:
+        words=words("fetch"),
+        config=identity("fetch"),
+        code=code("fetch"),
+    shell:
+        "alp fetch {params.words} > {log} 2>&1"
+
+
 rule evaluate_base:
     input:
         f"{DATA}/test.jsonl",
