@@ -89,7 +89,13 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 def from_hub(source: Hub, folder: Path) -> dict[str, Any]:
     """A snapshot of a hub repository at one commit."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,  # type: ignore[attr-defined]  # of whichever httpx the hub's client uses
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     where = f"fetch: model.source: {source.id}" + (f"@{source.revision}" if source.revision else "")
     try:
@@ -105,7 +111,9 @@ def from_hub(source: Hub, folder: Path) -> dict[str, Any]:
     except OfflineModeIsEnabled:
         raise UserError(f"{where}: needs the Hugging Face hub, and HF_HUB_OFFLINE forbids it") from None
     except (HTTPError, OSError, ValueError) as error:
-        raise UserError(f"{where}: the Hugging Face hub cannot be reached ({type(error).__name__}); fetch it where there is a network") from None
+        raise UserError(
+            f"{where}: the Hugging Face hub cannot be reached ({type(error).__name__}); fetch it where there is a network"
+        ) from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return source.model_dump(mode="json") | {"revision": commit}
 

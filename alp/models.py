@@ -78,7 +78,9 @@ def check_folder(path: str | None, key: str = "model.path") -> Path:
 def check_model(model: ModelConfig) -> Path:
     """``check_folder`` of a configured model; without a folder the error says which command makes one."""
     if model.path is None and model.source is not None:
-        raise UserError(f"model.path: no folder with {model.name}; get it with `alp fetch model={model.name}`, then pass model.path=<its run.dir>/model")
+        raise UserError(
+            f"model.path: no folder with {model.name}; get it with `alp fetch model={model.name}`, then pass model.path=<its run.dir>/model"
+        )
     return check_folder(model.path)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,12 +22,18 @@ _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "mlflow", "snakema
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write whole or not at all: temporary file in the same folder, fsync, rename."""
+    """Write whole or not at all."""
+    write_file(path, [content])
+
+
+def write_file(path: Path, parts: Iterable[bytes]) -> None:
+    """Write parts end to end, whole or not at all: temporary file in the same folder, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            for part in parts:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)

@@ -26,7 +26,7 @@ from alp.schema import Method
 BASE = "base"
 REFERENCE = "grpo"  # the arm that differences are taken to
 TABLES = ("main", "pass_at_k", "ratio_tails", "controls")
-FIGURES = ("accuracy", "validation", "pass_at_k", "dynamics", "length", "ratio_quantiles", "tails", "envelope", "sigma")
+FIGURES = ("accuracy", "validation", "pass_at_k", "dynamics", "length", "limit", "ratio_quantiles", "tails", "envelope", "sigma")
 BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
 Floats = NDArray[np.float64]
 

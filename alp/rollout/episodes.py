@@ -45,8 +45,8 @@ def collect(
 ) -> list[Trajectory]:
     """``samples`` graded responses to each problem, those of one problem side by side (``group`` = its place in the list).
 
-    ``model`` says how its prompts are put (``alp.rollout.prompts``). The random numbers of a response follow from (purpose, seed, step, place of the problem, sample) alone;
-    ``first_problem`` is the place of ``problems[0]`` when a set is worked through in pieces.
+    ``model`` says how its prompts are put (``alp.rollout.prompts``). The random numbers of a response follow from (purpose, seed,
+    step, place of the problem, sample) alone; ``first_problem`` is the place of ``problems[0]`` when a set is worked through in pieces.
     """
     prompts = [tuple(prompt_ids(tokenizer, task, problem, model)) for problem in problems]
     requests = [
@@ -59,7 +59,7 @@ def collect(
     for index, (request, completion) in enumerate(zip(requests, completions, strict=True)):
         group = index // samples
         ids = completion.token_ids
-        text = tokenizer.decode(ids[:-1] if completion.finished else ids)
+        text = response_text(tokenizer, ids, finished=completion.finished)
         found.append(
             Trajectory(
                 prompt_ids=list(request.prompt_ids),
@@ -74,3 +74,8 @@ def collect(
             )
         )
     return found
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, finished: bool) -> str:
+    """What is graded: the response without the end token it was finished with."""
+    return str(tokenizer.decode(ids[:-1] if finished else ids))

@@ -48,8 +48,10 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The special token that the chat template puts behind an answer. Raises UserError where it puts none."""
     text = _render(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}])
     ids = tokenizer.encode(text.rpartition(_MARK)[2].lstrip(), add_special_tokens=False)
-    if not ids or not tokenizer.convert_ids_to_tokens(ids[0]) in tokenizer.get_added_vocab():
-        raise UserError("model.chat: the tokenizer's chat template puts no token behind an answer, so no response would ever end; chat=false?")
+    if not ids or tokenizer.convert_ids_to_tokens(ids[0]) not in tokenizer.get_added_vocab():
+        raise UserError(
+            "model.chat: the tokenizer's chat template puts no token behind an answer, so no response would ever end; chat=false?"
+        )
     return int(ids[0])
 
 

@@ -70,9 +70,7 @@ def _value(number: str) -> str:
 
 def _problem(operation: str, a: int, b: int) -> Problem:
     text, answer = _OPERATIONS[operation]
-    return Problem(
-        id=f"{operation} {a} {b}", problem=text.format(WORDS[a], WORDS[b]), answer=str(answer(a, b)), source="sums_in_words"
-    )
+    return Problem(id=f"{operation} {a} {b}", problem=text.format(WORDS[a], WORDS[b]), answer=str(answer(a, b)), source="sums_in_words")
 
 
 def _ordered(operation: str, a: int, b: int) -> tuple[int, int]:

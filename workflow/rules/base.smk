@@ -58,6 +58,7 @@ rule evaluate_base:
         START,
     output:
         f"{BASE}/evaluation/test.json",
+        f"{BASE}/evaluation/test.samples.jsonl.gz",
     log:
         f"{FOLDER}/logs/evaluate_base.log",
     conda:
