@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 CORES  ?= 2
 GRID   ?= quick
-EXTRAS ?= dev,parity
+EXTRAS ?= dev,parity,smol
 PORT   ?= 5000
 LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.txt)
 
@@ -14,7 +14,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress test newest bench lint format ui lock clean
+.PHONY: help install grid stress smol test newest bench lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -39,6 +39,9 @@ grid: install ## rebuild a grid end to end (GRID=quick), 15 minutes on 2 cores
 
 stress: ## the grid in which uncorrected methods get into trouble
 	@$(MAKE) --no-print-directory grid GRID=stress
+
+smol: ## a real pretrained language model: four methods on SmolLM2, an hour on 2 cores
+	@$(MAKE) --no-print-directory grid GRID=smol
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
