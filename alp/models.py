@@ -95,6 +95,8 @@ def checkpoint_layers(model: Any) -> int:
     except ValueError as error:
         raise UserError(f"model.gradient_checkpointing: {error}") from None
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"model.gradient_checkpointing: {type(model).__name__} has no layers that transformers can compute again")
     for layer in layers:
         layer.training = True
     return len(layers)
