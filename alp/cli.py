@@ -16,6 +16,7 @@ from alp.lifetime import end_with_parent, unblock
 
 _SUMMARIES = {
     "prepare": "problems of a task -> JSONL, with counts and a content hash",
+    "fetch": "a pretrained model from the package index or the Hugging Face hub, as a model folder",
     "pretrain": "the embedded base model",
     "train": "one training job; continues by itself where an interrupted one stopped",
     "evaluate": "avg@k, greedy accuracy and pass@k of one model on one set",
@@ -125,6 +126,12 @@ def _prepare(loaded: Any) -> str:
     return f"{loaded.run.dir}: {counts}"
 
 
+def _fetch(loaded: Any) -> str:
+    from alp.fetch import fetch
+
+    return str(fetch(loaded.model, Path(loaded.run.dir)))
+
+
 def _pretrain(loaded: Any) -> str:
     from alp.training.pretrain import pretrain
 
@@ -133,10 +140,10 @@ def _pretrain(loaded: Any) -> str:
 
 
 def _train(loaded: Any) -> str:
-    from alp.models import check_folder
+    from alp.models import check_model
     from alp.training.trainer import train
 
-    check_folder(loaded.model.path)
+    check_model(loaded.model)
     observer = _Tracked(Path(loaded.run.dir), loaded.run.tracking)
     try:
         folder = train(loaded, observer.step)
@@ -237,6 +244,7 @@ def _diagnose(loaded: Any) -> str:
 
 _CALLS: dict[str, Callable[[Any], str]] = {
     "prepare": _prepare,
+    "fetch": _fetch,
     "pretrain": _pretrain,
     "train": _train,
     "evaluate": _evaluate,

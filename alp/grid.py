@@ -55,7 +55,8 @@ class Grid:
     arms: tuple[Arm, ...]
     published_label: str
     published: dict[str, float]
-    own_model: str | None  # folder of weights the model's YAML names; None: the grid teaches the embedded one
+    own_model: str | None  # folder of weights the model's YAML names; None: the grid makes it
+    fetched: bool  # it makes it by `alp fetch` instead of `alp pretrain`
     _overrides: dict[str, tuple[str, ...]]
 
     @property
@@ -93,11 +94,13 @@ class Grid:
 
         ``arm`` None in ``evaluate`` means the base model.
         """
-        words = [f"task={self.task}", *self._overrides.get("task", ())]
+        words = [] if verb == "fetch" else [f"task={self.task}", *self._overrides.get("task", ())]
+        if verb not in ("prepare", "fetch"):
+            words.append(f"task.data={quoted(self.data_dir(results))}")
         if verb != "prepare":
-            words += [f"task.data={quoted(self.data_dir(results))}", f"model={self.model}", *self._overrides.get("model", ())]
+            words += [f"model={self.model}", *self._overrides.get("model", ())]
         words += self._overrides.get(verb, ())
-        where = {"prepare": self.data_dir(results), "pretrain": self.base_dir(results)}.get(verb)
+        where = {"prepare": self.data_dir(results), "pretrain": self.base_dir(results), "fetch": self.base_dir(results)}.get(verb)
         if where is None:
             where = self.base_dir(results) if arm is None else self.run_dir(results, arm, seed)
         if verb == "train":
@@ -158,6 +161,7 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
     if setting is not None and setting not in published:
         raise UserError(f"grid {name}: unknown published setting '{setting}'{nearest(setting, published)}")
     entry = published.get(setting, {"label": "", "accuracy": {}})
+    model = config.load("evaluate", [f"task={plain['task']}", f"model={plain['model']}"]).model
     arms = [Arm(arm["method"], arm.get("variant"), tuple(arm.get("overrides", ()))) for arm in plain["arms"]]
     return Grid(
         name=name,
@@ -169,14 +173,10 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
         arms=tuple(arms),
         published_label=entry["label"],
         published=entry["accuracy"],
-        own_model=_own_model(plain),
+        own_model=model.path,
+        fetched=model.path is None and model.source is not None,
         _overrides={verb: tuple(words) for verb, words in plain.get("overrides", {}).items()},
     )
-
-
-def _own_model(plain: dict[str, Any]) -> str | None:
-    path: str | None = config.load("evaluate", [f"model={plain['model']}"]).model.path
-    return path
 
 
 def _check_words(path: Path, place: str, words: Iterable[str], own: tuple[str, ...]) -> None:
@@ -197,8 +197,9 @@ def _check_arms(path: Path, grid: Grid) -> None:
         _check_words(path, f"overrides.{verb}", words, own=(verb,))
     for position, arm in enumerate(grid.arms):
         _check_words(path, f"arms.{position}", arm.overrides, own=())
+    first = "fetch" if grid.fetched else "pretrain"
     try:
-        pretrained = config.load("pretrain", grid.overrides("pretrain", "results"))
+        base = None if grid.own_model else config.load(first, grid.overrides(first, "results")).model
     except UserError as error:
         raise UserError(f"{path.name}: overrides: {error}") from None
     seen: set[str] = set()
@@ -211,8 +212,8 @@ def _check_arms(path: Path, grid: Grid) -> None:
             raise UserError(f"{path.name}: arms.{position}: unknown variant '{arm.variant}' without overrides{hint}")
         try:
             job = config.load("train", grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0]))
-            if job.method.perturbation is not None and not grid.own_model:
-                job.method.perturbation.check_depth(pretrained.model.layers)
+            if job.method.perturbation is not None and base is not None:
+                job.method.perturbation.check_depth(base.layers)
         except (UserError, ValueError) as error:
             raise UserError(f"{path.name}: arm {arm.name}: {error}") from None
     for verb in ("prepare", "evaluate"):

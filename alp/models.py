@@ -17,6 +17,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from alp.errors import UserError
@@ -85,6 +86,33 @@ def _load(kind: Any, folder: Path, **options: Any) -> Any:
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(f"model.path: {folder} cannot be read as it is: it brings code of its own, which is never run") from None
+
+
+def check_model(model: ModelConfig) -> Path:
+    """``check_folder`` of a configured model; without a folder the error says which command makes one."""
+    if model.path is None and model.source is not None:
+        raise UserError(
+            f"model.path: no folder with {model.name}; get it with `alp fetch model={model.name}`, then pass model.path=<its run.dir>/model"
+        )
+    return check_folder(model.path)
+
+
+def checkpoint_layers(model: Any) -> int:
+    """Compute the layers' activations again in the backward pass; returns how many do. Raises UserError where a model cannot.
+
+    transformers checkpoints in training mode alone. That mode is set on the layers themselves, not on the parts inside them: dropout
+    stays off, a policy has one distribution.
+    """
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"model.gradient_checkpointing: {error}") from None
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"model.gradient_checkpointing: {type(model).__name__} has no layers that transformers can compute again")
+    for layer in layers:
+        layer.training = True
+    return len(layers)
 
 
 def depth_of(folder: Path) -> int:

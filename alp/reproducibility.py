@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -24,12 +25,18 @@ _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "mlflow", "snakema
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write whole or not at all, even if the machine stops: temporary file in the same folder, fsync, rename, fsync of the folder."""
+    """Write whole or not at all, even if the machine stops."""
+    write_file(path, [content])
+
+
+def write_file(path: Path, parts: Iterable[bytes]) -> None:
+    """Write parts end to end, whole or not at all: temporary file in the same folder, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            for part in parts:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from alp.analysis import passk, plots, runs, statistics
+from alp.analysis.figures_limit import limit
 from alp.analysis.figures_mismatch import mismatch
 from alp.analysis.plots import Look
 from alp.analysis.runs import ArmRuns, Floats, Results
@@ -352,6 +353,7 @@ DRAW: dict[str, Callable[[Results, Looks], Figure]] = {
     "pass_at_k": pass_at_k,
     "dynamics": dynamics,
     "length": length,
+    "limit": limit,
     "ratio_quantiles": ratio_quantiles,
     "tails": tails,
     "envelope": envelope,

@@ -25,22 +25,23 @@ FORMAT = 1
 VALUES = "manifest_values.json"
 _NUMBERS = (".json", ".jsonl", ".csv")
 _SHOWN = 5  # differing entries of one file that are listed
-_RUN = ("config.yaml", "active.json", "provenance.json", "metrics.jsonl", "updates.jsonl", "evaluation/test.json")
+_RUN = ("config.yaml", "active.json", "provenance.json", "metrics.jsonl", "updates.jsonl")
+_EVALUATION = ("evaluation/test.json", "evaluation/test.samples.jsonl.gz")
 
 
 def outputs(grid: Grid, results: Path) -> list[Path]:
     """Every file that is the same whenever the grid is built: no clock, host or speed in it. Raises UserError when one is missing."""
     base, data = grid.base_dir(results), grid.data_dir(results)
     found = [data / f"{split}.jsonl" for split in ("train", "validation", "test")] + [data / "summary.json"]
-    found += [base / "evaluation" / "test.json"]
+    found += [base / name for name in _EVALUATION]
     folders = [] if grid.own_model else [base]
     if not grid.own_model:
-        found += [base / "config.yaml", base / "metrics.jsonl"]
+        found += [base / name for name in (["source.json"] if grid.fetched else ["config.yaml", "metrics.jsonl"])]
     for arm in grid.arms:
         for seed in grid.seeds:
             folder = grid.run_dir(results, arm.name, seed)
             folders.append(folder)
-            found += [folder / name for name in _RUN]
+            found += [folder / name for name in (*_RUN, *_EVALUATION)]
     for folder in folders:
         found += [path for path in sorted((folder / "model").glob("*")) if path.is_file()] or [folder / "model" / "model.safetensors"]
     root = grid.folder(results)
@@ -71,7 +72,7 @@ def write_manifest(grid: Grid, results: Path) -> Path:
 
 def _config_hash(grid: Grid) -> str:
     """SHA-256 over the resolved configuration of every job, places of files left out."""
-    jobs: dict[str, Any] = {verb: (verb, None, 0) for verb in ("prepare", "pretrain", "evaluate")}
+    jobs: dict[str, Any] = {verb: (verb, None, 0) for verb in ("prepare", "fetch" if grid.fetched else "pretrain", "evaluate")}
     jobs |= {
         f"{verb} {arm.name} {seed}": (verb, arm.name, seed) for verb in ("train", "evaluate") for arm in grid.arms for seed in grid.seeds
     }

@@ -1,4 +1,4 @@
-"""Unbiased pass@k, apart from the intervals: an evaluation needs nothing else of the statistics. Numpy alone."""
+"""Unbiased pass@k. Numpy alone."""
 
 from __future__ import annotations
 

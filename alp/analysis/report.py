@@ -30,6 +30,7 @@ TITLES = {
     "pass_at_k": "pass@k",
     "dynamics": "Training dynamics",
     "length": "Response length",
+    "limit": "Responses cut at the length limit",
     "ratio_quantiles": "Ratio quantiles during training",
     "tails": "Ratio tails",
     "envelope": "Ratio envelope",

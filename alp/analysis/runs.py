@@ -26,7 +26,19 @@ from alp.schema import HFRollout, Method, TrainConfig, VLLMRollout
 BASE = "base"
 REFERENCE = "grpo"  # the arm that differences are taken to
 TABLES = ("main", "pass_at_k", "ratio_tails", "controls", "mismatch")
-FIGURES = ("accuracy", "validation", "pass_at_k", "dynamics", "length", "ratio_quantiles", "tails", "envelope", "mismatch", "sigma")
+FIGURES = (
+    "accuracy",
+    "validation",
+    "pass_at_k",
+    "dynamics",
+    "length",
+    "limit",
+    "ratio_quantiles",
+    "tails",
+    "envelope",
+    "mismatch",
+    "sigma",
+)
 BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
 Floats = NDArray[np.float64]
 

@@ -35,12 +35,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """``temperature`` 0 is greedy decoding, which has no behaviour policy and no place in training."""
+    """``temperature`` 0 is greedy decoding, which has no behaviour policy and no place in training.
+
+    A response ends with ``eos_token_id`` or one of ``stop_token_ids`` (the end of a turn in a chat, where that is another token).
+    """
 
     temperature: float
     max_new_tokens: int
     eos_token_id: int
     pad_token_id: int
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a response."""
+        return (self.eos_token_id, *self.stop_token_ids)
 
 
 @dataclass(frozen=True)

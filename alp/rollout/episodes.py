@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from alp.rollout.engine import Engine, Purpose, Request, Sampling
+from alp.rollout.prompts import prompt_ids
+from alp.schema import Model
 from alp.tasks.task import Problem, Task
 
 
@@ -33,6 +35,7 @@ def collect(
     tokenizer: PreTrainedTokenizerBase,
     problems: list[Problem],
     *,
+    model: Model,
     samples: int,
     sampling: Sampling,
     purpose: Purpose,
@@ -42,10 +45,10 @@ def collect(
 ) -> list[Trajectory]:
     """``samples`` graded responses to each problem, those of one problem side by side (``group`` = its place in the list).
 
-    The random numbers of a response follow from (purpose, seed, step, place of the problem, sample) alone;
-    ``first_problem`` is the place of ``problems[0]`` when a set is worked through in pieces.
+    ``model`` says how its prompts are put (``alp.rollout.prompts``). The random numbers of a response follow from (purpose, seed,
+    step, place of the problem, sample) alone; ``first_problem`` is the place of ``problems[0]`` when a set is worked through in pieces.
     """
-    prompts = [tuple(tokenizer.encode(task.prompt(problem))) for problem in problems]
+    prompts = [tuple(prompt_ids(tokenizer, task, problem, model)) for problem in problems]
     requests = [
         Request(prompt, (int(purpose), seed, step, first_problem + place, sample))
         for place, prompt in enumerate(prompts)
@@ -56,7 +59,7 @@ def collect(
     for index, (request, completion) in enumerate(zip(requests, completions, strict=True)):
         group = index // samples
         ids = completion.token_ids
-        text = tokenizer.decode(ids[:-1] if completion.finished else ids)
+        text = response_text(tokenizer, ids, finished=completion.finished)
         found.append(
             Trajectory(
                 prompt_ids=list(request.prompt_ids),
@@ -71,3 +74,8 @@ def collect(
             )
         )
     return found
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, finished: bool) -> str:
+    """What is graded: the response without the end token it was finished with."""
+    return str(tokenizer.decode(ids[:-1] if finished else ids))

@@ -144,6 +144,7 @@ class _Rows:
         self._sampling = sampling
         count, longest = len(requests), sampling.max_new_tokens
         draws = np.stack([uniforms(request.key, longest) for request in requests]) if sampling.temperature else np.zeros((count, longest))
+        self._ends = torch.tensor(sampling.end_token_ids, device=device)
         self._uniforms = torch.from_numpy(draws).to(device)
         self._tokens = torch.full((count, longest), sampling.pad_token_id, device=device)
         self._log_probs = torch.zeros(count, longest, device=device)
@@ -168,7 +169,7 @@ class _Rows:
         self._tokens[place, step] = token[self.running]
         self._log_probs[place, step] = chosen[self.running]
         self._lengths[place] = step + 1
-        ended = self.running & (token == sampling.eos_token_id)
+        ended = self.running & torch.isin(token, self._ends)
         self._finished[self._place[ended]] = True
         self.running = self.running & ~ended
         self.last = token

@@ -116,7 +116,7 @@ class VLLMEngine:
         completions = []
         for start, end in zip([0, *ends], ends, strict=False):
             tokens = ids[start:end]
-            finished = tokens[-1] == sampling.eos_token_id
+            finished = tokens[-1] in sampling.end_token_ids
             completions.append(Completion(token_ids=tokens, log_probs=log_probs[start:end], finished=finished))
         return completions
 
@@ -228,7 +228,7 @@ class VLLMEngine:
             "seeds": seeds,
             "temperature": sampling.temperature,
             "max_new_tokens": sampling.max_new_tokens,
-            "eos": sampling.eos_token_id,
+            "ends": list(sampling.end_token_ids),
             "prompt_log_probs": prompt_log_probs,
         }
         return self._ask("generate", header, tensors)[1]

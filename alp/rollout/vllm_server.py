@@ -97,7 +97,7 @@ class Server:
         whole: dict[str, Any] = {"enable_chunked_prefill": False} if self._seeded and current_platform.is_cpu() else {}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**settings["engine"], **whole))
         # The first batch loads what is loaded late: it belongs to the start, not to the time limit of a batch.
-        self._batch([[0, 0]], [None], temperature=1.0, longest=2, end=0, prompt_log_probs=True)
+        self._batch([[0, 0]], [None], temperature=1.0, longest=2, ends=[0], prompt_log_probs=True)
 
     def answer(self, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Do one operation; returns the answer's header and tensors."""
@@ -155,7 +155,7 @@ class Server:
         """Sample one response to each prompt.
 
         ``tensors``: ``ids`` all prompts end to end, ``lengths`` (prompts,). Header: ``seeds`` (None: unseeded), ``temperature``,
-        ``max_new_tokens``, ``eos``, ``prompt_log_probs``. Answer: ``ids``, ``log_probs``, ``lengths`` likewise, and
+        ``max_new_tokens``, ``ends``, ``prompt_log_probs``. Answer: ``ids``, ``log_probs``, ``lengths`` likewise, and
         ``prompt_log_probs`` (without each prompt's first token) when asked for.
         """
         self._wake()
@@ -167,7 +167,7 @@ class Server:
                 header["seeds"] if self._seeded else [None] * len(prompts),
                 temperature=header["temperature"],
                 longest=header["max_new_tokens"],
-                end=header["eos"],
+                ends=header["ends"],
                 prompt_log_probs=header["prompt_log_probs"],
             )
         )
@@ -183,7 +183,7 @@ class Server:
         *,
         temperature: float,
         longest: int,
-        end: int,
+        ends: list[int],
         prompt_log_probs: bool,
     ) -> list[Any]:
         """vLLM's finished outputs, in the order of the prompts."""
@@ -196,8 +196,8 @@ class Server:
                 seed=seed,
                 logprobs=0,  # the sampled token's alone
                 prompt_logprobs=0 if prompt_log_probs else None,
-                stop_token_ids=[end],
-                ignore_eos=True,  # the engine's own idea of an end token: ours is the line above
+                stop_token_ids=ends,
+                ignore_eos=True,  # the engine's own idea of an end token: ours are in the line above
                 detokenize=False,
             )
             self._engine.add_request(str(place), TokensPrompt(prompt_token_ids=prompt), parameters)

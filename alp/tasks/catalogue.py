@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from alp.reproducibility import json_line, sha256_file, write_json, write_text
 from alp.schema import Task as TaskConfig
 from alp.tasks.arithmetic import Arithmetic
+from alp.tasks.sums_in_words import SumsInWords
 from alp.tasks.task import SPLITS, Task, check_disjoint
 
-TASKS = {"arithmetic": Arithmetic}
+TASKS: dict[str, Callable[[Any], Task]] = {"arithmetic": Arithmetic, "sums_in_words": SumsInWords}
 
 
 def load_task(config: TaskConfig) -> Task:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alp.rollout.engine import Engine
 from alp.schema import HFRollout, TrainConfig, VLLMRollout
@@ -32,6 +33,9 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
         else {"layers": noise.layers, "hooks": noise.hooks, "std": settings.std, "learnable": noise.learnable, "lr": settings.lr},
         "train_dtype": str(parameter.dtype).removeprefix("torch."),
         "autocast": "bfloat16" if parameter.device.type == "cuda" else None,
+        "gradient_checkpointing": sum(
+            layer.gradient_checkpointing and layer.training for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)
+        ),
         "temperature": updater.temperature,
         "threads": torch.get_num_threads(),
         "updates_per_batch": updater.trainer.updates_per_batch,
@@ -57,6 +61,7 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "rollout dtype": (active["rollout_dtype"], "bfloat16" if config.rollout.dtype == "int8" else config.rollout.dtype),
         "quantised": (active["quantised_weights"] > 0, _quantised(config.rollout)),
         "training dtype": (active["train_dtype"], "float32"),
+        "gradient checkpointing": (active["gradient_checkpointing"] > 0, config.model.gradient_checkpointing),
         "threads": (active["threads"], config.trainer.threads),
     }
     if isinstance(config.rollout, VLLMRollout):

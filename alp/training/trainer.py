@@ -18,8 +18,8 @@ from alp.lifetime import StopRequest
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
 from alp.progress import Progress
 from alp.reproducibility import code_hash, fix_threads, json_line, provenance, sha256_files, write_json, write_text
-from alp.rollout import choose
-from alp.rollout.engine import Engine, Purpose, Sampling
+from alp.rollout import choose, prompts
+from alp.rollout.engine import Engine, Purpose
 from alp.rollout.episodes import Trajectory, collect
 from alp.rollout.hf import HFEngine
 from alp.schema import HFRollout, TrainConfig
@@ -58,7 +58,7 @@ class Job:
 
     def __init__(self, config: TrainConfig, run_dir: Path, on_step: Observer, stop: StopRequest | None = None) -> None:
         self.config, self.run_dir, self.on_step, self.stop = config, run_dir, on_step, stop or StopRequest()
-        folder = models.check_folder(config.model.path)
+        folder = models.check_model(config.model)
         _check_layers(config, folder)
         choose.check(config.rollout, folder)
         self.device = models.resolve_device(config.trainer.device)
@@ -67,8 +67,13 @@ class Job:
         _check_problems(self.problems, self.validation)
         fix_threads(config.trainer.threads)
         self.tokenizer = models.load_tokenizer(folder)
+        self.sampling = prompts.sampling(
+            self.tokenizer, config.model, temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens
+        )
         self.model = models.load_model(folder, self.device)
         self._check_room()
+        if config.model.gradient_checkpointing:
+            models.checkpoint_layers(self.model)
         self.reference = models.load_model(folder, self.device).requires_grad_(False) if config.trainer.kl else None
         self.engine = self._engine(folder)
         batch_size = config.rollout.batch_size if isinstance(config.rollout, HFRollout) else _VALIDATION_BATCH
@@ -81,9 +86,6 @@ class Job:
             perturbation=self.perturbation,
             temperature=config.rollout.temperature,
             reference=self.reference is not None,
-        )
-        self.sampling = Sampling(
-            config.rollout.temperature, config.rollout.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         )
         self.provenance = provenance() | origin(config, folder, [*self.problems, *self.validation])
         self.probe: Batch | None = None
@@ -105,7 +107,7 @@ class Job:
             run_dir=self.run_dir,
             device=self.device,
             seed=self.config.trainer.seed,
-            prompts=[self.tokenizer.encode(self.task.prompt(problem)) for problem in self.validation[:8]],
+            prompts=[prompts.prompt_ids(self.tokenizer, self.task, problem, self.config.model) for problem in self.validation[:8]],
             reference=lambda sequences, temperature: sequence_log_probs(self.model, sequences, temperature),
         )
 
@@ -233,6 +235,7 @@ class Job:
             self.task,
             self.tokenizer,
             chosen,
+            model=self.config.model,
             samples=trainer.samples,
             sampling=self.sampling,
             purpose=Purpose.TRAINING,
@@ -317,7 +320,7 @@ class Job:
 
     def _probe_batch(self) -> Batch:
         """Responses of the *initial* model to validation problems: the same batch whenever the job is started."""
-        folder = models.check_folder(self.config.model.path)
+        folder = models.check_model(self.config.model)
         with torch.random.fork_rng():  # whenever it is loaded
             initial = models.load_model(folder, self.device)
         self.validator.sync_weights(initial.named_parameters(), version=0)
@@ -330,6 +333,7 @@ class Job:
             self.task,
             self.tokenizer,
             self.validation,
+            model=self.config.model,
             samples=samples,
             sampling=self.sampling,
             purpose=Purpose.VALIDATION,

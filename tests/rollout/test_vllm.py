@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ def test_samples_repeat_and_log_probs_are_those_at_the_temperature(engine: VLLME
         assert item.finished == (item.token_ids[-1] == SAMPLING.eos_token_id)
         assert item.finished or len(item.token_ids) == SAMPLING.max_new_tokens
         assert SAMPLING.eos_token_id not in item.token_ids[:-1]
+
+
+def test_it_stops_at_every_end_token(engine: VLLMEngine) -> None:
+    whole, cut = (engine.generate(_requests(), replace(SAMPLING, stop_token_ids=stops)) for stops in ((), (5, 6)))
+    assert any(item.token_ids[-1] in (5, 6) for item in cut)
+    for before, after in zip(whole, cut, strict=True):
+        ends = [place for place, token in enumerate(before.token_ids) if token in (1, 5, 6)]
+        assert after.token_ids == (before.token_ids[: ends[0] + 1] if ends else before.token_ids)
+        assert after.finished == bool(ends)
 
 
 def test_prompts_beyond_one_forward_s_tokens_are_sampled_too(engine: VLLMEngine) -> None:

@@ -79,6 +79,7 @@ def test_every_documented_output_is_there(house: Path) -> None:
         "timings.jsonl",
         "model/model.safetensors",
         "evaluation/test.json",
+        "evaluation/test.samples.jsonl.gz",
     )
     for run in _runs(house):
         for name in names:

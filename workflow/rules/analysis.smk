@@ -82,7 +82,7 @@ rule manifest:
         rules.figures.output,
         rules.report.output,
         rules.prepare.output,
-        rules.pretrain.output if not GRID.own_model else [],
+        START if GRID.own_model or GRID.fetched else rules.pretrain.output,
         every([f"{RUN}/model/{name}" for name in MODEL_FILES]),
         **everything(),
     output:

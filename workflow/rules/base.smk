@@ -37,12 +37,28 @@ rule pretrain:
         "exec alp pretrain {params.words} > {log} 2>&1"
 
 
+rule fetch:
+    output:
+        f"{BASE}/source.json",
+    log:
+        f"{FOLDER}/logs/fetch.log",
+    conda:
+        "../../environment.yml"
+    params:
+        words=words("fetch"),
+        config=identity("fetch"),
+        code=code("fetch"),
+    shell:
+        "exec alp fetch {params.words} > {log} 2>&1"
+
+
 rule evaluate_base:
     input:
         f"{DATA}/test.jsonl",
         START,
     output:
         f"{BASE}/evaluation/test.json",
+        f"{BASE}/evaluation/test.samples.jsonl.gz",
     log:
         f"{FOLDER}/logs/evaluate_base.log",
     conda:

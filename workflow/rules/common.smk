@@ -48,15 +48,20 @@ MODEL_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
-START = [
-    f"{MODEL}/{name}" for name in (["config.json"] if GRID.own_model else MODEL_FILES)
-]
+# What says that the model every job starts from is there. A fetched one may have its weights in several files: source.json holds their hashes.
+if GRID.own_model:
+    START = [f"{MODEL}/config.json"]
+elif GRID.fetched:
+    START = [f"{BASE}/source.json"]
+else:
+    START = [f"{MODEL}/{name}" for name in MODEL_FILES]
 # Jobs run the `alp` of the environment Snakemake itself runs in, on the source beside this Snakefile, and end with Snakemake.
 shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))} ALP_PARENT=$PPID ALP_SHELL=$$; "
 )
 MODULES = {
     "prepare": "alp.tasks.catalogue",
+    "fetch": "alp.fetch",
     "pretrain": "alp.training.pretrain",
     "train": "alp.training.trainer",
     "evaluate": "alp.analysis.evaluate",

@@ -33,6 +33,7 @@ rule evaluate:
         [f"{RUN}/model/{name}" for name in MODEL_FILES],
     output:
         f"{RUN}/evaluation/test.json",
+        f"{RUN}/evaluation/test.samples.jsonl.gz",
     log:
         f"{FOLDER}/logs/evaluate/{{arm}}_seed{{seed}}.log",
     conda:
