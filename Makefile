@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 CORES  ?= 2
 GRID   ?= quick
-EXTRAS ?= dev,parity
+EXTRAS ?= dev,parity,reasoning
 PORT   ?= 5000
 LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.txt)
 
