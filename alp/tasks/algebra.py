@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Basic
+from latex2sympy2_extended import latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from math_verify import verify
+from sympy import Basic, I
 
 from alp.tasks.equality import equal
 
 logging.disable(logging.CRITICAL)  # math-verify warns about every answer it cannot parse
 
-_EXTRACT = [LatexExtractionConfig(boxed_match_priority=0)]
+_CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _RELATIVE = 1e-6  # constants this close were compared as decimals of six digits
 _WARM = (r"\frac{1}{2}", r"\sqrt{x}+2^{3}", r"x^{2}-3x+\pi", r"\sin(x) e^{-2 t}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}")
 
@@ -21,22 +23,19 @@ class MathVerify:
     """Equality and values of LaTeX formulas."""
 
     def same(self, response: str, gold: str) -> bool:
-        """Equal by math-verify, gold and response wrapped in a box: bare LaTeX often fails to parse there."""
+        """Equal by math-verify. No timeouts of the library's own: they go by the clock and count on the main thread."""
         one, other = _parsed(response), _parsed(gold)
-        if not one or not other:
+        if one is None or other is None or not verify([other], [one], timeout_seconds=None):
             return False
-        # No timeouts of the library's own: they are by the clock, and need the main thread; the process has its limits.
-        if not verify(other, one, timeout_seconds=None):
-            return False
-        values = self._number(one[0]), self._number(other[0])
+        values = self._number(one), self._number(other)
         if values[0] is None or values[1] is None:
             return True
+        # math-verify rounds decimals to six places, which makes small numbers equal
         return abs(values[0] - values[1]) <= _RELATIVE * max(abs(values[0]), abs(values[1]))
 
     def value(self, formula: str) -> float | None:
         """A real constant's value."""
-        parsed = _parsed(formula)
-        number = self._number(parsed[0]) if parsed else None
+        number = self._number(_parsed(formula))
         return number.real if number is not None and abs(number.imag) < _RELATIVE * abs(number) and abs(number) < 1e300 else None
 
     @staticmethod
@@ -49,8 +48,18 @@ class MathVerify:
             return None
 
 
-def _parsed(formula: str) -> list[Any]:
-    return parse(rf"\boxed{{{formula}}}", extraction_config=_EXTRACT, parsing_timeout=None)  # type: ignore[no-any-return]
+def _parsed(formula: str) -> Any:
+    """The formula as sympy reads it, or None.
+
+    Straight to math-verify's parser: what that library does to a text before is for answers in prose; it lowers the case of variables and
+    reads 2(3) as a mixed number.
+    """
+    try:
+        found = latex2sympy(formula, is_real=True, convert_degrees=False, normalization_config=None, conversion_config=_CONVERSION)
+        letters = {symbol: I for symbol in getattr(found, "free_symbols", ()) if symbol.name == "i"}
+        return found.xreplace(letters) if letters else found
+    except Exception:  # it raises whatever its grammar, sympy or the recursion limit raise
+        return None
 
 
 def grade(response: str, gold: str, style: str) -> bool:

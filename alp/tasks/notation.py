@@ -24,7 +24,7 @@ _REWRITES = [
     (re.compile(r"\\\$"), " "),
     (re.compile(r",\\!\s*|\{,\}"), ","),  # a thousands separator, not a list
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?"), " "),
-    (re.compile(r"\\(?:displaystyle|textstyle|limits|quad|qquad|hfill|enspace|thinspace)(?![a-zA-Z])|\\[,;:! ]"), " "),
+    (re.compile(r"\\(?:displaystyle|textstyle|limits|quad|qquad|hfill|enspace|thinspace)(?![a-zA-Z])|(?<!\\)\\[,;:! ]"), " "),
     (re.compile(r"\\(?:mathrm|textrm|mbox|textbf|textit|mathbf|boldsymbol|operatorname|textup)\*?\s*(?=\{)"), r"\\text"),
     (re.compile(r"\\text\s*\{\s*\}"), " "),
     (re.compile(r"\\begin\s*\{[pb]?matrix\}"), r"\\begin "),
@@ -71,7 +71,7 @@ def _plain(token: str) -> str:
         return rf"\text{{{inside}}}" if inside and not re.fullmatch(r"[-+]?[\d.,]+", inside) else inside.replace(",", "") or "{}"
     if re.fullmatch(r"\d+\.?\d*|\.\d+", token, re.ASCII):
         whole, point, rest = token.partition(".")
-        return (whole.lstrip("0") or "0") + (point + rest.rstrip("0") if rest.rstrip("0") else "")
+        return (whole.lstrip("0") or "0") + (point + rest if rest else "")
     if len(token) >= 4 and token.isalpha():
         return rf"\text{{{token}}}"
     return _SYNONYMS.get(token, token)
@@ -149,8 +149,21 @@ def _implicit_products(items: Tokens) -> Tokens:
 
 
 def latex(items: Tokens) -> str:
-    """Tokens as LaTeX that a parser reads."""
-    return " ".join({"*": r"\cdot", "%": r"\%", r"\begin": r"\begin{pmatrix}", r"\end": r"\end{pmatrix}"}.get(item, item) for item in items)
+    """Tokens as LaTeX that a parser reads: arguments of powers and indices in braces, a sign where a number multiplies a bracket."""
+    found: Tokens = []
+    for place, item in enumerate(items):
+        before = items[place - 1] if place else ""
+        if before in ("^", "_") and item != "{":
+            found.append(f"{{{_LATEX.get(item, item)}}}")
+            continue
+        if item == "(" and before and before[0] in "0123456789":
+            found.append(r"\cdot")
+        found.append(r"\upsilon" if item == "e" and items[place + 1 : place + 2] == ["_"] else _LATEX.get(item, item))
+    return " ".join(found).replace(" _ ", "_").replace("_ {", "_{")  # the parser knows indices without spaces alone
+
+
+# E is Euler's number to the parser and a variable to everybody else; e is a variable with an index; it knows no sun.
+_LATEX = {"E": r"\Upsilon", r"\odot": r"\Xi", "*": r"\cdot", "%": r"\%", r"\begin": r"\begin{pmatrix}", r"\end": r"\end{pmatrix}"}
 
 
 def split(items: Tokens, separators: set[str]) -> list[Tokens]:
