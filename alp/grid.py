@@ -59,6 +59,12 @@ class Grid:
     _overrides: dict[str, tuple[str, ...]]
 
     @property
+    def sets(self) -> list[str]:
+        """Sets of the task, one prepared file each."""
+        found: list[str] = config.load("prepare", self.overrides("prepare", "results")).task.sets
+        return found
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 of everything the file says."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
@@ -198,7 +204,7 @@ def _check_arms(path: Path, grid: Grid) -> None:
     for position, arm in enumerate(grid.arms):
         _check_words(path, f"arms.{position}", arm.overrides, own=())
     try:
-        pretrained = config.load("pretrain", grid.overrides("pretrain", "results"))
+        pretrained = None if grid.own_model else config.load("pretrain", grid.overrides("pretrain", "results"))
     except UserError as error:
         raise UserError(f"{path.name}: overrides: {error}") from None
     seen: set[str] = set()
@@ -211,7 +217,7 @@ def _check_arms(path: Path, grid: Grid) -> None:
             raise UserError(f"{path.name}: arms.{position}: unknown variant '{arm.variant}' without overrides{hint}")
         try:
             job = config.load("train", grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0]))
-            if job.method.perturbation is not None and not grid.own_model:
+            if job.method.perturbation is not None and pretrained is not None:
                 job.method.perturbation.check_depth(pretrained.model.layers)
         except (UserError, ValueError) as error:
             raise UserError(f"{path.name}: arm {arm.name}: {error}") from None

@@ -9,52 +9,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alp.errors import nearest
+from alp.schema_base import NonNegative, Positive, PositiveFloat, Share, Strict
+from alp.schema_tasks import ArithmeticTask, CustomTask, MathematicsTask, ReasoningGymTask, Task
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+__all__ = ["VERBS", "ArithmeticTask", "CustomTask", "MathematicsTask", "ReasoningGymTask", "Strict", "Task"]
+
 Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn"]
 _BAND = re.compile(r"^-?\d+:-?\d+$")
-
-
-class Strict(BaseModel):
-    """Unknown keys and wrong types are errors, and a loaded configuration cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-
-class Task(Strict):
-    """Problems. ``data`` is a folder of prepared ``<split>.jsonl`` files; without it they are generated from ``seed``."""
-
-    name: Literal["arithmetic"]
-    digits: Annotated[int, Field(ge=1, le=3)]
-    seed: NonNegative
-    train: Positive
-    validation: Positive
-    test: Positive
-    data: str | None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Task:
-        numbers, wanted = 10**self.digits, self.train + self.validation + self.test
-        available = numbers * (numbers + 1) // 2  # pairs whatever their order: 3+5 and 5+3 count as one
-        if wanted > available:
-            raise ValueError(f"train + validation + test = {wanted} problems, but {self.digits}-digit sums give only {available}")
-        return self
-
-    @property
-    def longest_solution(self) -> int:
-        """Tokens of the longest worked sum, end token included: columns of 7 and 9 characters, #, the sum."""
-        return 7 + 9 * (self.digits - 1) + 1 + (self.digits + 1) + 1
-
-    def check_limit(self, max_new_tokens: int) -> None:
-        """Refuse a limit that cuts worked solutions off: they would earn nothing, and nobody would be told."""
-        if max_new_tokens < self.longest_solution:
-            raise ValueError(f"max_new_tokens = {max_new_tokens} cuts worked {self.digits}-digit sums ({self.longest_solution} tokens)")
 
 
 class Model(Strict):
@@ -266,7 +230,7 @@ class Trainer(Strict):
 class Evaluation(Strict):
     """avg@k, greedy accuracy and pass@k of one model on one set, never perturbed."""
 
-    set: Literal["test", "validation", "train"]
+    set: str  # test, validation, train or an evaluation set that the task names
     samples: Positive
     greedy: bool
     temperature: PositiveFloat
@@ -293,7 +257,7 @@ class PrepareConfig(Strict):
 
 
 class PretrainConfig(Strict):
-    task: Task
+    task: ArithmeticTask  # the one with demonstrations to teach
     model: Model
     pretrain: Pretrain
     run: Run
@@ -322,6 +286,8 @@ class EvaluateConfig(Strict):
 
     @model_validator(mode="after")
     def _long_enough(self) -> EvaluateConfig:
+        if self.evaluation.set not in self.task.sets and not isinstance(self.task, CustomTask):  # which names its sets once imported
+            raise ValueError(f"evaluation.set: the task has no set '{self.evaluation.set}'{nearest(self.evaluation.set, self.task.sets)}")
         self.task.check_limit(self.evaluation.max_new_tokens)
         return self
 
