@@ -203,7 +203,7 @@ def _with_content(node: Any) -> Any:
         return [_with_content(item) for item in node]
     if not isinstance(node, dict):
         return node
-    found = {key: _with_content(value) for key, value in node.items() if key != "options"} | {k: v for k, v in node.items() if k == "options"}
+    found = {key: value if key == "options" else _with_content(value) for key, value in node.items()}
     for key, file in (("path", Path), ("tokenizer", _tokenizer), ("module", module_source), ("grader", module_source)):
         place = file(node[key]) if isinstance(node.get(key), str) else None
         if place is not None and place.is_file():

@@ -55,7 +55,7 @@ class ArithmeticTask(_Task):
 
 
 class Fields(Strict):
-    """Where a row keeps what we need: names, or paths through lists and records such as ``reward_model.ground_truth``, ``prompt.0.content``."""
+    """Where a row keeps what we need: names, or paths such as ``reward_model.ground_truth``, ``prompt.0.content``."""
 
     id: str | None = None  # None: the row's number
     problem: str = "problem"
@@ -125,7 +125,7 @@ class MathematicsTask(_Task):
     def _names(self) -> MathematicsTask:
         for name in self.test:
             if name in ("train", "validation") or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"test: '{name}' cannot name an evaluation set: letters, digits, - and _, and neither train nor validation")
+                raise ValueError(f"test: '{name}' is no name for an evaluation set: letters, digits, - and _; not train or validation")
         return self
 
 

@@ -39,12 +39,16 @@ def value(text: str) -> Fraction | None:
 def is_words(text: str) -> bool:
     """Names, choices and sentences: no formula stands in them."""
     plain = re.sub(r"\\(text|mathrm|mbox|textbf)\s*", "", text)
-    return bool(re.search(r"\\text\{\(?[A-Za-z]{1,}", text) and not re.search(r"\d|=|\+", text)) or bool(re.fullmatch(r"[{}() A-Za-z]{4,}", plain))
+    return bool(re.search(r"\\text\{\(?[A-Za-z]{1,}", text) and not re.search(r"\d|=|\+", text)) or bool(
+        re.fullmatch(r"[{}() A-Za-z]{4,}", plain)
+    )
 
 
 def is_formula(text: str) -> bool:
     """One value: no list, relation, interval or words, so that arithmetic on the whole is well defined."""
-    return not is_words(text) and not re.search(r"[,=<>;]|\\(in|le|ge|cup|cap|pm|text|mbox|begin|geqslant|leqslant|quad|angle)(?![a-z])|\$.*\$.*\$|_\{?\d+\}?$|%", text)
+    return not is_words(text) and not re.search(
+        r"[,=<>;]|\\(in|le|ge|cup|cap|pm|text|mbox|begin|geqslant|leqslant|quad|angle)(?![a-z])|\$.*\$.*\$|_\{?\d+\}?$|%", text
+    )
 
 
 # ---- the same answer, written otherwise -----------------------------------------------------------------------------------
@@ -100,7 +104,8 @@ def equivalent(gold: str) -> str | None:
 
 def surrounded(gold: str) -> str:
     """The box at the end of a worked solution."""
-    return f"First we set up the equations. Solving them step by step gives the result.\n\nTherefore, the final answer is $\\boxed{{{gold}}}$. I hope it is correct."
+    worked = "First we set up the equations. Solving them step by step gives the result."
+    return f"{worked}\n\nTherefore, the final answer is $\\boxed{{{gold}}}$. I hope it is correct."
 
 
 def _free_integer(text: str) -> re.Match[str] | None:
@@ -127,7 +132,9 @@ def near_misses(gold: str) -> list[str]:
         word = re.sub(r"\\(text|mbox|mathrm)\s*|[{}()]", "", gold).strip()
         if len(word) == 1:
             return [rf"\text{{({letter})}}" for letter in "ABCDEFGHIJ" if letter != word.upper()][:5]
-        return [rf"\text{{{other}}}" for other in ("not " + word, word[:-1], word + word[-1] + "o", "Leonhard", word[::-1]) if other != word][:5]
+        return [
+            rf"\text{{{other}}}" for other in ("not " + word, word[:-1], word + word[-1] + "o", "Leonhard", word[::-1]) if other != word
+        ][:5]
     found: list[str | None] = [*_changed_integers(bare)]
     if is_formula(gold):
         core = bare.strip("$")
@@ -143,7 +150,9 @@ def _near_numbers(text: str, number: Fraction) -> list[str]:
         above, below = number.numerator, number.denominator
         sign = "-" if above < 0 else ""
         made = [(above + 1, below), (-above, below), (above, below + 1), (below, above), (2 * above, below)]
-        return [rf"{'-' if (a < 0) != (b < 0) else ''}\frac{{{abs(a)}}}{{{abs(b)}}}" for a, b in made if b and Fraction(a, b) != number] or [sign]
+        return [
+            rf"{'-' if (a < 0) != (b < 0) else ''}\frac{{{abs(a)}}}{{{abs(b)}}}" for a, b in made if b and Fraction(a, b) != number
+        ] or [sign]
     plain = text.replace(r"\!", "").replace(r"\$", "").replace(",", "").replace(" ", "")
     mantissa, _, exponent = plain.partition("e")
     digits = len(mantissa.partition(".")[2])
@@ -224,7 +233,7 @@ def _renamed(text: str) -> str | None:
     """A variable by another name, q by w, that occurs nowhere."""
     stripped = re.sub(r"\\[a-zA-Z]+|\\text\s*\{[^}]*\}", lambda m: " " * len(m[0]), text)
     found = re.search(r"(?<![a-zA-Z])[a-df-hj-zA-DF-HJ-Z](?![a-zA-Z])", stripped)
-    if not found or "h" in stripped.replace(found[0], "", 1) and False:
+    if not found:
         return None
     return text[: found.start()] + r"\xi " + text[found.end() :] if stripped.count(found[0]) == 1 else None
 

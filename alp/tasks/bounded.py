@@ -54,7 +54,7 @@ class Pool:
         for _ in range(self.size):
             self._idle.put(_Worker())
 
-    def run(self, module: str, job: str, arguments: Sequence[Any], limits: Limits = Limits()) -> Outcome:  # noqa: B008
+    def run(self, module: str, job: str, arguments: Sequence[Any], limits: Limits = Limits()) -> Outcome:
         """``JOBS[job](*arguments)`` of ``module`` in a worker; arguments and value are what JSON can carry."""
         worker = self._idle.get()
         try:
@@ -66,7 +66,7 @@ class Pool:
                 self.faults[outcome.fault.partition(":")[0]] += 1
         return outcome
 
-    def map(self, module: str, job: str, requests: Sequence[Sequence[Any]], limits: Limits = Limits()) -> list[Outcome]:  # noqa: B008
+    def map(self, module: str, job: str, requests: Sequence[Sequence[Any]], limits: Limits = Limits()) -> list[Outcome]:
         """``run`` of every request, spread over the workers."""
         if len(requests) <= 1 or self.size == 1:
             return [self.run(module, job, arguments, limits) for arguments in requests]
@@ -89,7 +89,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, module: str, job: str, arguments: Sequence[Any], limits: Limits) -> Outcome:
-        request = {"module": module, "job": job, "arguments": list(arguments)}
+        request: dict[str, Any] = {"module": module, "job": job, "arguments": list(arguments)}
         request |= {"cpu_seconds": limits.cpu_seconds, "memory_bytes": limits.memory_bytes}
         line = json.dumps(request).encode() + b"\n"
         if self._process is None or self._process.poll() is not None:

@@ -32,7 +32,8 @@ def named(dotted: str, key: str) -> Callable[..., Any]:
         raise UserError(f"{key}: '{dotted}' is no dotted path to a function: write my_package.my_module.my_function")
     found = module(place, key)
     if not callable(getattr(found, name, None)):
-        raise UserError(f"{key}: {place} has no function '{name}'{nearest(name, [each for each in vars(found) if not each.startswith('_')])}")
+        known = [each for each in vars(found) if not each.startswith("_")]
+        raise UserError(f"{key}: {place} has no function '{name}'{nearest(name, known)}")
     return getattr(found, name)  # type: ignore[no-any-return]
 
 

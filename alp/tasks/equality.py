@@ -38,10 +38,10 @@ class UndecidedError(Exception):
 class NoAlgebra:
     """For a first look that costs microseconds."""
 
-    def same(self, response: str, gold: str) -> bool:
+    def same(self, *_: str) -> bool:
         raise UndecidedError
 
-    def value(self, formula: str) -> float | None:
+    def value(self, *_: str) -> float | None:
         raise UndecidedError
 
 
@@ -266,7 +266,9 @@ def _letters(items: Tokens) -> str:
 def _is_name(items: Tokens) -> bool:
     """y, f(x), m_{max}, M: what an answer may be called."""
     head = items[:-3] if len(items) > 3 and items[-3] == "(" and items[-1] == ")" else items
-    return len(head) == 1 and (head[0].isalpha() or head[0].startswith("\\")) or (len(head) > 2 and head[1] == "_" and len(split(head, {"+", "-", "/"})) == 1)
+    if len(head) == 1:
+        return head[0].isalpha() or head[0].startswith("\\")
+    return len(head) > 2 and head[1] == "_" and len(split(head, {"+", "-", "/"})) == 1
 
 
 def _bare(items: Tokens) -> Tokens:

@@ -41,7 +41,8 @@ def _runs(text: str) -> set[str]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The counts as a pipe table."""
-    lines = ["| set | problems | same prompt in training | 13 words in a row in training | under 13 words |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| set | problems | same prompt in training | 13 words in a row in training | under 13 words |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
     for name, entry in report["sets"].items():
         numbers = [entry["problems"], len(entry["exact"]), len(entry["shared_13_words"]), entry["shorter_than_13_words"]]
         lines.append(f"| {name} | " + " | ".join(map(str, numbers)) + " |")

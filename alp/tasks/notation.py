@@ -7,20 +7,42 @@ about mathematics; :mod:`alp.tasks.equality` does.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 Tokens = list[str]
 
 _CHARACTERS = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "√": r"\sqrt "}
-    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "θ": r"\theta ", "λ": r"\lambda "}
-    | {"²": "^{2}", "³": "^{3}", "½": r"\frac{1}{2}", "’": "'", "′": "'", "$": " ", "\u00a0": " ", "~": " "}
+    {
+        "−": "-",
+        "–": "-",
+        "’": "'",
+        "′": "'",
+        "$": " ",
+        "\u00a0": " ",
+        "~": " ",
+        "²": "^{2}",
+        "³": "^{3}",
+        "½": r"\frac{1}{2}",
+        "°": r"^\circ ",
+    }
+    | {
+        char: rf"\{name} "
+        for char, name in zip(
+            "×·⋅π∞√≤≥≠∪∩∈±θλ",
+            ["times", "cdot", "cdot", "pi", "infty", "sqrt", "le", "ge", "ne", "cup", "cap", "in", "pm", "theta", "lambda"],
+            strict=True,
+        )
+    }
 )
-_FUNCTIONS = {name: name for name in ("arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "exp", "log", "ln", "sqrt")}
+_FUNCTIONS = {
+    name: name for name in ["arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "exp", "log", "ln", "sqrt"]
+}
 _FUNCTIONS |= {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+_FUNCTION = "|".join(sorted(_FUNCTIONS, key=len, reverse=True))
 _UNITS = "cm|mm|km|kg|mg|nm|erg|ergs|ft|hr|hrs|min|sec|mol|eV|keV|MeV|GeV|Hz|kHz|MHz|Pa|kPa|mph|Mpc|kpc|pc|ly|AU|rad"
 
 # In this order. Each pattern is a plain sequence, so no text makes one slow.
-_REWRITES = [
+_REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\\$"), " "),
     (re.compile(r",\\!\s*|\{,\}"), ","),  # a thousands separator, not a list
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?"), " "),
@@ -32,7 +54,7 @@ _REWRITES = [
     (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])"), " "),
     (re.compile(r"\\text\s*\{\s*(?:degrees?|dollars?)\s*\}"), " "),
     (re.compile(r"(?<![\\a-zA-Z])(?:np|numpy|math|sp|sympy)\.(?=[a-z])"), ""),
-    (re.compile(r"(?<![\\a-zA-Z])(" + "|".join(sorted(_FUNCTIONS, key=len, reverse=True)) + r")(?=\s*[({])"), lambda m: "\\" + _FUNCTIONS[m[1]]),
+    (re.compile(rf"(?<![\\a-zA-Z])({_FUNCTION})(?=\s*[({{])"), lambda found: "\\" + _FUNCTIONS[found[1]]),
     (re.compile(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])"), r"\\pi "),
     (re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=[\s\d})])(?:and|or)(?=[\s\d\\({-])"), ","),
     (re.compile(r"(?<=[\d}])\s+(" + _UNITS + r")(?![a-zA-Z])"), r"\\text{\1}"),
@@ -43,9 +65,7 @@ _SYNONYMS |= {r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lbrace": r"\{", r"\rbrac
 _SYNONYMS |= {r"\*": "*", r"\cdot": "*", r"\times": "*", r"\%": "%", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\to": r"\rightarrow"}
 _SYNONYMS |= {r"\langle": "(", r"\rangle": ")", r"\lbrack": "[", r"\rbrack": "]", r"\colon": ":", r"\varnothing": r"\emptyset"}
 _SCIENTIFIC = r"\d+\.\d*[eE][+-]?\d+|\d+[eE]\d+|\.\d+[eE][+-]?\d+"
-_TOKEN = (
-    r"\\text\s*\{[^{}]*\}|\\[a-zA-Z]+|\\.|(?:@NUMBER@)(?![a-zA-Z]*\^)|\d+\.?\d*|\.\d+|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z]|\S"
-)
+_TOKEN = r"\\text\s*\{[^{}]*\}|\\[a-zA-Z]+|\\.|(?:@NUMBER@)(?![a-zA-Z]*\^)|\d+\.?\d*|\.\d+|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z]|\S"
 _TOKENS = {  # 3e-2 is a number among physicists and 3e - 2 among mathematicians
     False: re.compile(_TOKEN.replace("@NUMBER@", _SCIENTIFIC), re.ASCII | re.DOTALL),
     True: re.compile(_TOKEN.replace("@NUMBER@", _SCIENTIFIC + r"|\d+[eE][+-]\d+"), re.ASCII | re.DOTALL),
@@ -58,7 +78,7 @@ def tokens(text: str, *, program_numbers: bool = False) -> Tokens:
     """Tokens of an answer; ``program_numbers`` reads 3e-2 as 0.03."""
     text = text.translate(_CHARACTERS).strip()
     for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)  # type: ignore[arg-type]
+        text = pattern.sub(replacement, text)
     text = text.strip().rstrip(".,;:").strip() if not re.fullmatch(r"[+-]?\d+\.", text.strip()) else text
     found = [_plain(item) for item in _TOKENS[program_numbers].findall(text)]
     return _implicit_products(_braced(_primes(found)))

@@ -48,9 +48,8 @@ class ReasoningGym(Task):
         if outcome.fault is not None:
             raise UserError(f"task.options: the generator {self._config.generator} fails: {outcome.fault}")
         if len(outcome.value) < wanted:
-            raise UserError(
-                f"task: train + validation + test = {wanted} problems, but {self._config.generator} gave only {len(outcome.value)} different ones"
-            )
+            made = f"{self._config.generator} gave only {len(outcome.value)} different ones"
+            raise UserError(f"task: train + validation + test = {wanted} problems, but {made}")
         name = self._config.generator
         return [Problem(f"{name}/{index}", question, answer, f"reasoning-gym:{name}") for index, question, answer in outcome.value]
 
@@ -61,7 +60,8 @@ class ReasoningGym(Task):
     def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
         """Scores in other processes, with limits: some generators evaluate what they are given."""
         requests = [
-            [*self._key, int(problem.id.rpartition("/")[2]), extracted(response)] for problem, response in zip(problems, responses, strict=True)
+            [*self._key, int(problem.id.rpartition("/")[2]), extracted(response)]
+            for problem, response in zip(problems, responses, strict=True)
         ]
         outcomes = pool().map(_JOBS, "score", requests, _SCORING)
         return [float(outcome.fault is None and outcome.value >= self._config.threshold - _NO_ROUNDING) for outcome in outcomes]

@@ -70,9 +70,7 @@ def _hub(source: Source, place: str) -> tuple[list[Row], Step]:
     try:
         if not folder and not _COMMIT.fullmatch(revision):
             revision = str(HfApi().dataset_info(hub, revision=revision, timeout=20).sha)
-        data = datasets.load_dataset(
-            hub, source.config, split=source.split, data_files=source.files, revision=None if folder else revision
-        )
+        data = datasets.load_dataset(hub, source.config, split=source.split, data_files=source.files, revision=None if folder else revision)
     except Exception as error:  # the libraries below raise whatever the network, the server or a file makes them
         first = (str(error).splitlines() or [""])[0][:200]
         raise UserError(

@@ -49,6 +49,7 @@ class Task(ABC):
 
     def steps(self, split: str) -> list[dict[str, object]]:
         """How a set came about: what was read, left out and merged, with counts. Nothing where problems are simply made."""
+        del split
         return []
 
 
