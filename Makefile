@@ -4,6 +4,7 @@ CORES  ?= 2
 GRID   ?= quick
 EXTRAS ?= dev,parity,reasoning
 PORT   ?= 5000
+BENCH  ?= ../shared/data/bench
 LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.txt)
 
 VENV  := .venv
@@ -14,7 +15,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress test newest bench lint format ui lock clean
+.PHONY: help install grid stress test newest bench grading lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -52,6 +53,9 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 
 bench: install ## what the noise costs in time and memory, three model sizes (10 minutes)
 	$(BIN)/python -m benchmarks.perturbation
+
+grading: install ## is grading right? every gold answer of BENCH, rewritten and nearly missed -> results/grading/report.md (10 minutes)
+	$(BIN)/python -m benchmarks.grading bench=$(BENCH) out=results/grading
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

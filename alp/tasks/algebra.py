@@ -9,7 +9,8 @@ from typing import Any
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import verify
-from sympy import Basic, I
+from sympy import Basic, Derivative, Equality, Expr, I, Symbol, simplify
+from sympy.core.relational import Relational
 
 from alp.tasks.equality import equal
 
@@ -26,7 +27,11 @@ class MathVerify:
     def same(self, response: str, gold: str) -> bool:
         """Equal by math-verify. No timeouts of the library's own: they go by the clock and count on the main thread."""
         one, other = _parsed(response), _parsed(gold)
-        if one is None or other is None or not verify([other], [one], timeout_seconds=None):
+        if one is None or other is None or isinstance(one, Relational) != isinstance(other, Relational):
+            return False
+        if isinstance(one, Equality) and isinstance(other, Equality):
+            return self._same_equation(one, other)
+        if not verify([other], [one], timeout_seconds=None) and not self._cancels(one, other):
             return False
         values = self._number(one), self._number(other)
         if values[0] is None or values[1] is None:
@@ -38,6 +43,21 @@ class MathVerify:
         """A real constant's value."""
         number = self._number(_parsed(formula))
         return number.real if number is not None and abs(number.imag) < _RELATIVE * abs(number) and abs(number) < 1e300 else None
+
+    @staticmethod
+    def _same_equation(one: Any, other: Any) -> bool:
+        """Whether one side minus the other is the same up to a factor. (math-verify solves both, and finds two without solutions equal.)"""
+        if other.lhs - other.rhs == 0 or one.lhs - one.rhs == 0:
+            return False
+        factor = simplify((one.lhs - one.rhs) / (other.lhs - other.rhs))
+        return bool(factor.is_number and factor.is_finite and factor != 0)
+
+    @staticmethod
+    def _cancels(one: Any, other: Any) -> bool:
+        """Whether the difference is nothing where one is a single letter: math-verify then looks at its name alone."""
+        if not any(isinstance(side, Symbol) for side in (one, other)) or not all(isinstance(side, Expr) for side in (one, other)):
+            return False
+        return bool(simplify(one - other) == 0)
 
     @staticmethod
     def _number(expression: Any) -> complex | None:
@@ -57,8 +77,11 @@ def _parsed(formula: str) -> Any:
     """
     try:
         found = latex2sympy(formula, is_real=True, convert_degrees=False, normalization_config=None, conversion_config=_CONVERSION)
-        letters = {symbol: I for symbol in getattr(found, "free_symbols", ()) if symbol.name == "i"}
-        return found.xreplace(letters) if letters else found
+        if not isinstance(found, Basic):
+            return found
+        names: dict[Any, Any] = {symbol: I for symbol in found.free_symbols if symbol.name == "i"}
+        names |= {rate: Symbol(str(rate)) for rate in found.atoms(Derivative)}  # of an unknown function: sympy would make it 0
+        return found.xreplace(names) if names else found
     except Exception:  # it raises whatever its grammar, sympy or the recursion limit raise
         return None
 
