@@ -10,7 +10,7 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -137,11 +137,7 @@ def _one_line(verb: str, error: ValidationError) -> str:
     path = _without_tags(VERBS[verb], [str(part) for part in first["loc"]])
     where = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
-        siblings: Any = VERBS[verb]
-        for part in path[:-1]:
-            siblings = _field_model(siblings, part)
-        names = list(siblings.model_fields) if siblings is not None else []
-        return f"{verb}: unknown key '{where}'{nearest(path[-1], names)}"
+        return f"{verb}: unknown key '{where}'{nearest(path[-1], _siblings(VERBS[verb], [str(part) for part in first['loc'][:-1]]))}"
     if first["type"] == "union_tag_invalid":
         tag, known = str(first["ctx"]["tag"]), str(first["ctx"]["expected_tags"]).replace("'", "").split(", ")
         return f"{verb}: {where}: '{tag}' is no valid choice{nearest(tag, known)}"
@@ -160,15 +156,21 @@ def _without_tags(model: Any, path: list[str]) -> list[str]:
     return path
 
 
-def _field_model(model: Any, name: str) -> Any:
-    """The nested model behind a field (through Optional), or None."""
-    if model is None or name not in model.model_fields:
-        return None
-    annotation = model.model_fields[name].annotation
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, Strict):
-            return candidate
-    return None
+def _siblings(model: type[Strict], path: list[str]) -> list[str]:
+    """Names of the fields at a fault's place, through lists, mappings and the tags of unions."""
+    models = [model]
+    for part in path:
+        below = [found for each in models if part in each.model_fields for found in _models(each.model_fields[part].annotation)]
+        tagged = [each for each in models if any(get_args(field.annotation) == (part,) for field in each.model_fields.values())]
+        models = below or tagged or models
+    return [name for each in models for name in each.model_fields]
+
+
+def _models(annotation: Any) -> list[type[Strict]]:
+    """The models an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models(argument)]
 
 
 def load(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> Any:
