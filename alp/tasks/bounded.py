@@ -96,12 +96,12 @@ class _Worker:
             self._start()
         try:
             answer = self._exchange(line, monotonic() + limits.wall_seconds)
-        except (OSError, EOFError):
-            self.stop()
-            return Outcome(fault="died")
         except TimeoutError:
             self.stop()
             return Outcome(fault="time")
+        except (OSError, EOFError):
+            self.stop()
+            return Outcome(fault="died")
         except BaseException:  # an interrupt in between: the answer still to come belongs to nobody
             self.stop()
             raise

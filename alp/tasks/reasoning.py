@@ -30,7 +30,9 @@ class ReasoningGym(Task):
         known = pool().run(_JOBS, "names", [], _GENERATING).value or []
         if config.generator not in known:
             raise UserError(f"task.generator: reasoning-gym has no generator '{config.generator}'{nearest(config.generator, known)}")
-        self._key = [config.generator, json.dumps(config.options, sort_keys=True), config.seed]
+        self._wanted = config.train + config.validation + config.test
+        size = 3 * self._wanted + 200  # entries to choose from: small generators repeat themselves
+        self._key = [config.generator, json.dumps(config.options, sort_keys=True), config.seed, size]
 
     def problems(self, split: str) -> list[Problem]:
         """A split, read from the prepared folder or generated from the seed: the same problems."""
@@ -43,7 +45,7 @@ class ReasoningGym(Task):
 
     @cached_property
     def _all(self) -> list[Problem]:
-        wanted = sum(getattr(self._config, name) for name in SPLITS)
+        wanted = self._wanted
         outcome = pool().run(_JOBS, "generate", [*self._key, wanted], _GENERATING)
         if outcome.fault is not None:
             raise UserError(f"task.options: the generator {self._config.generator} fails: {outcome.fault}")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from alp.tasks import grading
 from alp.tasks.bounded import Limits, Pool, pool
-from alp.tasks.grading import LIMITS, final_answer, grade, grade_all
+from alp.tasks.grading import final_answer, grade, grade_all
 from benchmarks.grading import STYLES, cases, measure
 
 BENCH = Path(os.environ.get("ALP_BENCH", Path(__file__).resolve().parents[3] / "shared" / "data" / "bench"))
@@ -188,7 +188,7 @@ def test_hostile_gold_answers_are_no_danger_either(short: Limits) -> None:
 PIECES = [*"0123456789abxE+-*/^_{}()[],.=$ %'\\√²\x00\ud800", r"\frac", r"\boxed{", r"\text{", r"\pm"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
 def test_no_text_makes_it_raise(pieces: list[str]) -> None:
     text = "".join(pieces)

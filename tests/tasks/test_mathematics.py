@@ -63,7 +63,9 @@ def test_filters_count_every_step(tmp_path: Path) -> None:
         _row(7, "kept too", scores=[0, 0, 0, 1]),
     ]
     path = _write(tmp_path / "scored.jsonl", rows)
-    task = load_task(_task(f"[{{path: '{path}', fields: {{score: scores}}, score_above: 0.0, score_below: 1.0}}]", "{}", "task.length.max=10"))
+    task = load_task(
+        _task(f"[{{path: '{path}', fields: {{score: scores}}, score_above: 0.0, score_below: 1.0}}]", "{}", "task.length.max=10")
+    )
     assert [problem.problem for problem in task.problems("train")] == ["kept", "kept too"]
     step = task.steps("train")[0]
     assert step == {"source": "scored.jsonl", "rows": 7, "within_score": 4, "with_answer": 3, "within_length": 2}
@@ -100,7 +102,9 @@ def test_prepared_sets_leakage_and_hashes(tmp_path: Path) -> None:
     train = _write(tmp_path / "train.jsonl", training)
     easy = _write(tmp_path / "easy.jsonl", [_row(1, "Something else entirely."), {**training[2], "id": "copy"}])
     hard = _write(tmp_path / "hard.jsonl", [_row(1, LONG.upper().replace(",", "") + " Where is it?"), _row(1, "x^2=4")])
-    configured = _task(f"[{{path: '{train}'}}]", f"{{easy: {{path: '{easy}'}}, hard: {{path: '{hard}', style: minerva}}}}", "task.validation=2")
+    configured = _task(
+        f"[{{path: '{train}'}}]", f"{{easy: {{path: '{easy}'}}, hard: {{path: '{hard}', style: minerva}}}}", "task.validation=2"
+    )
     assert configured.sets == ["train", "validation", "test", "easy", "hard"]
     summary = prepare(configured, tmp_path / "data")
     assert {name: entry["problems"] for name, entry in summary.items()} == {"train": 6, "validation": 2, "test": 4, "easy": 2, "hard": 2}
@@ -161,7 +165,10 @@ def test_datasets_come_through_the_same_loader(tmp_path: Path) -> None:
         "print([(p.id, p.answer) for p in task.problems('x')])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
     )
     assert done.stdout.strip() == "[('x:0', '1'), ('x:1', '2, 3')]", done.stderr
 
