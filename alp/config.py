@@ -10,7 +10,7 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from alp.errors import UserError, nearest
+from alp.reproducibility import module_source, sha256_file
 from alp.schema import VERBS, Strict
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -104,8 +105,10 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
     for item, chosen in zip(parsed, is_choice, strict=True):
         if chosen:
             continue
-        if item.key_or_group == "rollout.engine":  # each engine has keys of its own, and they come with its file
-            raise UserError(f"{verb}: choose the engine by its file, not by its key: rollout={item.value()}")
+        if item.key_or_group in ("rollout.engine", "task.name"):  # each has keys of its own, and they come with its file
+            group, _, kind = item.key_or_group.partition(".")
+            kind = "task" if kind == "name" else kind
+            raise UserError(f"{verb}: choose the {kind} by its file, not by its key: {group}={item.value()}")
         if item.key_or_group not in known:
             raise UserError(f"{verb}: unknown key '{item.key_or_group}'{nearest(item.key_or_group, known)}")
         try:
@@ -119,6 +122,8 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
     assert isinstance(plain, dict)
     for item, chosen in zip(parsed, is_choice, strict=True):
         named = plain.get(item.key_or_group)
+        if item.key_or_group == "task":  # whose name says the kind; several files may be of one kind
+            continue
         if chosen and isinstance(named, dict) and "name" in named and named["name"] != item.value():
             raise UserError(
                 f"{verb}: configs/{item.key_or_group}/{item.value()}.yaml says name: {named['name']}; it must be {item.value()}"
@@ -132,11 +137,7 @@ def _one_line(verb: str, error: ValidationError) -> str:
     path = _without_tags(VERBS[verb], [str(part) for part in first["loc"]])
     where = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
-        siblings: Any = VERBS[verb]
-        for part in path[:-1]:
-            siblings = _field_model(siblings, part)
-        names = list(siblings.model_fields) if siblings is not None else []
-        return f"{verb}: unknown key '{where}'{nearest(path[-1], names)}"
+        return f"{verb}: unknown key '{where}'{nearest(path[-1], _siblings(VERBS[verb], [str(part) for part in first['loc'][:-1]]))}"
     if first["type"] == "union_tag_invalid":
         tag, known = str(first["ctx"]["tag"]), str(first["ctx"]["expected_tags"]).replace("'", "").split(", ")
         return f"{verb}: {where}: '{tag}' is no valid choice{nearest(tag, known)}"
@@ -155,15 +156,21 @@ def _without_tags(model: Any, path: list[str]) -> list[str]:
     return path
 
 
-def _field_model(model: Any, name: str) -> Any:
-    """The nested model behind a field (through Optional), or None."""
-    if model is None or name not in model.model_fields:
-        return None
-    annotation = model.model_fields[name].annotation
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, Strict):
-            return candidate
-    return None
+def _siblings(model: type[Strict], path: list[str]) -> list[str]:
+    """Names of the fields at a fault's place, through lists, mappings and the tags of unions."""
+    models = [model]
+    for part in path:
+        below = [found for each in models if part in each.model_fields for found in _models(each.model_fields[part].annotation)]
+        tagged = [each for each in models if any(get_args(field.annotation) == (part,) for field in each.model_fields.values())]
+        models = below or tagged or models
+    return [name for each in models for name in each.model_fields]
+
+
+def _models(annotation: Any) -> list[type[Strict]]:
+    """The models an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models(argument)]
 
 
 def load(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> Any:
@@ -183,10 +190,32 @@ def validate(verb: str, plain: dict[str, Any]) -> Any:
 def identity(config: Strict) -> str:
     """SHA-256 of the resolved, sorted configuration without the places of files: where things lie does not change results.
 
-    What the files hold does; a run's ``provenance.json`` has their hashes beside this one.
+    What the files hold does; a run's ``provenance.json`` has their hashes beside this one. A task's own JSONL files and the user's own
+    modules stand in it with the hash of their content.
     """
     plain = config.model_dump(mode="json", exclude={"run": True, "model": {"path"}, "task": {"data"}})
+    if isinstance(plain.get("task"), dict):
+        plain["task"] = _with_content(plain["task"])
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _with_content(node: Any) -> Any:
+    """Local files and modules that a task names, each by what it holds."""
+    if isinstance(node, list):
+        return [_with_content(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: value if key == "options" else _with_content(value) for key, value in node.items()}
+    for key, file in (("path", Path), ("tokenizer", _tokenizer), ("module", module_source), ("grader", module_source)):
+        place = file(node[key]) if isinstance(node.get(key), str) else None
+        if place is not None and place.is_file():
+            found[f"{key}_sha256"] = sha256_file(place)
+            found[key] = node[key] if key in ("module", "grader") else None
+    return found
+
+
+def _tokenizer(folder: str) -> Path:
+    return Path(folder) / "tokenizer.json"
 
 
 def to_yaml(config: Strict) -> str:

@@ -76,8 +76,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     from alp import models
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False)
     except ImportError:
         raise UserError("fetch: reading GGUF files needs the packages gguf and accelerate: make install EXTRAS=dev,parity,smol") from None
     config = loaded.config
@@ -127,7 +129,7 @@ def _check_sizes(model: Model, folder: Path) -> None:
     from alp.models import check_folder
 
     check_folder(str(folder), "fetch")
-    text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    text = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
     names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "intermediate": "intermediate_size"}
     for key, name in names.items():
         if (found := getattr(text, name)) != getattr(model, key):

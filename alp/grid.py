@@ -60,6 +60,12 @@ class Grid:
     _overrides: dict[str, tuple[str, ...]]
 
     @property
+    def sets(self) -> list[str]:
+        """Sets of the task, one prepared file each."""
+        found: list[str] = config.load("prepare", self.overrides("prepare", "results")).task.sets
+        return found
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 of everything the file says."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()

@@ -9,84 +9,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alp.errors import nearest
+from alp.schema_base import NonNegative, Positive, PositiveFloat, Share, Strict
+from alp.schema_tasks import ArithmeticTask, CustomTask, MathematicsTask, ReasoningGymTask, SumsInWordsTask, Task
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+__all__ = ["VERBS", "ArithmeticTask", "CustomTask", "MathematicsTask", "ReasoningGymTask", "Strict", "SumsInWordsTask", "Task"]
+
 Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # becomes part of a path: it must not lead elsewhere
 _BAND = re.compile(r"^-?\d+:-?\d+$")
-
-
-class Strict(BaseModel):
-    """Unknown keys and wrong types are errors, and a loaded configuration cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-
-class Arithmetic(Strict):
-    """Embedded sums. ``data`` is a folder of prepared ``<split>.jsonl`` files; without it they are generated from ``seed``."""
-
-    name: Literal["arithmetic"]
-    digits: Annotated[int, Field(ge=1, le=3)]
-    seed: NonNegative
-    train: Positive
-    validation: Positive
-    test: Positive
-    data: str | None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Arithmetic:
-        numbers, wanted = 10**self.digits, self.train + self.validation + self.test
-        available = numbers * (numbers + 1) // 2  # pairs whatever their order: 3+5 and 5+3 count as one
-        if wanted > available:
-            raise ValueError(f"train + validation + test = {wanted} problems, but {self.digits}-digit sums give only {available}")
-        return self
-
-    @property
-    def longest_solution(self) -> int:
-        """Tokens of the longest worked sum, end token included: columns of 7 and 9 characters, #, the sum."""
-        return 7 + 9 * (self.digits - 1) + 1 + (self.digits + 1) + 1
-
-    def check_limit(self, max_new_tokens: int) -> None:
-        """Refuse a limit that cuts worked solutions off: they would earn nothing, and nobody would be told."""
-        if max_new_tokens < self.longest_solution:
-            raise ValueError(f"max_new_tokens = {max_new_tokens} cuts worked {self.digits}-digit sums ({self.longest_solution} tokens)")
-
-
-class SumsInWords(Strict):
-    """Questions about two numbers below ten, written in words (alp/tasks/sums_in_words.py)."""
-
-    name: Literal["sums_in_words"]
-    operations: Annotated[list[Literal["plus", "minus", "larger", "smaller"]], Field(min_length=1)]
-    seed: NonNegative
-    train: Positive
-    validation: Positive
-    test: Positive
-    data: str | None
-
-    @property
-    def available(self) -> int:
-        """Problems there are: pairs whatever their order, two equal numbers in sums and differences alone, less two pairs for examples."""
-        return sum(55 - 2 if name in ("plus", "minus") else 45 - 2 for name in self.operations)
-
-    @model_validator(mode="after")
-    def _fits(self) -> SumsInWords:
-        if len(set(self.operations)) < len(self.operations):
-            raise ValueError(f"operations: {', '.join(self.operations)} names one twice")
-        if (wanted := self.train + self.validation + self.test) > self.available:
-            raise ValueError(f"train + validation + test = {wanted} problems, but {', '.join(self.operations)} give only {self.available}")
-        return self
-
-    def check_limit(self, max_new_tokens: int) -> None:
-        """Any limit leaves room for an answer."""
-
-
-Task = Annotated[Arithmetic | SumsInWords, Field(discriminator="name")]
 
 
 class Package(Strict):
@@ -325,7 +258,7 @@ class Trainer(Strict):
 class Evaluation(Strict):
     """avg@k, greedy accuracy and pass@k of one model on one set, never perturbed."""
 
-    set: Literal["test", "validation", "train"]
+    set: str  # test, validation, train or an evaluation set that the task names
     samples: Positive
     greedy: bool
     temperature: PositiveFloat
@@ -370,7 +303,7 @@ class PretrainConfig(Strict):
 
     @model_validator(mode="after")
     def _embedded(self) -> PretrainConfig:
-        if not isinstance(self.task, Arithmetic):
+        if not isinstance(self.task, ArithmeticTask):
             raise ValueError(f"only the arithmetic task has worked solutions to teach, task '{self.task.name}' has none")
         if self.model.source is not None:
             raise ValueError(f"model '{self.model.name}' is not taught here: get it with `alp fetch model={self.model.name}`")
@@ -400,6 +333,8 @@ class EvaluateConfig(Strict):
 
     @model_validator(mode="after")
     def _long_enough(self) -> EvaluateConfig:
+        if self.evaluation.set not in self.task.sets and not isinstance(self.task, CustomTask):  # which names its sets once imported
+            raise ValueError(f"evaluation.set: the task has no set '{self.evaluation.set}'{nearest(self.evaluation.set, self.task.sets)}")
         self.task.check_limit(self.evaluation.max_new_tokens)
         return self
 

@@ -47,7 +47,7 @@ FAULTS = [
     (["train", "--config=x"], "unknown option '--config=x'; did you mean '--cfg'?"),
     (["train"], "model.path: no model given"),
     (["train", "model.path=/nowhere/at/all"], "no model in /nowhere/at/all (no config.json); the nearest folder that exists is /"),
-    (["evaluate", "evaluation.set=tets"], "evaluation.set: 'tets' is no valid choice; did you mean 'test'?"),
+    (["evaluate", "evaluation.set=tets"], "evaluation.set: the task has no set 'tets'; did you mean 'test'?"),
     (["prepare", "task.train=9999"], "but 2-digit sums give only 5050"),
     (["pretrain", "model.hidden=32"], "hidden = 32 must be a multiple of twice heads = 3"),
     (["aggregate", "grid=quik"], "unknown grid 'quik'; did you mean 'quick'?"),

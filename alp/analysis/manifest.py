@@ -32,7 +32,7 @@ _EVALUATION = ("evaluation/test.json", "evaluation/test.samples.jsonl.gz")
 def outputs(grid: Grid, results: Path) -> list[Path]:
     """Every file that is the same whenever the grid is built: no clock, host or speed in it. Raises UserError when one is missing."""
     base, data = grid.base_dir(results), grid.data_dir(results)
-    found = [data / f"{split}.jsonl" for split in ("train", "validation", "test")] + [data / "summary.json"]
+    found = [data / name for name in (*(f"{name}.jsonl" for name in grid.sets), "summary.json", "leakage.json", "leakage.md")]
     found += [base / name for name in _EVALUATION]
     folders = [] if grid.own_model else [base]
     if not grid.own_model:

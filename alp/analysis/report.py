@@ -11,6 +11,7 @@ import html
 import io
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,9 @@ TITLES = {
     "main": "Main table",
     "controls": "Controls",
     "ratio_tails": "Ratio tails",
+    "leakage": "Evaluation problems in the training set",
 }
+_TABLES_BELOW = ("mismatch", "controls", "ratio_tails", "pass_at_k")
 Row = dict[str, str]
 
 
@@ -68,7 +71,10 @@ def report(grid: Grid, results: Path) -> None:
             headline=headline(loaded, {name: _rows(grid, results, name) for name in names}),
             main=tables["main"],
             figures=[_figure(grid, results, name) for name in runs.figure_names(grid)],
-            tables=[tables[name] for name in ("mismatch", "controls", "ratio_tails", "pass_at_k") if name in tables],
+            tables=[
+                *(tables[name] for name in ("mismatch", "controls", "ratio_tails", "pass_at_k") if name in tables),
+                _leakage(grid, results),
+            ],
             setting_names=SETTINGS,
             settings=[_settings(loaded, arm.name, arm.runs[0].folder) for arm in loaded.arms],
             provenance=_distinct(origins),
@@ -106,6 +112,12 @@ def _figure(grid: Grid, results: Path, name: str) -> Shown:
 def _table(grid: Grid, results: Path, name: str) -> Shown:
     text = runs.read_text(grid.folder(results) / "tables" / f"{name}.md", _command("aggregate", grid, results))
     return Shown(name, TITLES[name], _caption(name), markdown_table(text))
+
+
+def _leakage(grid: Grid, results: Path) -> Shown:
+    """How much of the evaluation sets stands in the training set, as `alp prepare` found it."""
+    text = runs.read_text(grid.data_dir(results) / "leakage.md", shlex.join(["alp", "prepare", *grid.overrides("prepare", results)]))
+    return Shown("leakage", TITLES["leakage"], _caption("leakage"), markdown_table(text))
 
 
 def _rows(grid: Grid, results: Path, name: str) -> list[Row]:

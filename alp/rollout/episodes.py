@@ -55,11 +55,13 @@ def collect(
         for sample in range(samples)
     ]
     completions = engine.generate(requests, sampling)
+    # An answer cut at the length limit was never finished: it earns nothing, whatever it says so far.
+    finished = [place for place, completion in enumerate(completions) if completion.finished]
+    texts = [response_text(tokenizer, completions[place].token_ids, finished=True) for place in finished]
+    rewards = dict(zip(finished, task.grade_all([problems[place // samples] for place in finished], texts), strict=True))
     found = []
     for index, (request, completion) in enumerate(zip(requests, completions, strict=True)):
-        group = index // samples
         ids = completion.token_ids
-        text = response_text(tokenizer, ids, finished=completion.finished)
         found.append(
             Trajectory(
                 prompt_ids=list(request.prompt_ids),
@@ -68,9 +70,8 @@ def collect(
                 response_mask=[1] * len(ids),
                 turn_ids=[0] * len(ids),
                 finished=completion.finished,
-                # An answer cut at the length limit was never finished: it earns nothing, whatever it says so far.
-                reward=task.grade(problems[group], text) if completion.finished else 0.0,
-                group=group,
+                reward=rewards.get(index, 0.0),
+                group=index // samples,
             )
         )
     return found

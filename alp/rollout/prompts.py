@@ -22,12 +22,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, task: Task, problem: Problem,
     With ``model.chat`` the task's system message (``model.system`` where set) and its examples are turns before the question; without,
     examples are lines before it, each closed by the end token. Raises UserError for a tokenizer without a chat template.
     """
-    examples: list[tuple[str, str]] = getattr(task, "examples", lambda _: [])(problem)
-    question = task.prompt(problem)
+    examples, question = task.examples(problem), task.prompt(problem)
     if not model.chat:
         solved = "".join(f"{asked} {answer}{tokenizer.eos_token}\n" for asked, answer in examples)
         return list(tokenizer.encode(solved + question))
-    system = model.system if model.system is not None else getattr(task, "system", None)
+    system = model.system if model.system is not None else task.system
     turns = [{"role": "system", "content": system}] if system else []
     for asked, answer in examples:
         turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]

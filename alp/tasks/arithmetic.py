@@ -16,31 +16,28 @@ import numpy as np
 from numpy.random import Generator
 
 from alp.reproducibility import stream
-from alp.schema import Arithmetic as ArithmeticConfig
-from alp.tasks.task import SPLITS, Problem, read_problems
+from alp.schema_tasks import ArithmeticTask as TaskConfig
+from alp.tasks.task import SPLITS, Problem, Task, check_set, read_problems
 
 ALPHABET = "0123456789+=;#"
 _MARK = "#"
 _SLIP = 15  # a wrong guess is off by at most this
 
 
-class Arithmetic:
+class Arithmetic(Task):
     """Sums of two numbers below 10^digits; no sum stands in two splits, whatever the order of its summands."""
 
-    def __init__(self, config: ArithmeticConfig) -> None:
+    def __init__(self, config: TaskConfig) -> None:
         self._config = config
 
     def problems(self, split: str) -> list[Problem]:
         """All problems of a split, read from the prepared folder or generated from the seed: the same ones."""
+        check_set(split, self.sets)
         if self._config.data is not None:
             return read_problems(Path(self._config.data), split)
         sizes = [getattr(self._config, name) for name in SPLITS]
         start = sum(sizes[: SPLITS.index(split)])
         return [_problem(*pair) for pair in _pairs(self._config)[start : start + sizes[SPLITS.index(split)]]]
-
-    def prompt(self, problem: Problem) -> str:
-        """``47+85=``"""
-        return problem.problem
 
     def grade(self, problem: Problem, response: str) -> float:
         """1 when what follows the last # is the sum, to the letter."""
@@ -74,7 +71,7 @@ def _problem(a: int, b: int) -> Problem:
     return Problem(id=f"{a}+{b}", problem=f"{a}+{b}=", answer=str(a + b), source="arithmetic")
 
 
-def _pairs(config: ArithmeticConfig) -> list[tuple[int, int]]:
+def _pairs(config: TaskConfig) -> list[tuple[int, int]]:
     """Every unordered pair once, shuffled, in a random order of its two numbers."""
     random = stream("arithmetic problems", config.seed, config.digits)
     low, high = np.triu_indices(10**config.digits)

@@ -16,8 +16,8 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 from alp.reproducibility import stream
-from alp.schema import SumsInWords as SumsInWordsConfig
-from alp.tasks.task import SPLITS, Problem, read_problems
+from alp.schema_tasks import SumsInWordsTask
+from alp.tasks.task import SPLITS, Problem, Task, check_set, read_problems
 
 WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
@@ -33,25 +33,22 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 }
 
 
-class SumsInWords:
+class SumsInWords(Task):
     """Every unordered pair of numbers stands in at most one split of each operation."""
 
     system = "Answer with a number."
 
-    def __init__(self, config: SumsInWordsConfig) -> None:
+    def __init__(self, config: SumsInWordsTask) -> None:
         self._config = config
 
     def problems(self, split: str) -> list[Problem]:
         """All problems of a split, read from the prepared folder or generated from the seed: the same ones."""
+        check_set(split, self.sets)
         if self._config.data is not None:
             return read_problems(Path(self._config.data), split)
         sizes = [getattr(self._config, name) for name in SPLITS]
         start = sum(sizes[: SPLITS.index(split)])
         return _all(self._config)[start : start + sizes[SPLITS.index(split)]]
-
-    def prompt(self, problem: Problem) -> str:
-        """``seven plus five is``"""
-        return problem.problem
 
     def examples(self, problem: Problem) -> list[tuple[str, str]]:
         """Solved questions of the same kind, as (question, answer)."""
@@ -77,7 +74,7 @@ def _ordered(operation: str, a: int, b: int) -> tuple[int, int]:
     return (max(a, b), min(a, b)) if operation == "minus" else (a, b)
 
 
-def _all(config: SumsInWordsConfig) -> list[Problem]:
+def _all(config: SumsInWordsTask) -> list[Problem]:
     """Every problem of the chosen operations, shuffled, each in a random order of its two numbers (the larger first in differences)."""
     random = stream("sums in words", config.seed)
     known = {frozenset(pair) for pair in _EXAMPLES}

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from alp.errors import UserError
+from alp.errors import UserError, nearest
 from alp.reproducibility import stream
+from alp.schema_tasks import SPLITS
 
-SPLITS = ("train", "validation", "test")
+__all__ = ["SPLITS", "Problem", "Task", "check_disjoint", "check_set", "read_problems", "select"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: ``prompt`` is the text before the response, ``answer`` the gold answer."""
+    """One problem: ``problem`` is what is asked, ``answer`` the gold answer, ``source`` where it comes from."""
 
     id: str
     problem: str
@@ -24,20 +25,43 @@ class Problem:
     source: str
 
 
-class Task(Protocol):
-    """What training and evaluation need of a task."""
+class Task(ABC):
+    """What training and evaluation need of a task. ``system`` is what a chat model is told before the prompt, if anything."""
 
+    system: str | None = None
+    sets: Sequence[str] = SPLITS
+
+    @abstractmethod
     def problems(self, split: str) -> list[Problem]:
-        """All problems of a split, always in the same order."""
-        ...
+        """All problems of a set, always in the same order."""
 
     def prompt(self, problem: Problem) -> str:
-        """The text the model continues."""
-        ...
+        """What a user asks, or the text to be continued; chat markup is the model's business."""
+        return problem.problem
 
+    def examples(self, problem: Problem) -> list[tuple[str, str]]:
+        """Solved problems that stand before this one, as (question, answer)."""
+        del problem
+        return []
+
+    @abstractmethod
     def grade(self, problem: Problem, response: str) -> float:
         """Reward of a response's text in [0, 1]; never raises."""
-        ...
+
+    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
+        """``grade`` of many at once, in order."""
+        return [self.grade(problem, response) for problem, response in zip(problems, responses, strict=True)]
+
+    def steps(self, split: str) -> list[dict[str, object]]:
+        """How a set came about: what was read, left out and merged, with counts. Nothing where problems are simply made."""
+        del split
+        return []
+
+
+def check_set(name: str, known: Sequence[str]) -> None:
+    """Raise UserError for a set that the task does not have."""
+    if name not in known:
+        raise UserError(f"the task has no set '{name}'{nearest(name, known)}")
 
 
 def read_problems(folder: Path, split: str) -> list[Problem]:
@@ -46,7 +70,9 @@ def read_problems(folder: Path, split: str) -> list[Problem]:
     if not path.is_file():
         raise UserError(f"task.data: no {path}; build it with: alp prepare run.dir={folder}")
     problems = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text().split("\n"), start=1):  # a problem may hold other line breaks
+        if not line:
+            continue
         try:
             problems.append(Problem(**json.loads(line)))
         except (ValueError, TypeError):

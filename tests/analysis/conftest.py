@@ -16,6 +16,7 @@ from alp import config
 from alp import grid as grids
 from alp.analysis import runs
 from alp.grid import Arm, Grid
+from alp.tasks.catalogue import prepare
 
 GRID = """
 title: Tiny grid
@@ -85,6 +86,7 @@ def fabricate(grid: Grid, results: Path, *, problems: int = 40, steps: int = 10)
     """Write the whole results tree of ``grid``; a pure function of its arguments."""
     difficulty = np.random.default_rng(7).normal(size=problems)
     _write_evaluation(grid.base_dir(results), 0.42, difficulty, np.random.default_rng(8))
+    prepare(config.load("prepare", grid.overrides("prepare", results)).task, grid.data_dir(results))
     (grid.base_dir(results) / "metrics.jsonl").write_text('{"loss": 1.0, "step": 1}\n')
     for arm in grid.arms:
         for seed in grid.seeds:

@@ -130,7 +130,12 @@ def test_findings_have_no_preferred_sign(finished: Finished) -> None:
 
 @pytest.mark.parametrize(
     ("lost", "command"),
-    [("tables/controls.md", "alp aggregate grid="), ("figures/tails.svg", "alp figures grid="), ("active", "snakemake --cores 2")],
+    [
+        ("arithmetic/data/leakage.md", "alp prepare task=arithmetic"),
+        ("tables/controls.md", "alp aggregate grid="),
+        ("figures/tails.svg", "alp figures grid="),
+        ("active", "snakemake --cores 2"),
+    ],
 )
 def test_a_missing_part_is_one_line_with_its_command(fresh: Finished, page: str, finished: Finished, lost: str, command: str) -> None:
     grid, results = fresh

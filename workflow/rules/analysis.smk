@@ -61,6 +61,7 @@ rule report:
     input:
         rules.aggregate.output,
         rules.figures.output,
+        f"{DATA}/leakage.md",
         **everything(),
     output:
         f"{FOLDER}/report.html",

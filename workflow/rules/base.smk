@@ -3,8 +3,10 @@
 
 rule prepare:
     output:
-        expand("{data}/{split}.jsonl", data=DATA, split=["train", "validation", "test"]),
+        expand("{data}/{name}.jsonl", data=DATA, name=GRID.sets),
         f"{DATA}/summary.json",
+        f"{DATA}/leakage.json",
+        f"{DATA}/leakage.md",
     log:
         f"{FOLDER}/logs/prepare.log",
     conda:

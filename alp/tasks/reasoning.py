@@ -1,0 +1,77 @@
+"""``task=reasoning_gym``: verifiable problems that other people's generators make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from alp.errors import UserError, nearest
+from alp.schema_tasks import ReasoningGymTask
+from alp.tasks.bounded import Limits, pool
+from alp.tasks.grading import final_answer
+from alp.tasks.task import SPLITS, Problem, Task, check_set, read_problems
+
+_JOBS = "alp.tasks.reasoning_jobs"
+_GENERATING = Limits(cpu_seconds=600, memory_bytes=8 * 1024**3, wall_seconds=1800)
+_SCORING = Limits(cpu_seconds=5.0, memory_bytes=4 * 1024**3, wall_seconds=60.0)
+_NO_ROUNDING = 1e-9
+
+
+class ReasoningGym(Task):
+    """One generator; splits are consecutive stretches of its different questions."""
+
+    def __init__(self, config: ReasoningGymTask) -> None:
+        self._config, self.system = config, config.system
+        if find_spec("reasoning_gym") is None:
+            raise UserError("task=reasoning_gym: reasoning-gym is not installed; make install EXTRAS=dev,parity,reasoning")
+        known = pool().run(_JOBS, "names", [], _GENERATING).value or []
+        if config.generator not in known:
+            raise UserError(f"task.generator: reasoning-gym has no generator '{config.generator}'{nearest(config.generator, known)}")
+        self._wanted = config.train + config.validation + config.test
+        size = 3 * self._wanted + 200  # entries to choose from: small generators repeat themselves
+        self._key = [config.generator, json.dumps(config.options, sort_keys=True), config.seed, size]
+
+    def problems(self, split: str) -> list[Problem]:
+        """A split, read from the prepared folder or generated from the seed: the same problems."""
+        check_set(split, self.sets)
+        if self._config.data is not None:
+            return read_problems(Path(self._config.data), split)
+        sizes = [getattr(self._config, name) for name in SPLITS]
+        start = sum(sizes[: SPLITS.index(split)])
+        return self._all[start : start + sizes[SPLITS.index(split)]]
+
+    @cached_property
+    def _all(self) -> list[Problem]:
+        wanted = self._wanted
+        outcome = pool().run(_JOBS, "generate", [*self._key, wanted], _GENERATING)
+        if outcome.fault is not None:
+            raise UserError(f"task.options: the generator {self._config.generator} fails: {outcome.fault}")
+        if len(outcome.value) < wanted:
+            made = f"{self._config.generator} gave only {len(outcome.value)} different ones"
+            raise UserError(f"task: train + validation + test = {wanted} problems, but {made}")
+        name = self._config.generator
+        return [Problem(f"{name}/{index}", question, answer, f"reasoning-gym:{name}") for index, question, answer in outcome.value]
+
+    def grade(self, problem: Problem, response: str) -> float:
+        """1 when the generator's score of the final answer reaches the threshold."""
+        return self.grade_all([problem], [response])[0]
+
+    def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
+        """Scores in other processes, with limits: some generators evaluate what they are given."""
+        requests = [
+            [*self._key, int(problem.id.rpartition("/")[2]), extracted(response)]
+            for problem, response in zip(problems, responses, strict=True)
+        ]
+        outcomes = pool().map(_JOBS, "score", requests, _SCORING)
+        return [float(outcome.fault is None and outcome.value >= self._config.threshold - _NO_ROUNDING) for outcome in outcomes]
+
+
+def extracted(response: str) -> str:
+    """What stands in the last <answer> tags, else in the last box, else the response as it is."""
+    _, opened, rest = response.rpartition("<answer>")
+    if opened:
+        return rest.partition("</answer>")[0].strip()
+    return (final_answer(response) if r"\boxed" in response else None) or response.strip()

@@ -1,0 +1,97 @@
+"""A user's own task and reward run like ours, and what is wrong with them is said in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alp import config
+from alp.errors import UserError
+from alp.tasks.catalogue import load_task
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_example_runs_as_its_first_lines_say(tmp_path: Path) -> None:
+    command = next(line.strip() for line in (ROOT / "examples" / "own_task.py").read_text().splitlines() if line.strip().startswith("alp "))
+    assert "run.dir=results/own_task" in command
+    done = subprocess.run(
+        command.replace("results/own_task", str(tmp_path)).replace("alp ", f"{sys.executable} -m alp.cli ", 1),
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("train.jsonl", "validation.jsonl", "test.jsonl", "summary.json", "leakage.json", "leakage.md")
+    }
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert sum(entry["problems"] for entry in summary.values()) == 200
+
+
+def test_problems_grades_and_system_are_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    chosen = config.load("prepare", ["task=custom", "task.module=examples.own_task", "task.options={words: 30}"]).task
+    task = load_task(chosen)
+    problem = task.problems("train")[0]
+    assert task.grade(problem, f"It is {problem.answer}.") == 1.0
+    assert task.grade_all([problem] * 2, ["maybe", "I do not know"]) == [0.5, 0.0]
+    assert task.system == "Answer with one of the two words."
+    from alp.tasks.catalogue import prepare
+
+    prepare(chosen, tmp_path)
+    read = load_task(chosen.model_copy(update={"data": str(tmp_path)}))
+    assert read.problems("train") == task.problems("train")
+    assert read.grade(problem, problem.answer) == 1.0
+
+
+def test_another_reward_for_our_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "problem": "What is 1+1?", "answer": "2", "source": "own"}\n')
+    words = ["task=mathematics", f"task.train=[{{path: '{tmp_path}/p.jsonl'}}]", "task.test={}", "task.validation=0"]
+    task = load_task(config.load("prepare", [*words, "task.grader=examples.own_task.halves"]).task)
+    problem = task.problems("train")[0]
+    assert task.grade_all([problem] * 3, ["so 2", "2 or 3", "3"]) == [1.0, 0.5, 0.0]
+    with pytest.raises(UserError, match=r"task\.grader: examples\.own_task has no function 'halve'; did you mean 'halves'"):
+        load_task(config.load("prepare", [*words, "task.grader=examples.own_task.halve"]).task)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:", "importing broken_0 fails: SyntaxError"),
+        ("x = 1", "broken_1 has no function 'Task'"),
+        ("class Task:\n    def __init__(self, options): pass", r"broken_2\.Task must be a subclass of alp\.tasks\.task\.Task"),
+        ("class Task:\n    pass", r"broken_3\.Task cannot be made with task\.options"),
+        ("import no_such_module", "cannot import broken_4: No module named 'no_such_module'"),
+    ],
+)
+def test_broken_modules_are_named(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    name = "broken_" + message.split("broken_")[1][0]
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        load_task(config.load("prepare", ["task=custom", f"task.module={name}"]).task)
+
+
+def test_a_changed_module_is_another_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that was edited between two runs, and nothing says so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("class Task: ...")
+    loaded = config.load("prepare", ["task=custom", "task.module=mine"])
+    before = config.identity(loaded)
+    (tmp_path / "mine.py").write_text("class Task: pass")
+    assert config.identity(loaded) != before
+
+
+def test_a_module_must_be_named() -> None:
+    with pytest.raises(UserError, match=r"task\.module: name your module"):
+        load_task(config.load("prepare", ["task=custom"]).task)
