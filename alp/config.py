@@ -22,7 +22,8 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from alp.errors import UserError, nearest
-from alp.schema import VERBS, Strict
+from alp.schema import VERBS
+from alp.schema_base import Strict
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Config = TypeVar("Config", bound=Strict)

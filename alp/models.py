@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from alp.errors import UserError
-from alp.schema import Model as ModelConfig
+from alp.schema_models import Model as ModelConfig
 
 PAD, EOS = "<pad>", "<eos>"
 transformers_logging.disable_progress_bar()  # a bar per loaded file is noise in a job's log

