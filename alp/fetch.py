@@ -17,7 +17,7 @@ from typing import Any
 
 from alp.errors import UserError
 from alp.reproducibility import sha256_file, write_json
-from alp.schema import Hub, Model, Package
+from alp.schema_models import Hub, Model, Package
 
 logger = logging.getLogger(__name__)
 _HUB_SECONDS = 10.0  # until the hub must have answered the first question

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from alp.errors import UserError
 from alp.reproducibility import sync_folder, write_json
-from alp.schema import Model as ModelConfig
+from alp.schema_models import Model as ModelConfig
 
 PAD, EOS = "<pad>", "<eos>"
 transformers_logging.disable_progress_bar()  # a bar per loaded file is noise in a job's log

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alp.rollout.engine import Engine, Purpose, Request, Sampling
 from alp.rollout.prompts import prompt_ids
-from alp.schema import Model
+from alp.schema_models import Model
 from alp.tasks.task import Problem, Task
 
 

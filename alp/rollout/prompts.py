@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alp.errors import UserError
 from alp.rollout.engine import Sampling
-from alp.schema import Model
+from alp.schema_models import Model
 from alp.tasks.task import Problem, Task
 
 # Some templates write today's date into the system message (Llama 3.2): the prompt must not depend on the clock.

@@ -134,7 +134,16 @@ def test_scores_are_the_corrections_of_real_log_probs(train_config: Make, tmp_pa
     job = Job(train_config(*words, folder=method), tmp_path / method, lambda: None)
     job.engine.sync_weights(job.model.named_parameters(), version=0)
     found = collect(
-        job.engine, job.task, job.tokenizer, job.problems[:6], samples=4, sampling=job.sampling, purpose=Purpose.TRAINING, seed=0, step=1
+        job.engine,
+        job.task,
+        job.tokenizer,
+        job.problems[:6],
+        model=job.config.model,
+        samples=4,
+        sampling=job.sampling,
+        purpose=Purpose.TRAINING,
+        seed=0,
+        step=1,
     )
     batch = collate(found, pad_token_id=0, first_sequence=0, device=job.device)
     scored, metrics = job._score(batch.with_())
