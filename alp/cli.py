@@ -84,7 +84,7 @@ def _run(verb: str, rest: list[str]) -> int:
 
 
 def _prepare(loaded: Any) -> str:
-    from alp.tasks.catalogue import prepare
+    from alp.tasks.prepare import prepare
 
     summary = prepare(loaded.task, Path(loaded.run.dir))
     counts = ", ".join(f"{split} {entry['problems']}" for split, entry in summary.items())

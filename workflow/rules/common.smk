@@ -53,7 +53,7 @@ shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}; "
 )
 MODULES = {
-    "prepare": "alp.tasks.catalogue",
+    "prepare": "alp.tasks.prepare",
     "pretrain": "alp.training.pretrain",
     "train": "alp.training.trainer",
     "evaluate": "alp.analysis.evaluate",
