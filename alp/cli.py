@@ -119,7 +119,7 @@ def _check_place(loaded: Any) -> None:
 
 
 def _prepare(loaded: Any) -> str:
-    from alp.tasks.catalogue import prepare
+    from alp.tasks.prepare import prepare
 
     summary = prepare(loaded.task, Path(loaded.run.dir))
     counts = ", ".join(f"{split} {entry['problems']}" for split, entry in summary.items())

@@ -11,10 +11,13 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from alp.tasks.bounded import Limits, pool
 from alp.tasks.equality import NoAlgebra, UndecidedError, equal
+
+if TYPE_CHECKING:  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
+    from alp.tasks import algebra  # noqa: F401
 
 Style = Literal["math", "minerva", "exact"]
 STYLES: tuple[str, ...] = get_args(Style)

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alp.errors import UserError, nearest
 from alp.schema_tasks import ReasoningGymTask
 from alp.tasks.bounded import Limits, pool
 from alp.tasks.grading import final_answer
 from alp.tasks.task import SPLITS, Problem, Task, check_set, read_problems
+
+if TYPE_CHECKING:  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
+    from alp.tasks import reasoning_jobs  # noqa: F401
 
 _JOBS = "alp.tasks.reasoning_jobs"
 _GENERATING = Limits(cpu_seconds=600, memory_bytes=8 * 1024**3, wall_seconds=1800)

@@ -16,7 +16,7 @@ from alp import config
 from alp import grid as grids
 from alp.analysis import runs
 from alp.grid import Arm, Grid
-from alp.tasks.catalogue import prepare
+from alp.tasks.prepare import prepare
 
 GRID = """
 title: Tiny grid

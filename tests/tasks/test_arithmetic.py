@@ -13,7 +13,7 @@ from alp import config
 from alp.errors import UserError
 from alp.schema import Task as TaskConfig
 from alp.tasks.arithmetic import ALPHABET, Arithmetic, worked_solution
-from alp.tasks.catalogue import prepare
+from alp.tasks.prepare import prepare
 from alp.tasks.task import SPLITS, Problem, check_disjoint, read_problems, select
 
 

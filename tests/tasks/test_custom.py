@@ -42,7 +42,7 @@ def test_problems_grades_and_system_are_the_users(tmp_path: Path, monkeypatch: p
     assert task.grade(problem, f"It is {problem.answer}.") == 1.0
     assert task.grade_all([problem] * 2, ["maybe", "I do not know"]) == [0.5, 0.0]
     assert task.system == "Answer with one of the two words."
-    from alp.tasks.catalogue import prepare
+    from alp.tasks.prepare import prepare
 
     prepare(chosen, tmp_path)
     read = load_task(chosen.model_copy(update={"data": str(tmp_path)}))

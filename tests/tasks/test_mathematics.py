@@ -13,8 +13,9 @@ import pytest
 
 from alp import config
 from alp.errors import UserError
-from alp.tasks.catalogue import load_task, prepare
+from alp.tasks.catalogue import load_task
 from alp.tasks.leakage import leakage
+from alp.tasks.prepare import prepare
 from alp.tasks.task import Problem
 
 LONG = "A train leaves the station at noon and travels with a constant speed of sixty kilometres per hour until it stops."

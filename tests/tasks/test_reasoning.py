@@ -13,7 +13,8 @@ import pytest
 from alp import config
 from alp.errors import UserError
 from alp.tasks.bounded import pool
-from alp.tasks.catalogue import load_task, prepare
+from alp.tasks.catalogue import load_task
+from alp.tasks.prepare import prepare
 from alp.tasks.reasoning import extracted
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: make install EXTRAS=dev,parity,reasoning")

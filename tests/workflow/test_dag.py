@@ -93,7 +93,12 @@ def test_every_documented_output_is_there(house: Path) -> None:
     assert [row["method"] for row in rows] == ["base", *ARMS]
     for row in rows:
         assert 0 <= float(row["accuracy_low"]) <= float(row["accuracy_mean"]) <= float(row["accuracy_high"]) <= 1
-    assert "<img" in (house / "results/smoke/report.html").read_text()
+    page = (house / "results/smoke/report.html").read_text()
+    assert "<img" in page
+    leaks = json.loads((house / "results/smoke/arithmetic/data/leakage.json").read_text())["sets"]
+    assert leaks.keys() == {"validation", "test"}
+    assert all(entry["exact"] == {} for entry in leaks.values())
+    assert "Evaluation problems in the training set" in page
 
 
 def test_first_line_of_a_log_is_the_command(house: Path) -> None:

@@ -60,7 +60,7 @@ shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))} ALP_PARENT=$PPID ALP_SHELL=$$; "
 )
 MODULES = {
-    "prepare": "alp.tasks.catalogue",
+    "prepare": "alp.tasks.prepare",
     "fetch": "alp.fetch",
     "pretrain": "alp.training.pretrain",
     "train": "alp.training.trainer",

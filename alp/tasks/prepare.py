@@ -1,0 +1,37 @@
+"""A task's problems as files (``alp prepare``): the sets, what was counted on the way, and what of them stands in training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from alp.errors import UserError
+from alp.reproducibility import json_line, sha256_file, write_json, write_text
+from alp.tasks.catalogue import TaskConfig, load_task
+from alp.tasks.leakage import leakage, markdown
+from alp.tasks.task import SPLITS, check_disjoint
+
+
+def prepare(config: TaskConfig, folder: Path) -> dict[str, dict[str, object]]:
+    """Write every set as JSONL, ``summary.json`` with counts and content hashes, and what of the evaluation sets stands in training.
+
+    Sets that share a problem's id are refused; a shared text is reported in ``leakage.json`` and ``leakage.md``.
+    """
+    task = load_task(config)
+    sets = {name: task.problems(name) for name in task.sets}
+    own = {name: problems for name, problems in sets.items() if name != "test" or len(sets) == len(SPLITS)}  # test: the others together
+    try:
+        check_disjoint(own)
+    except ValueError as error:
+        raise UserError(f"prepare: {error}") from None
+    summary: dict[str, dict[str, object]] = {}
+    for name, problems in sets.items():
+        path = folder / f"{name}.jsonl"
+        write_text(path, "".join(json_line(asdict(problem)) for problem in problems))
+        steps = task.steps(name)
+        summary[name] = {"problems": len(problems), "sha256": sha256_file(path)} | ({"steps": steps} if steps else {})
+    report = leakage(sets["train"], {name: problems for name, problems in own.items() if name != "train"})
+    write_json(folder / "leakage.json", report)
+    write_text(folder / "leakage.md", markdown(report))
+    write_json(folder / "summary.json", summary)
+    return summary
