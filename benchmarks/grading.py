@@ -311,7 +311,10 @@ def markdown(report: dict[str, dict[str, object]]) -> str:
     for name, entry in report.items():
         failures: list[dict[str, object]] = entry["failures"]  # type: ignore[assignment]
         lines += ["", f"## {name}: {len(failures)} failing cases", ""]
-        lines += [f"- {item['kind']}: gold `{item['gold']}`, response `{item['response']}`, graded {item['verdict']}" for item in failures]
+        lines += [
+            f"- {item['kind']}: gold {json.dumps(item['gold'])}, response {json.dumps(item['response'])}, graded {item['verdict']}"
+            for item in failures
+        ]
     return "\n".join(lines) + "\n"
 
 
