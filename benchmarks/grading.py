@@ -47,7 +47,7 @@ def is_words(text: str) -> bool:
 def is_formula(text: str) -> bool:
     """One value: no list, relation, interval or words, so that arithmetic on the whole is well defined."""
     return not is_words(text) and not re.search(
-        r"[,=<>;]|\\(in|le|ge|cup|cap|pm|text|mbox|begin|geqslant|leqslant|quad|angle)(?![a-z])|\$.*\$.*\$|_\{?\d+\}?$|%", text
+        r"[,=<>;:]|\\(in|le|ge|cup|cap|pm|text|mbox|begin|geqslant|leqslant|quad|angle)(?![a-z])|\$.*\$.*\$|_\{?\d+\}?$|%", text
     )
 
 
@@ -73,7 +73,7 @@ def sized(gold: str) -> str | None:
         return rf"\left. {gold} \right." if r"\left" not in gold else gold.replace(r"\left", r"\Bigl").replace(r"\right", r"\Bigr")
     if opened and opened == closed:
         return re.sub(r"([)\]])", r"\\right\1", re.sub(r"([(\[])", r"\\left\1", gold))
-    bare = gold.strip().strip("$")
+    bare = gold.strip().strip("$").rstrip(".")
     return rf"\left( {bare} \right)" if is_formula(gold) else rf"\left. {gold} \right."
 
 
@@ -114,6 +114,8 @@ def _free_integer(text: str) -> re.Match[str] | None:
         before, after = text[: found.start()].rstrip(), text[found.end() :].lstrip()
         if before.endswith(("_", "^", "frac", "sqrt", r"\log_", "{", "!", "{ }")) or before.count("{") != before.count("}"):
             continue
+        if re.search(r"\\frac\s*\\?[a-zA-Z]+$", before):  # the second argument of a fraction without braces
+            continue
         if re.match(r"[\d!{(_^]|\\frac|\\!|,\s*\d{3}(?!\d)", after) or re.search(r"[\d}]$|\d,$|text\{[^}]*$", before):
             continue
         return found
@@ -129,7 +131,7 @@ def near_misses(gold: str) -> list[str]:
     if number is not None:
         return _near_numbers(bare.strip("$"), number)
     if is_words(gold):
-        word = re.sub(r"\\(text|mbox|mathrm)\s*|[{}()]", "", gold).strip()
+        word = re.sub(r"\\(text|mbox|mathrm)\s*|[{}(),.]", "", gold).strip()
         if len(word) == 1:
             return [rf"\text{{({letter})}}" for letter in "ABCDEFGHIJ" if letter != word.upper()][:5]
         return [
@@ -309,7 +311,10 @@ def markdown(report: dict[str, dict[str, object]]) -> str:
     for name, entry in report.items():
         failures: list[dict[str, object]] = entry["failures"]  # type: ignore[assignment]
         lines += ["", f"## {name}: {len(failures)} failing cases", ""]
-        lines += [f"- {item['kind']}: gold `{item['gold']}`, response `{item['response']}`, graded {item['verdict']}" for item in failures]
+        lines += [
+            f"- {item['kind']}: gold {json.dumps(item['gold'])}, response {json.dumps(item['response'])}, graded {item['verdict']}"
+            for item in failures
+        ]
     return "\n".join(lines) + "\n"
 
 

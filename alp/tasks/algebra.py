@@ -33,21 +33,23 @@ class MathVerify:
             return self._same_equation(one, other)
         if not verify([other], [one], timeout_seconds=None) and not self._cancels(one, other):
             return False
-        values = self._number(one), self._number(other)
-        if values[0] is None or values[1] is None:
+        left, right = self._number(one), self._number(other)
+        if left is None or right is None:
             return True
-        # math-verify rounds decimals to six places, which makes small numbers equal
-        return abs(values[0] - values[1]) <= _RELATIVE * max(abs(values[0]), abs(values[1]))
+        # math-verify rounds decimals to six places, which makes small numbers equal; sympy's numbers have exponents of any size
+        return bool(abs(left - right) <= _RELATIVE * max(abs(left), abs(right)))
 
     def value(self, formula: str) -> float | None:
-        """A real constant's value."""
+        """A real constant's value, where a float can hold it."""
         number = self._number(_parsed(formula))
-        return number.real if number is not None and abs(number.imag) < _RELATIVE * abs(number) and abs(number) < 1e300 else None
+        if number is None or not number.is_real or not 1e-300 < abs(number) < 1e300:
+            return None
+        return float(number)
 
     @staticmethod
     def _same_equation(one: Any, other: Any) -> bool:
         """Whether one side minus the other is the same up to a factor. (math-verify solves both, and finds two without solutions equal.)"""
-        if other.lhs - other.rhs == 0 or one.lhs - one.rhs == 0:
+        if not one.free_symbols or not other.free_symbols or other.lhs - other.rhs == 0:  # true or false of itself: no equation
             return False
         factor = simplify((one.lhs - one.rhs) / (other.lhs - other.rhs))
         return bool(factor.is_number and factor.is_finite and factor != 0)
@@ -60,13 +62,12 @@ class MathVerify:
         return bool(simplify(one - other) == 0)
 
     @staticmethod
-    def _number(expression: Any) -> complex | None:
-        if not isinstance(expression, Basic) or expression.free_symbols:
+    def _number(expression: Any) -> Any:
+        """The value of a constant as a number of sympy's, or None."""
+        if not isinstance(expression, Expr) or not expression.is_number:
             return None
-        try:
-            return complex(expression.evalf(15))
-        except (TypeError, ValueError, AttributeError, OverflowError):
-            return None
+        value = expression.evalf(20)
+        return value if abs(value).is_Float or abs(value).is_Integer or value == 0 else None
 
 
 def _parsed(formula: str) -> Any:

@@ -47,7 +47,7 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r",\\!\s*|\{,\}"), ","),  # a thousands separator, not a list
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?"), " "),
     (re.compile(r"\\(?:displaystyle|textstyle|limits|quad|qquad|hfill|enspace|thinspace)(?![a-zA-Z])|(?<!\\)\\[,;:! ]"), " "),
-    (re.compile(r"\\(?:mathrm|textrm|mbox|textbf|textit|mathbf|boldsymbol|operatorname|textup)\*?\s*(?=\{)"), r"\\text"),
+    (re.compile(r"\\(?:mathrm|textrm|textnormal|mbox|textbf|textit|mathbf|boldsymbol|operatorname|textup)\*?\s*(?=\{)"), r"\\text"),
     (re.compile(r"\\text\s*\{\s*\}"), " "),
     (re.compile(r"\\begin\s*\{[pb]?matrix\}"), r"\\begin "),
     (re.compile(r"\\end\s*\{[pb]?matrix\}"), r"\\end "),
@@ -63,7 +63,15 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
 _SYNONYMS = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\geq": r"\ge", r"\leqslant": r"\le"}
 _SYNONYMS |= {r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\dbinom": r"\binom", r"\tbinom": r"\binom"}
 _SYNONYMS |= {r"\*": "*", r"\cdot": "*", r"\times": "*", r"\%": "%", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\to": r"\rightarrow"}
-_SYNONYMS |= {r"\langle": "(", r"\rangle": ")", r"\lbrack": "[", r"\rbrack": "]", r"\colon": ":", r"\varnothing": r"\emptyset"}
+_SYNONYMS |= {
+    r"\langle": "(",
+    r"\rangle": ")",
+    r"\lbrack": "[",
+    r"\rbrack": "]",
+    r"\colon": ":",
+    r"\approx": "=",
+    r"\varnothing": r"\emptyset",
+}
 _SCIENTIFIC = r"\d+\.\d*[eE][+-]?\d+|\d+[eE]\d+|\.\d+[eE][+-]?\d+"
 _TOKEN = r"\\text\s*\{[^{}]*\}|\\[a-zA-Z]+|\\.|(?:@NUMBER@)(?![a-zA-Z]*\^)|\d+\.?\d*|\.\d+|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z]|\S"
 _TOKENS = {  # 3e-2 is a number among physicists and 3e - 2 among mathematicians
