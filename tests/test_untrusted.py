@@ -95,7 +95,7 @@ def test_every_reader_is_the_safe_one() -> None:
         assert not unsafe.search(text), path
         for call in re.findall(r"torch\.load\([^\n]*", text):
             assert "weights_only=True" in call, path
-        for call in re.findall(r"from_pretrained\([^\n]*", text):
+        for call in re.findall(r"from_pretrained\((?:[^()]|\([^()]*\))*\)", text):
             if "save" not in call:
                 assert "trust_remote_code=False" in call, f"{path}: {call}"
 
