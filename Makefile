@@ -20,7 +20,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
-	@echo "  variables: CORES=$(CORES) GRID=$(GRID) EXTRAS=$(EXTRAS) BENCH=$(BENCH) PYTHON=$(PYTHON) PORT=$(PORT)"
+	@echo "  variables: CORES=$(CORES) GRID=$(GRID) EXTRAS=$(EXTRAS) BENCH=$(BENCH) SETS=$(SETS) PYTHON=$(PYTHON) PORT=$(PORT)"
 
 install: $(STAMP) ## make .venv from the lock (once)
 

@@ -279,7 +279,7 @@ def main(words: list[str]) -> None:
     bench, out = Path(options.get("bench", "../shared/data/bench")), Path(options.get("out", "results/grading"))
     files = sorted(bench.glob("*.jsonl"))
     if not files:
-        sys.exit(f"no *.jsonl in {bench}: name the folder with make grading BENCH=<folder>")
+        sys.exit(f"no *.jsonl in {bench}: name the folder with make grading SETS=<folder>")
     report = {}
     for path in files:
         golds = list(dict.fromkeys(json.loads(line)["answer"] for line in path.read_text().split("\n") if line))
