@@ -44,7 +44,7 @@ stress: GRID = stress
 stress: grid ## the grid in which uncorrected methods get into trouble
 
 smol: GRID = smol
-smol: grid ## a real pretrained language model: four methods on SmolLM2, an hour on 2 cores
+smol: grid ## a real pretrained language model: four methods on SmolLM2, about 40 minutes of 2 free cores
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
