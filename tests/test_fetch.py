@@ -151,7 +151,8 @@ def test_what_is_not_there_is_one_line(only_these: Path, tmp_path: Path, word: s
 def test_without_the_hub_its_models_are_one_line(name: str, value: str, said: str, tmp_path: Path) -> None:
     """In a process of its own: the hub's client reads its environment when it is imported."""
     command = [sys.executable, "-m", "alp.cli", "fetch", "model=qwen3_4b", f"run.dir='{tmp_path}'"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {name: value})
+    clean = {key: held for key, held in os.environ.items() if not key.startswith("HF_")}  # other tests of this process may have set some
+    done = subprocess.run(command, capture_output=True, text=True, env=clean | {name: value})
     assert done.returncode == 2, done.stderr
     _one_line(done.stderr, said)
 
