@@ -10,34 +10,26 @@ responses grow as it finds it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.random import Generator
 
 from alp.reproducibility import stream
 from alp.schema_tasks import ArithmeticTask as TaskConfig
-from alp.tasks.task import SPLITS, Problem, Task, check_set, read_problems
+from alp.tasks.task import Generated, Problem
 
 ALPHABET = "0123456789+=;#"
 _MARK = "#"
 _SLIP = 15  # a wrong guess is off by at most this
 
 
-class Arithmetic(Task):
+class Arithmetic(Generated[TaskConfig]):
     """Sums of two numbers below 10^digits; no sum stands in two splits, whatever the order of its summands."""
 
     def __init__(self, config: TaskConfig) -> None:
         self._config = config
 
-    def problems(self, split: str) -> list[Problem]:
-        """All problems of a split, read from the prepared folder or generated from the seed: the same ones."""
-        check_set(split, self.sets)
-        if self._config.data is not None:
-            return read_problems(Path(self._config.data), split)
-        sizes = [getattr(self._config, name) for name in SPLITS]
-        start = sum(sizes[: SPLITS.index(split)])
-        return [_problem(*pair) for pair in _pairs(self._config)[start : start + sizes[SPLITS.index(split)]]]
+    def _all(self) -> list[Problem]:
+        return [_problem(*pair) for pair in _pairs(self._config)]
 
     def grade(self, problem: Problem, response: str) -> float:
         """1 when what follows the last # is the sum, to the letter."""

@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alp.errors import UserError, nearest
 from alp.schema_tasks import ReasoningGymTask
 from alp.tasks.bounded import Limits, pool
 from alp.tasks.grading import final_answer
-from alp.tasks.task import SPLITS, Problem, Task, check_set, read_problems
+from alp.tasks.task import Generated, Problem
 
 if TYPE_CHECKING:  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
     from alp.tasks import reasoning_jobs  # noqa: F401
@@ -24,7 +23,7 @@ _SCORING = Limits(cpu_seconds=5.0, memory_bytes=4 * 1024**3, wall_seconds=60.0)
 _NO_ROUNDING = 1e-9
 
 
-class ReasoningGym(Task):
+class ReasoningGym(Generated[ReasoningGymTask]):
     """One generator; splits are consecutive stretches of its different questions."""
 
     def __init__(self, config: ReasoningGymTask) -> None:
@@ -38,17 +37,11 @@ class ReasoningGym(Task):
         size = 3 * self._wanted + 200  # entries to choose from: small generators repeat themselves
         self._key = [config.generator, json.dumps(config.options, sort_keys=True), config.seed, size]
 
-    def problems(self, split: str) -> list[Problem]:
-        """A split, read from the prepared folder or generated from the seed: the same problems."""
-        check_set(split, self.sets)
-        if self._config.data is not None:
-            return read_problems(Path(self._config.data), split)
-        sizes = [getattr(self._config, name) for name in SPLITS]
-        start = sum(sizes[: SPLITS.index(split)])
-        return self._all[start : start + sizes[SPLITS.index(split)]]
+    def _all(self) -> list[Problem]:
+        return self._made
 
     @cached_property
-    def _all(self) -> list[Problem]:
+    def _made(self) -> list[Problem]:
         wanted = self._wanted
         outcome = pool().run(_JOBS, "generate", [*self._key, wanted], _GENERATING)
         if outcome.fault is not None:

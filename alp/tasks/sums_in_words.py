@@ -13,11 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import combinations_with_replacement
-from pathlib import Path
 
 from alp.reproducibility import stream
 from alp.schema_tasks import SumsInWordsTask
-from alp.tasks.task import SPLITS, Problem, Task, check_set, read_problems
+from alp.tasks.task import Generated, Problem
 
 WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
@@ -33,7 +32,7 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 }
 
 
-class SumsInWords(Task):
+class SumsInWords(Generated[SumsInWordsTask]):
     """Every unordered pair of numbers stands in at most one split of each operation."""
 
     system = "Answer with a number."
@@ -41,14 +40,8 @@ class SumsInWords(Task):
     def __init__(self, config: SumsInWordsTask) -> None:
         self._config = config
 
-    def problems(self, split: str) -> list[Problem]:
-        """All problems of a split, read from the prepared folder or generated from the seed: the same ones."""
-        check_set(split, self.sets)
-        if self._config.data is not None:
-            return read_problems(Path(self._config.data), split)
-        sizes = [getattr(self._config, name) for name in SPLITS]
-        start = sum(sizes[: SPLITS.index(split)])
-        return _all(self._config)[start : start + sizes[SPLITS.index(split)]]
+    def _all(self) -> list[Problem]:
+        return _all(self._config)
 
     def examples(self, problem: Problem) -> list[tuple[str, str]]:
         """Solved questions of the same kind, as (question, answer)."""

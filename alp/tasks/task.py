@@ -7,12 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from alp.errors import UserError, nearest
 from alp.reproducibility import stream
-from alp.schema_tasks import SPLITS
+from alp.schema_tasks import SPLITS, ArithmeticTask, ReasoningGymTask, SumsInWordsTask
 
-__all__ = ["SPLITS", "Problem", "Task", "check_disjoint", "check_set", "read_problems", "select"]
+__all__ = ["SPLITS", "Generated", "Problem", "Task", "check_disjoint", "check_set", "read_problems", "select"]
+
+Config = TypeVar("Config", ArithmeticTask, SumsInWordsTask, ReasoningGymTask)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,25 @@ class Task(ABC):
         """How a set came about: what was read, left out and merged, with counts. Nothing where problems are simply made."""
         del split
         return []
+
+
+class Generated(Task, Generic[Config]):
+    """A task that makes its problems itself; splits are consecutive stretches of them, as long as the configuration says."""
+
+    _config: Config
+
+    @abstractmethod
+    def _all(self) -> Sequence[Problem]:
+        """The problems of all splits end to end, always in the same order; perhaps more behind them."""
+
+    def problems(self, split: str) -> list[Problem]:
+        """All problems of a split, read from the prepared folder or generated from the seed: the same ones."""
+        check_set(split, self.sets)
+        if self._config.data is not None:
+            return read_problems(Path(self._config.data), split)
+        sizes = [getattr(self._config, name) for name in SPLITS]
+        start = sum(sizes[: SPLITS.index(split)])
+        return list(self._all()[start : start + sizes[SPLITS.index(split)]])
 
 
 def check_set(name: str, known: Sequence[str]) -> None:
