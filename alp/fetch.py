@@ -124,12 +124,10 @@ def from_hub(source: Hub, folder: Path) -> dict[str, Any]:
 
 def _check_sizes(model: Model, folder: Path) -> None:
     """Refuse a model that is not the one the configuration describes: grids are planned by it."""
-    from transformers import AutoConfig
-
-    from alp.models import check_folder
+    from alp.models import check_folder, text_config
 
     check_folder(str(folder), "fetch")
-    text = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    text = text_config(folder)
     names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "intermediate": "intermediate_size"}
     for key, name in names.items():
         if (found := getattr(text, name)) != getattr(model, key):

@@ -115,9 +115,14 @@ def checkpoint_layers(model: Any) -> int:
     return len(layers)
 
 
+def text_config(folder: Path) -> Any:
+    """The configuration of a saved model's language part."""
+    return _load(AutoConfig, folder).get_text_config()
+
+
 def depth_of(folder: Path) -> int:
     """Number of decoder layers of a saved model, from its configuration alone."""
-    return int(_load(AutoConfig, folder).get_text_config().num_hidden_layers)
+    return int(text_config(folder).num_hidden_layers)
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:

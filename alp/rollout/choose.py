@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from alp.errors import UserError
+from alp.models import text_config
 from alp.reproducibility import stream
 from alp.rollout.engine import Engine
 from alp.rollout.hf import HFEngine
@@ -64,7 +64,7 @@ def _check_platform(rollout: VLLMRollout, platform: str) -> None:
 
 
 def _check_heads(folder: Path) -> None:
-    text = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
+    text = text_config(folder)
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if size not in CPU_HEAD_SIZES:
         raise UserError(
@@ -74,11 +74,7 @@ def _check_heads(folder: Path) -> None:
 
 
 def _check_length(rollout: VLLMRollout, folder: Path) -> None:
-    limit = getattr(
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config(),
-        "max_position_embeddings",
-        None,
-    )
+    limit = getattr(text_config(folder), "max_position_embeddings", None)
     if rollout.max_length is not None and limit is not None and rollout.max_length > limit:
         raise UserError(f"rollout.max_length: {rollout.max_length} tokens asked for, the model ends at {limit}")
     if rollout.max_length is not None and rollout.max_new_tokens >= rollout.max_length:
