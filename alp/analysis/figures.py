@@ -243,9 +243,7 @@ def tails(loaded: Results, looks: Looks) -> Figure:
 
 def _tail(axes: Axes, arm: ArmRuns, level: str, row: int, look: Look, reference: ArmRuns | None) -> Floats:
     ends = [arm.step_mean(f"ratio/{level}/log_{name}") for name in ("q001", "q01", "q99", "q999")]
-    known = np.array([np.nan if one is None else one for one in ends])
-    axes.plot(known[[0, 3]], [row, row], color=look.colour, linewidth=1.4)
-    axes.plot(known[[1, 2]], [row, row], color=look.colour, linewidth=5, solid_capstyle="butt")
+    known = plots.tail_bar(axes, ends, row, look.colour)
     width, against = arm.tail_width(level), reference.tail_width(level) if reference else None
     if width is not None and against and arm is not reference:
         text = f"{100 * (width / against - 1):+.0f} %".replace("-", "−") if width < 10 * against else f"× {width / against:.0f}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,7 +11,7 @@ from matplotlib.lines import Line2D
 from alp.analysis import mismatch as measures
 from alp.analysis import plots, statistics
 from alp.analysis.plots import Look
-from alp.analysis.runs import ArmRuns, Floats, Results
+from alp.analysis.runs import ArmRuns, Results
 
 _GAP = 0.6  # rows between two engines
 
@@ -30,8 +29,9 @@ def mismatch(loaded: Results, looks: dict[str, Look]) -> Figure:
             value = arm.step_mean(key)
             if value is not None and value > 0:
                 divergence.plot(value, place, marker=marker, color=colour, markersize=5, linestyle="none")
-        tails.append(_quantiles(ratio, arm, place, colour))
-        _accuracy(accuracy, arm, place, looks[arm.name].colour)
+        ends = [measures.quantile(arm, "token", name) for name in measures.QUANTILES]
+        tails.append(plots.tail_bar(ratio, ends, place, colour))
+        _accuracy(accuracy, arm, place, colour)
     divergence.set_xscale("log")
     divergence.set(title="Divergence", xlabel="nats per token")
     plots.fit_scale(ratio, tails, axis="x")
@@ -63,14 +63,6 @@ def _name_rows(axes: Axes, loaded: Results, arms: list[ArmRuns], places: list[fl
     labels = [f"{arm.engine} · {measures.method_label(arm, loaded)}" for arm in arms]
     axes.set_yticks(places, labels)
     axes.set_ylim(places[-1] + 0.6, -0.6)
-
-
-def _quantiles(axes: Axes, arm: ArmRuns, place: float, colour: str) -> Floats:
-    ends = [measures.quantile(arm, "token", name) for name in measures.QUANTILES]
-    known = np.array([np.nan if one is None else one for one in ends])
-    axes.plot(known[[0, 3]], [place, place], color=colour, linewidth=1.4)
-    axes.plot(known[[1, 2]], [place, place], color=colour, linewidth=5, solid_capstyle="butt")
-    return known
 
 
 def _accuracy(axes: Axes, arm: ArmRuns, place: float, colour: str) -> None:

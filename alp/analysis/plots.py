@@ -202,6 +202,14 @@ def fan_handles() -> list[Artist]:
     return [*handles, Line2D([], [], color="#444444", linewidth=1.1, label="median")]
 
 
+def tail_bar(axes: Axes, ends: Sequence[float | None], place: float, colour: str) -> Floats:
+    """Quantiles 0.1, 1, 99 and 99.9 % as a thin and a thick bar; returns them (4,), NaN where one is missing."""
+    known = np.array([np.nan if one is None else one for one in ends])
+    axes.plot(known[[0, 3]], [place, place], color=colour, linewidth=1.4)
+    axes.plot(known[[1, 2]], [place, place], color=colour, linewidth=5, solid_capstyle="butt")
+    return known
+
+
 def binned_band(axes: Axes, binned: Floats, colour: str) -> None:
     """An envelope: rows of ``binned`` hold the place of a bin, then the lower end, median and upper end there."""
     axes.fill_between(binned[:, 0], binned[:, 1], binned[:, 3], color=colour, alpha=0.3, linewidth=0)
