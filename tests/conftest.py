@@ -10,6 +10,17 @@ import pytest
 import torch
 
 TINY_TASK = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
+TINY_TRAINER = [
+    "trainer.prompts=4",
+    "trainer.samples=4",
+    "trainer.updates_per_batch=2",
+    "trainer.validate_every=2",
+    "trainer.validation_samples=1",
+    "trainer.probe_every=2",
+    "trainer.checkpoint_every=1",
+    "trainer.device=cpu",
+    "trainer.lr=1e-3",
+]
 TINY_MODEL = ["model.hidden=32", "model.heads=1", "model.intermediate=64", "model.layers=3"]
 
 
@@ -41,15 +52,7 @@ def train_config(base_model: Path, tmp_path: Path) -> Callable[..., Any]:
             f"run.dir='{tmp_path / folder}'",
             "run.tracking=null",
             "trainer.steps=4",
-            "trainer.prompts=4",
-            "trainer.samples=4",
-            "trainer.updates_per_batch=2",
-            "trainer.validate_every=2",
-            "trainer.validation_samples=1",
-            "trainer.probe_every=2",
-            "trainer.checkpoint_every=1",
-            "trainer.device=cpu",
-            "trainer.lr=1e-3",
+            *TINY_TRAINER,
         ]
         keys = {word.split("=")[0] for word in words}
         return config.load("train", [*(word for word in tiny if word.split("=")[0] not in keys), *words])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TINY_TASK
+from tests.conftest import TINY_TASK, TINY_TRAINER
 from tests.faults import jobs
 
 ALL = os.environ.get("FAULTS") == "all"  # make faults; otherwise a sample of each kind
@@ -78,15 +78,7 @@ def words(base_model: Path) -> Words:
             f"run.dir='{folder}'",
             "run.tracking=null",
             f"trainer.steps={STEPS}",
-            "trainer.prompts=4",
-            "trainer.samples=4",
-            "trainer.updates_per_batch=2",
-            "trainer.validate_every=2",
-            "trainer.validation_samples=1",
-            "trainer.probe_every=2",
-            "trainer.checkpoint_every=1",
-            "trainer.device=cpu",
-            "trainer.lr=1e-3",
+            *TINY_TRAINER,
         ]
         return [*plain, *more]
 
