@@ -11,6 +11,7 @@ import time
 import pytest
 
 from alp.lifetime import StopRequest
+from tests.signals import heard
 
 JOB = "from alp.lifetime import end_with_parent; print(end_with_parent(), flush=True); import time; time.sleep(60)"
 
@@ -46,6 +47,7 @@ def test_a_job_ends_with_the_workflow_that_started_it(words: str, follows: bool)
         os.kill(int(pid), signal.SIGKILL)
 
 
+@heard()
 def test_a_signal_is_noted_and_a_second_ctrl_c_stops_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:

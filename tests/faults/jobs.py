@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tests.signals import heard
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["alp.training.trainer", "alp.cli"])
 RESULTS = ("metrics.jsonl", "updates.jsonl", "active.json", "provenance.json", "model/model.safetensors", "model/config.json")
@@ -58,7 +60,8 @@ def _train(words: list[str], log: Path | None, arm: Fault | None) -> None:
     if arm is not None:
         arm()
     sys.argv = ["alp", "train", *words]
-    sys.exit(main())
+    with heard():
+        sys.exit(main())
 
 
 def start(words: list[str], log: Path | None, arm: Fault | None = None) -> BaseProcess:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reproduce import ROOT, build, command
+from tests.signals import heard
 
 # SIGKILL of Snakemake alone leaves its jobs to end by themselves; of the group, everything at once; the others ask.
 _WAYS = (("process", signal.SIGKILL), ("group", signal.SIGKILL), ("process", signal.SIGTERM), ("group", signal.SIGINT))
@@ -25,7 +26,7 @@ _WAYS = (("process", signal.SIGKILL), ("group", signal.SIGKILL), ("process", sig
 
 def attempt(words: list[str], cwd: Path, log: Path, seconds: float, way: tuple[str, signal.Signals]) -> int | None:
     """Start the workflow and end it after ``seconds``; its exit code, None when the signal met it at work."""
-    with log.open("a") as stream:
+    with log.open("a") as stream, heard():
         process = subprocess.Popen(words, cwd=cwd, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             return process.wait(seconds)

@@ -24,6 +24,7 @@ from alp.rollout.hf import HFEngine
 from alp.training import checkpoint
 from alp.training.trainer import train
 from alp.training.update import Updater
+from tests.signals import heard
 
 Make = Callable[..., Any]
 RESULTS = ("metrics.jsonl", "updates.jsonl", "active.json", "provenance.json", "model/model.safetensors")
@@ -70,6 +71,7 @@ def _stopped(job: Any) -> str | None:
     return None
 
 
+@heard()
 @pytest.mark.parametrize(
     ("method", "number"),
     [("grpo", signal.SIGINT), ("seq_alp", signal.SIGTERM), ("token_mis", signal.SIGUSR1)],
