@@ -44,16 +44,16 @@ stress: GRID = stress
 stress: grid ## the grid in which uncorrected methods get into trouble
 
 smol: GRID = smol
-smol: grid ## a real pretrained language model: four methods on SmolLM2, about 40 minutes of 2 free cores
+smol: grid ## a real pretrained language model: four methods on SmolLM2, 28 minutes on 2 free cores
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 reproduce: GRID = smoke
-reproduce: install ## build a small grid (GRID=smoke) twice, under other cores and order, and compare every byte (8 minutes)
+reproduce: install ## build a small grid (GRID=smoke) twice, under other cores and order, and compare every byte (3 minutes)
 	$(BIN)/python -m benchmarks.reproduce --grid $(GRID) --cores $(CORES)
 
-faults: install ## every fault of tests/faults, with a closing line of counts (25 minutes)
+faults: install ## every fault of tests/faults, with a closing line of counts (8 minutes)
 	FAULTS=all $(BIN)/python -m pytest tests/faults -q
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
@@ -66,7 +66,7 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability
 	$(BIN)/python -m benchmarks.$(BENCH)
 
-grading: install ## is grading right? every gold answer of SETS, rewritten and nearly missed -> results/grading/report.md (10 minutes)
+grading: install ## is grading right? every gold answer of SETS, rewritten and nearly missed -> results/grading/report.md (5 minutes)
 	$(BIN)/python -m benchmarks.grading bench=$(SETS) out=results/grading
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint

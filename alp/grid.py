@@ -66,6 +66,12 @@ class Grid:
         return found
 
     @property
+    def parts(self) -> list[str]:
+        """Names of the evaluation sets that ``test`` is made of, in their order; none where it is one set."""
+        found: list[str] = config.load("evaluate", self.overrides("evaluate", "results")).task.parts
+        return found
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 of everything the file says."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()

@@ -21,6 +21,11 @@ class _Task(Strict):
         """Names of the sets that can be trained, validated or evaluated on."""
         return list(SPLITS)
 
+    @property
+    def parts(self) -> list[str]:
+        """Names of the sets that ``test`` is made of, where it is more than one; their problems' ids begin with them and a colon."""
+        return []
+
     def check_limit(self, max_new_tokens: int) -> None:
         """Refuse a limit on responses that no right answer fits into; most tasks cannot know one."""
 
@@ -144,6 +149,11 @@ class MathematicsTask(_Task):
     def sets(self) -> list[str]:
         """The splits, ``test`` being all evaluation sets together, and each evaluation set."""
         return list(dict.fromkeys([*SPLITS, *self.test]))
+
+    @property
+    def parts(self) -> list[str]:
+        """Every evaluation set, unless one of them is called ``test`` itself."""
+        return list(self.test) if len(self.test) > 1 and "test" not in self.test else []
 
     @model_validator(mode="after")
     def _names(self) -> MathematicsTask:

@@ -1,4 +1,4 @@
-"""Tables of a finished grid: results/<grid>/tables/{main,pass_at_k,ratio_tails,controls,mismatch}.{csv,md,tex}.
+"""Tables of a finished grid: results/<grid>/tables/{main,sets,pass_at_k,ratio_tails,controls,mismatch}.{csv,md,tex}.
 
 CSV is for machines: fractions of one (the published percentages too), six digits, empty where there is no figure. Markdown and
 LaTeX are rounded for people: percent or points with one digit, intervals in brackets.
@@ -7,14 +7,14 @@ LaTeX are rounded for people: percent or points with one digit, intervals in bra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from alp.analysis import passk, runs, statistics
 from alp.analysis.mismatch import mismatch_table
-from alp.analysis.runs import ArmRuns, Results
+from alp.analysis.runs import ArmRuns, Evaluation, Floats, Results
 from alp.analysis.statistics import Interval
 from alp.analysis.tables import Cell, Table, number, percent, to_csv, to_latex, to_markdown, with_interval
 from alp.grid import Grid
@@ -26,6 +26,10 @@ TAIL_QUANTILES = ("q001", "q01", "q99", "q999")
 MAIN_COLUMNS = [
     "method", "accuracy_mean", "accuracy_low", "accuracy_high", "seeds", "published", "difference_to_grpo", "difference_low",
     "difference_high", "greedy_mean", "length_mean", "best_step", "best_validation",
+]
+SETS_COLUMNS = [
+    "method", "set", "problems", "accuracy_mean", "accuracy_low", "accuracy_high", "difference_to_grpo", "difference_low",
+    "difference_high",
 ]
 CONTROL_COLUMNS = [
     "method", "control", "changed", "accuracy_mean", "control_mean", "difference", "difference_low", "difference_high",
@@ -53,22 +57,22 @@ def aggregate(grid: Grid, results: Path) -> None:
 def main_table(loaded: Results) -> Table:
     """One row per arm, the base model first (docs/results.md)."""
     reference = loaded.find(runs.REFERENCE)
-    base_difference = statistics.paired_difference(loaded.base.per_problem[None], reference.accuracy) if reference else None
-    base_accuracy = statistics.interval(loaded.base.per_problem[None])
-    rows = [_main_row(runs.BASE, base_accuracy, None, None, base_difference, loaded.base.greedy, loaded.base.response_length, None, None)]
+    base_difference = loaded.difference(loaded.base.per_problem[None], reference.accuracy) if reference else None
+    base_accuracy, base_greedy = loaded.interval(loaded.base.per_problem[None]), _greedy(loaded, loaded.base)
+    rows = [_main_row(runs.BASE, base_accuracy, None, None, base_difference, base_greedy, loaded.base.response_length, None, None)]
     for arm in loaded.arms:
         published = loaded.grid.published.get(arm.arm.method) if arm.arm.variant is None else None
-        difference = statistics.paired_difference(arm.accuracy, reference.accuracy) if reference and arm is not reference else None
+        difference = loaded.difference(arm.accuracy, reference.accuracy) if reference and arm is not reference else None
         step, validation = _best_validation(arm)
         evaluations = [run.evaluation for run in arm.runs]
         rows.append(
             _main_row(
                 arm.name,
-                statistics.interval(arm.accuracy),
+                loaded.interval(arm.accuracy),
                 len(arm.runs),
                 None if published is None else published / 100,
                 difference,
-                _mean([one.greedy for one in evaluations]),
+                _mean([_greedy(loaded, one) for one in evaluations]),
                 _mean([one.response_length for one in evaluations]),
                 step,
                 validation,
@@ -89,14 +93,14 @@ def _main_row(
     best_step: int | None,
     best_validation: float | None,
 ) -> list[Cell]:
-    against = [difference.mean, difference.low, difference.high] if difference else [None, None, None]
+    against = _ends(difference) if difference else [None, None, None]
     return [name, accuracy.mean, accuracy.low, accuracy.high, seeds, published, *against, greedy, length, best_step, best_validation]
 
 
 def _shown_main(rows: list[list[Cell]], loaded: Results) -> tuple[list[list[str]], set[tuple[int, int]]]:
     header = [
         "Method",
-        f"avg@{loaded.base.samples}, %",
+        f"{loaded.average}, %",
         "Difference to GRPO, points",
         "Greedy, %",
         "Tokens",
@@ -135,21 +139,66 @@ def _best_validation(arm: ArmRuns) -> tuple[int | None, float | None]:
     return int(steps[complete][best]), float(means[best])
 
 
+def _greedy(loaded: Results, evaluation: Evaluation) -> float | None:
+    """Accuracy of the greedy answers; None when none were drawn."""
+    marks = evaluation.greedy_correct
+    return None if marks is None or not marks.size else loaded.mean(marks)
+
+
+# ---- sets ------------------------------------------------------------------------------------------------------------
+
+
+def sets_table(loaded: Results) -> Table:
+    """Accuracy of every arm on every evaluation set, and the paired difference to GRPO on that set."""
+    everyone = {runs.BASE: loaded.base.per_problem[None], **{arm.name: arm.accuracy for arm in loaded.arms}}
+    found = {part: [statistics.interval(accuracy[:, place]) for accuracy in everyone.values()] for part, place in loaded.sets.items()}
+    rows: list[list[Cell]] = [
+        [name, part, place.stop - place.start, *_ends(found[part][number]), *_gap_to_grpo(everyone, name, place)]
+        for number, name in enumerate(everyone)
+        for part, place in loaded.sets.items()
+    ]
+    columns = [[loaded.interval(accuracy) for accuracy in everyone.values()], *found.values()]
+    lines = zip(everyone, zip(*columns, strict=True), strict=True)
+    shown = [[runs.label(name), *(with_interval(*_ends(one)) for one in line)] for name, line in lines]
+    best = {(row, place) for place, column in enumerate(columns, start=1) for row in _highest([one.mean for one in column], start=1)}
+    sizes = [f"{part} ({place.stop - place.start}), %" for part, place in loaded.sets.items()]
+    return Table(SETS_COLUMNS, rows, ["Method", "Mean of the sets, %", *sizes], shown, best)
+
+
+def _gap_to_grpo(everyone: Mapping[str, Floats], name: str, place: slice) -> list[Cell]:
+    reference = everyone.get(runs.REFERENCE)
+    if reference is None or name == runs.REFERENCE:
+        return [None, None, None]
+    return _ends(statistics.paired_difference(everyone[name][:, place], reference[:, place]))
+
+
+def _ends(value: Interval) -> list[Cell]:
+    return [value.mean, value.low, value.high]
+
+
 # ---- pass@k ----------------------------------------------------------------------------------------------------------
 
 
 def pass_at_k_table(loaded: Results) -> Table:
-    """Unbiased pass@k per arm: mean over problems, then over seeds."""
+    """Unbiased pass@k per arm, mean over problems, then over seeds: of all problems and, where there are several sets, of each."""
     samples = loaded.base.samples
     ks = passk.powers_of_two(samples)
+    several = len(loaded.sets) > 1
+    places = {"all": slice(None), **(loaded.sets if several else {})}
     evaluations = [(runs.BASE, [loaded.base])] + [(arm.name, [run.evaluation for run in arm.runs]) for arm in loaded.arms]
     rows: list[list[Cell]] = [
-        [name, *(_mean([float(passk.pass_at_k(samples, one.correct, k).mean()) for one in seeds]) for k in ks)]
+        [name, part, *(_mean([float(passk.pass_at_k(samples, one.correct[place], k).mean()) for one in seeds]) for k in ks)]
+        for part, place in places.items()
         for name, seeds in evaluations
     ]
-    shown = [[runs.label(str(row[0])), *map(percent, row[1:])] for row in rows]
-    best = {(row, column) for column in range(1, len(ks) + 1) for row in _highest([one[column] for one in rows], start=1)}
-    return Table(["method", *(f"pass_at_{k}" for k in ks)], rows, ["Method", *(f"pass@{k}, %" for k in ks)], shown, best)
+    shown = [[runs.label(str(row[0])), *([str(row[1])] if several else []), *map(percent, row[2:])] for row in rows]
+    best = set()
+    for column in range(2, len(ks) + 2):
+        for first in range(0, len(rows), len(evaluations)):
+            block = [one[column] for one in rows[first : first + len(evaluations)]]
+            best |= {(first + row, column - (not several)) for row in _highest(block, start=1)}
+    header = ["Method", *(["Set"] if several else []), *(f"pass@{k}, %" for k in ks)]
+    return Table(["method", "set", *(f"pass_at_{k}" for k in ks)], rows, header, shown, best)
 
 
 # ---- ratio tails -----------------------------------------------------------------------------------------------------
@@ -192,10 +241,10 @@ def controls_table(loaded: Results) -> Table:
     for arm in loaded.arms:
         if arm.method.perturbation is None or runs.is_control(arm.arm):
             continue
-        gain = statistics.paired_difference(arm.accuracy, reference.accuracy) if reference else None
+        gain = loaded.difference(arm.accuracy, reference.accuracy) if reference else None
         for control in _controls_of(arm, loaded):
-            left = statistics.paired_difference(arm.accuracy, control.accuracy)
-            means: list[Cell] = [float(arm.accuracy.mean()), float(control.accuracy.mean())]
+            left = loaded.difference(arm.accuracy, control.accuracy)
+            means: list[Cell] = [loaded.interval(arm.accuracy).mean, loaded.interval(control.accuracy).mean]
             gains: list[Cell] = [gain.mean, gain.low, gain.high] if gain else [None, None, None]
             rows.append([arm.name, control.name, _changed(arm.method, control.method), *means, left.mean, left.low, left.high, *gains])
     shown_columns = ["Method", "Control", "Differs in", "Method, %", "Control, %", "Method − control, points", "Method − GRPO, points"]
@@ -241,6 +290,7 @@ def _changed(first: Method, second: Method) -> str:
 
 BUILDERS: dict[str, Callable[[Results], Table]] = {
     "main": main_table,
+    "sets": sets_table,
     "pass_at_k": pass_at_k_table,
     "ratio_tails": ratio_tails_table,
     "controls": controls_table,

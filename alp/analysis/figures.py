@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from alp.analysis import passk, plots, runs, statistics
+from alp.analysis import passk, plots, runs
 from alp.analysis.figures_limit import limit
 from alp.analysis.figures_mismatch import mismatch
+from alp.analysis.figures_sets import sets
 from alp.analysis.plots import Look
 from alp.analysis.runs import ArmRuns, Floats, Results
-from alp.analysis.statistics import Interval
 from alp.grid import Grid
 
 BINS = 12
@@ -44,35 +44,26 @@ def accuracy(loaded: Results, looks: Looks) -> Figure:
     reference = loaded.find(runs.REFERENCE)
     figure = plots.canvas(0.9 + 0.27 * len(loaded.arms))
     left, *right = figure.subplots(1, 2 if reference else 1, sharey=True, squeeze=False)[0]
-    base = statistics.interval(loaded.base.per_problem[None])
+    base = loaded.interval(loaded.base.per_problem[None])
     left.axvspan(100 * base.low, 100 * base.high, color="#000000", alpha=0.08, linewidth=0)
     left.axvline(100 * base.mean, color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
     for row, arm in enumerate(loaded.arms):
-        left.plot(100 * arm.accuracy.mean(axis=1), [row + 0.28] * len(arm.runs), "|", color=looks[arm.name].colour, markersize=4)
-        _dot(left, statistics.interval(arm.accuracy), row, looks[arm.name])
+        seeds = [100 * loaded.mean(one) for one in arm.accuracy]
+        left.plot(seeds, [row + 0.28] * len(arm.runs), "|", color=looks[arm.name].colour, markersize=4)
+        plots.dot(left, loaded.interval(arm.accuracy), row, looks[arm.name])
         if arm is reference:
             right[0].plot(0, row, markersize=5.5, linestyle="none", **looks[arm.name].point())
         elif reference:
-            _dot(right[0], statistics.paired_difference(arm.accuracy, reference.accuracy), row, looks[arm.name])
-    left.set(title="Accuracy on the test set", xlabel=f"avg@{loaded.base.samples} at T = 1, %")
+            plots.dot(right[0], loaded.difference(arm.accuracy, reference.accuracy), row, looks[arm.name])
+    left.set(title="Accuracy on the test set" + "s" * (len(loaded.sets) > 1), xlabel=f"{loaded.average} at T = 1, %")
     left.set_yticks(range(len(loaded.arms)), [looks[arm.name].label for arm in loaded.arms])
     left.set_ylim(len(loaded.arms) - 0.5, -0.5)
     for axes in right:
         axes.axvline(0, color="#555555", linewidth=1, zorder=0.9)
         axes.set(title="Paired difference to GRPO", xlabel="percentage points")
         axes.tick_params(left=False)
-    handles = [
-        Line2D([], [], color="#444444", marker="o", markersize=4.5, linewidth=1.4, label="mean, 95 % interval"),
-        Line2D([], [], color="#444444", marker="|", markersize=5, linestyle="none", label="one seed"),
-        Line2D([], [], color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1, label="base model"),
-    ]
-    plots.legend_below(figure, handles)
+    plots.legend_below(figure, plots.dot_handles())
     return figure
-
-
-def _dot(axes: Axes, value: Interval, row: int, look: Look) -> None:
-    axes.plot([100 * value.low, 100 * value.high], [row, row], color=look.colour, linewidth=1.8, solid_capstyle="butt")
-    axes.plot(100 * value.mean, row, markersize=5.5, linestyle="none", **look.point())
 
 
 # ---- curves over training --------------------------------------------------------------------------------------------
@@ -162,16 +153,16 @@ def length(loaded: Results, looks: Looks) -> Figure:
     for arm in loaded.arms:
         look = looks[arm.name]
         _curve(left, arm, "response/length", look, len(loaded.arms))
-        pairs = [(run.evaluation.response_length, 100 * run.evaluation.per_problem.mean()) for run in arm.runs]
+        pairs = [(run.evaluation.response_length, 100 * loaded.mean(run.evaluation.per_problem)) for run in arm.runs]
         known = np.array([pair for pair in pairs if pair[0] is not None], float).reshape(-1, 2)
         right.plot(*known.T, linestyle="none", markersize=3, alpha=0.55, **look.point())
         if known.size:
             right.plot(*known.mean(axis=0), linestyle="none", markersize=6.5, **look.point())
     if loaded.base.response_length is not None:
-        right.plot(loaded.base.response_length, 100 * loaded.base.per_problem.mean(), "*", color=plots.BASE_COLOUR, markersize=9)
+        right.plot(loaded.base.response_length, 100 * loaded.mean(loaded.base.per_problem), "*", color=plots.BASE_COLOUR, markersize=9)
     left.set(title="Length of training responses", xlabel="step (rollout batch)", ylabel="mean tokens")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set(title="Accuracy against length", xlabel="mean tokens on the test set", ylabel=f"avg@{loaded.base.samples}, %")
+    right.set(title="Accuracy against length", xlabel="mean tokens on the test set", ylabel=f"{loaded.average}, %")
     star = Line2D([], [], linestyle="none", marker="*", color=plots.BASE_COLOUR, markersize=8, label="Base model")
     plots.legend_below(figure, [star, *plots.arm_handles(looks.values(), markers=True)])
     return figure
@@ -347,6 +338,7 @@ def _few_ticks(axes: Axes, low: float, high: float) -> None:
 
 DRAW: dict[str, Callable[[Results, Looks], Figure]] = {
     "accuracy": accuracy,
+    "sets": sets,
     "validation": validation,
     "pass_at_k": pass_at_k,
     "dynamics": dynamics,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alp.analysis import mismatch as measures
-from alp.analysis import plots, statistics
+from alp.analysis import plots
 from alp.analysis.plots import Look
 from alp.analysis.runs import ArmRuns, Results
 
@@ -31,13 +31,13 @@ def mismatch(loaded: Results, looks: dict[str, Look]) -> Figure:
                 divergence.plot(value, place, marker=marker, color=colour, markersize=5, linestyle="none")
         ends = [measures.quantile(arm, "token", name) for name in measures.QUANTILES]
         tails.append(plots.tail_bar(ratio, ends, place, colour))
-        _accuracy(accuracy, arm, place, colour)
+        _accuracy(accuracy, loaded, arm, place, colour)
     divergence.set_xscale("log")
     divergence.set(title="Divergence", xlabel="nats per token")
     plots.fit_scale(ratio, tails, axis="x")
     ratio.axvline(0, color="#555555", linewidth=0.8, zorder=0.9)
     ratio.set(title="Log-ratio of a token", xlabel="nats")
-    accuracy.set(title="Accuracy on the test set", xlabel=f"avg@{loaded.base.samples} at T = 1, %")
+    accuracy.set(title="Accuracy on the test set", xlabel=f"{loaded.average} at T = 1, %")
     _name_rows(divergence, loaded, arms, places)
     dark = "#444444"
     handles = [
@@ -65,7 +65,7 @@ def _name_rows(axes: Axes, loaded: Results, arms: list[ArmRuns], places: list[fl
     axes.set_ylim(places[-1] + 0.6, -0.6)
 
 
-def _accuracy(axes: Axes, arm: ArmRuns, place: float, colour: str) -> None:
-    value = statistics.interval(arm.accuracy)
+def _accuracy(axes: Axes, loaded: Results, arm: ArmRuns, place: float, colour: str) -> None:
+    value = loaded.interval(arm.accuracy)
     axes.plot([100 * value.low, 100 * value.high], [place, place], color=colour, linewidth=1.4)
     axes.plot(100 * value.mean, place, "o", color=colour, markersize=4.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alp.analysis import runs, statistics
+from alp.analysis import runs
 from alp.analysis.runs import ArmRuns, Results
 from alp.analysis.tables import Cell, Table, exact, percent, significant, with_interval
 
@@ -45,8 +45,8 @@ def mismatch_table(loaded: Results) -> Table:
     shown: list[list[str]] = []
     for arm in by_engine(loaded):
         against = counterpart(arm, loaded)
-        difference = statistics.paired_difference(arm.accuracy, against.accuracy) if against else None
-        accuracy = statistics.interval(arm.accuracy)
+        difference = loaded.difference(arm.accuracy, against.accuracy) if against else None
+        accuracy = loaded.interval(arm.accuracy)
         divergences = [arm.step_mean(KL), arm.step_mean(K3)]
         ends = {level: [quantile(arm, level, name) for name in QUANTILES] for level in ("token", "sequence")}
         gap: list[Cell] = [difference.mean, difference.low, difference.high] if difference else [None, None, None]
@@ -61,7 +61,7 @@ def mismatch_table(loaded: Results) -> Table:
                 with_interval(*gap, signed=True),
             ]
         )
-    header = [*_SHOWN, f"avg@{loaded.base.samples}, %", f"Difference to {loaded.arms[0].engine}, points"]
+    header = [*_SHOWN, f"{loaded.average}, %", f"Difference to {loaded.arms[0].engine}, points"]
     return Table(COLUMNS, rows, header, shown)
 
 

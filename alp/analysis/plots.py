@@ -24,6 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from alp.analysis.runs import ArmRuns, Floats, Results, label
+from alp.analysis.statistics import Interval
 from alp.reproducibility import write_bytes
 
 WIDTH = 7.0  # inches: the text width of a one-column page, so that the font sizes below are those in print
@@ -200,6 +201,21 @@ def fan_handles() -> list[Artist]:
     names = ("0.1–99.9 %", "1–99 %", "5–95 %", "25–75 %")
     handles = [Patch(color="#444444", alpha=opacity, linewidth=0, label=name) for opacity, name in zip(inward, names, strict=True)]
     return [*handles, Line2D([], [], color="#444444", linewidth=1.1, label="median")]
+
+
+def dot(axes: Axes, value: Interval, row: float, look: Look) -> None:
+    """An accuracy in per cent with its interval as a bar."""
+    axes.plot([100 * value.low, 100 * value.high], [row, row], color=look.colour, linewidth=1.8, solid_capstyle="butt")
+    axes.plot(100 * value.mean, row, markersize=5.5, linestyle="none", **look.point())
+
+
+def dot_handles() -> list[Artist]:
+    """Legend entries of ``dot``, of the ticks of single seeds and of the base model's line."""
+    return [
+        Line2D([], [], color="#444444", marker="o", markersize=4.5, linewidth=1.4, label="mean, 95 % interval"),
+        Line2D([], [], color="#444444", marker="|", markersize=5, linestyle="none", label="one seed"),
+        Line2D([], [], color=BASE_COLOUR, linestyle="dashed", linewidth=1, label="base model"),
+    ]
 
 
 def tail_bar(axes: Axes, ends: Sequence[float | None], place: float, colour: str) -> Floats:

@@ -27,6 +27,7 @@ from alp.grid import Grid
 CAPTIONS = Path(__file__).resolve().parents[2] / "workflow" / "report"
 TITLES = {
     "accuracy": "Accuracy",
+    "sets": "Evaluation sets",
     "validation": "Validation accuracy during training",
     "pass_at_k": "pass@k",
     "dynamics": "Training dynamics",
@@ -42,7 +43,7 @@ TITLES = {
     "ratio_tails": "Ratio tails",
     "leakage": "Evaluation problems in the training set",
 }
-_TABLES_BELOW = ("mismatch", "controls", "ratio_tails", "pass_at_k")
+_TABLES_BELOW = ("sets", "mismatch", "controls", "ratio_tails", "pass_at_k")
 Row = dict[str, str]
 
 
@@ -72,7 +73,7 @@ def report(grid: Grid, results: Path) -> None:
             main=tables["main"],
             figures=[_figure(grid, results, name) for name in runs.figure_names(grid)],
             tables=[
-                *(tables[name] for name in ("mismatch", "controls", "ratio_tails", "pass_at_k") if name in tables),
+                *(tables[name] for name in _TABLES_BELOW if name in tables),
                 _leakage(grid, results),
             ],
             setting_names=SETTINGS,
@@ -151,7 +152,7 @@ def headline(loaded: Results, tables: Mapping[str, list[Row]]) -> list[str]:
     best = max((row for name, row in main.items() if name != runs.BASE), key=lambda row: float(row["accuracy_mean"]))
     sentences = [
         f"{len(grid.arms)} arms × {seeds} {'seed' if seeds == 1 else 'seeds'} on the task {grid.task} with the model {grid.model}; "
-        f"every model answered the same {loaded.base.problems} test problems {loaded.base.samples} times at T = 1.",
+        f"every model answered the same {loaded.base.problems} test problems {loaded.base.samples} times at T = 1.{_averaged(loaded)}",
         f"Highest mean accuracy: {runs.label(best['method'])}, {_share(best, 'accuracy')}; base model {_share(base, 'accuracy')}.",
     ]
     alp = [arm.name for arm in loaded.arms if arm.method.perturbation is not None and not runs.is_control(arm.arm)]
@@ -177,6 +178,14 @@ def headline(loaded: Results, tables: Mapping[str, list[Row]]) -> list[str]:
         f"{loaded.base.problems} problems; few seeds make them too narrow, and they are not corrected for the number of comparisons."
     )
     return sentences
+
+
+def _averaged(loaded: Results) -> str:
+    """How several evaluation sets count; nothing to say of one."""
+    if len(loaded.sets) == 1:
+        return ""
+    sizes = ", ".join(f"{name} ({place.stop - place.start} problems)" for name, place in loaded.sets.items())
+    return f" Accuracies are the plain mean over {len(loaded.sets)} evaluation sets: {sizes}."
 
 
 def _share(row: Row, name: str) -> str:

@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 
 from alp import config
 from alp import grid as grids
+from alp.analysis import statistics
+from alp.analysis.statistics import Interval
 from alp.errors import UserError
 from alp.grid import Arm, Grid
 from alp.schema import HFRollout, Method, TrainConfig, VLLMRollout
 
 BASE = "base"
 REFERENCE = "grpo"  # the arm that differences are taken to
-TABLES = ("main", "pass_at_k", "ratio_tails", "controls", "mismatch")
+TABLES = ("main", "sets", "pass_at_k", "ratio_tails", "controls", "mismatch")
 FIGURES = (
     "accuracy",
+    "sets",
     "validation",
     "pass_at_k",
     "dynamics",
@@ -143,11 +146,36 @@ class ArmRuns:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole grid: base model and arms, all evaluated on the same problems with the same number of samples."""
+    """A whole grid: base model and arms, all evaluated on the same problems with the same number of samples.
+
+    ``sets`` maps the name of each evaluation set to its place among the problems: one set, or several that count equally.
+    """
 
     grid: Grid
     base: Evaluation
     arms: tuple[ArmRuns, ...]
+    sets: dict[str, slice]
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [place.stop - place.start for place in self.sets.values()]
+
+    def interval(self, values: Floats) -> Interval:
+        """Mean over the sets of ``values`` (seeds, problems), with its interval."""
+        return statistics.interval(values, sizes=self._sizes)
+
+    def difference(self, first: Floats, second: Floats) -> Interval:
+        """The same of the paired difference of two tables."""
+        return statistics.paired_difference(first, second, sizes=self._sizes)
+
+    def mean(self, values: NDArray[np.generic]) -> float:
+        """Plain mean of the sets' means of ``values`` (problems,)."""
+        return math.fsum(float(values[place].mean()) for place in self.sets.values()) / len(self.sets)
+
+    @property
+    def average(self) -> str:
+        """What an accuracy is, for people: ``avg@64``, or ``avg@32, mean of 5 sets``."""
+        return f"avg@{self.base.samples}" + (f", mean of {len(self.sets)} sets" if len(self.sets) > 1 else "")
 
     def find(self, name: str) -> ArmRuns | None:
         """The arm of that name, or None when the grid has no such arm."""
@@ -205,13 +233,15 @@ def compares_engines(grid: Grid) -> bool:
 
 
 def table_names(grid: Grid) -> list[str]:
-    """The tables of a grid, known before anything ran: all of them, ``mismatch`` only where engines are compared."""
-    return [name for name in TABLES if name != "mismatch" or compares_engines(grid)]
+    """The tables of a grid, known before anything ran: ``sets`` only with several, ``mismatch`` only where engines are compared."""
+    needs = {"sets": bool(grid.parts), "mismatch": compares_engines(grid)}
+    return [name for name in TABLES if needs.get(name, True)]
 
 
 def figure_names(grid: Grid) -> list[str]:
-    """The figures of a grid: all of them, ``sigma`` only with an arm that learns its noise, ``mismatch`` only between engines."""
-    needs = {"sigma": any(learns_noise(job_of(grid, arm).method) for arm in grid.arms), "mismatch": compares_engines(grid)}
+    """The figures of a grid: as the tables, and ``sigma`` only with an arm that learns its noise."""
+    noise = any(learns_noise(job_of(grid, arm).method) for arm in grid.arms)
+    needs = {"sets": bool(grid.parts), "sigma": noise, "mismatch": compares_engines(grid)}
     return [name for name in FIGURES if needs.get(name, True)]
 
 
@@ -334,4 +364,18 @@ def load(grid: Grid, results: str | Path) -> Results:
         if (run.evaluation.problem_ids, run.evaluation.samples) != (base.problem_ids, base.samples):
             path = run.folder / "evaluation" / f"{name}.json"
             raise _damaged(path, "has other problems or samples than the base model's evaluation", command)
-    return Results(grid, base, tuple(arms))
+    return Results(grid, base, tuple(arms), _sets(grid, base, name, command))
+
+
+def _sets(grid: Grid, base: Evaluation, name: str, command: str) -> dict[str, slice]:
+    """Where each evaluation set stands among the problems."""
+    found, start = {}, 0
+    for part in grid.parts or [name]:
+        inside = [not grid.parts or one.startswith(f"{part}:") for one in base.problem_ids[start:]]
+        size = inside.index(False) if False in inside else len(inside)
+        found[part] = slice(start, start + size)
+        start += size
+    if start != base.problems or not all(place.stop > place.start for place in found.values()):
+        path = grid.base_dir("results") / "evaluation" / f"{name}.json"
+        raise _damaged(path, f"does not hold the sets {', '.join(found)} one after the other", command)
+    return found

@@ -6,10 +6,14 @@ replacement, and every drawn seed is scored on the same drawn problems. This is 
 Owen (2007, Annals of Applied Statistics 1:386) for a two-way layout; the specification calls it hierarchical.
 
 With few seeds it errs on the narrow side: S drawn seeds show (S - 1) / S of the variance between seeds, two thirds at S = 3.
+
+Several evaluation sets side by side (``sizes``) count equally, however many problems they have: the mean is the plain mean of the
+sets' means, and problems are drawn within their own set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,16 +38,16 @@ class Interval:
 
 
 @lru_cache(maxsize=8)
-def _counts(seeds: int, problems: int, replicates: int, stream: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """How often each seed (replicates, seeds) and each problem (replicates, problems) is drawn.
+def _counts(seeds: int, sizes: tuple[int, ...], replicates: int, stream: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """How often each seed (replicates, seeds) and each problem (replicates, sum of ``sizes``) is drawn.
 
     The counts of n draws with replacement are multinomial, so the indices themselves are never needed. Equal shapes give equal
     draws: that is what pairs two methods.
     """
     rng = np.random.default_rng(stream)
     by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=replicates)
-    by_problem = rng.multinomial(problems, np.full(problems, 1 / problems), size=replicates)
-    return by_seed.astype(np.int32), by_problem.astype(np.int32)
+    by_problem = [rng.multinomial(size, np.full(size, 1 / size), size=replicates).astype(np.int32) for size in sizes]
+    return by_seed.astype(np.int32), np.concatenate(by_problem, axis=1)
 
 
 def _table(values: NDArray[np.generic] | list[list[float]]) -> Floats:
@@ -55,14 +59,33 @@ def _table(values: NDArray[np.generic] | list[list[float]]) -> Floats:
     return table
 
 
-def bootstrap_means(values: NDArray[np.generic] | list[list[float]], *, replicates: int = REPLICATES, stream: int = STREAM) -> Floats:
+def _weighed(values: NDArray[np.generic] | list[list[float]], sizes: Sequence[int] | None) -> tuple[Floats, tuple[int, ...]]:
+    """The table (seeds, problems) scaled so that its plain mean is that of the sets' means, and the sizes of the sets."""
+    table = _table(values)
+    problems = table.shape[1]
+    chosen = (problems,) if sizes is None else tuple(sizes)
+    if min(chosen, default=0) < 1 or sum(chosen) != problems:
+        raise ValueError(f"sizes {chosen} are no split of {problems} problems into sets")
+    if len(chosen) > 1:
+        table = table * np.repeat([problems / (len(chosen) * size) for size in chosen], chosen)
+    return table, chosen
+
+
+def bootstrap_means(
+    values: NDArray[np.generic] | list[list[float]],
+    *,
+    sizes: Sequence[int] | None = None,
+    replicates: int = REPLICATES,
+    stream: int = STREAM,
+) -> Floats:
     """Replicates (replicates,) of the mean of ``values`` (seeds, problems) under resampled seeds and problems.
 
-    A single row resamples problems alone. Raises ValueError for another shape, NaN or infinities.
+    ``sizes``: how many of the problems, in order, belong to each set; one set without. A single row resamples problems alone.
+    Raises ValueError for another shape, NaN or infinities.
     """
-    table = _table(values)
+    table, chosen = _weighed(values, sizes)
     seeds, problems = table.shape
-    by_seed, by_problem = _counts(seeds, problems, replicates, stream)
+    by_seed, by_problem = _counts(seeds, chosen, replicates, stream)
     means = np.empty(replicates)
     for start in range(0, replicates, _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -75,21 +98,22 @@ def bootstrap_means(values: NDArray[np.generic] | list[list[float]], *, replicat
 def interval(
     values: NDArray[np.generic] | list[list[float]],
     *,
+    sizes: Sequence[int] | None = None,
     confidence: float = CONFIDENCE,
     replicates: int = REPLICATES,
     stream: int = STREAM,
 ) -> Interval:
-    """Mean of ``values`` (seeds, problems) with its percentile interval."""
-    table = _table(values)
+    """Mean of ``values`` (seeds, problems), of sets of ``sizes`` problems, with its percentile interval."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(bootstrap_means(table, replicates=replicates, stream=stream), [tail, 1 - tail])
-    return Interval(float(table.mean()), float(low), float(high))
+    low, high = np.quantile(bootstrap_means(values, sizes=sizes, replicates=replicates, stream=stream), [tail, 1 - tail])
+    return Interval(float(_weighed(values, sizes)[0].mean()), float(low), float(high))
 
 
 def paired_difference(
     first: NDArray[np.generic],
     second: NDArray[np.generic],
     *,
+    sizes: Sequence[int] | None = None,
     confidence: float = CONFIDENCE,
     replicates: int = REPLICATES,
     stream: int = STREAM,
@@ -102,4 +126,4 @@ def paired_difference(
     one, two = _table(first), _table(second)
     if one.shape[1] != two.shape[1] or (one.shape[0] != two.shape[0] and 1 not in (one.shape[0], two.shape[0])):
         raise ValueError(f"a paired difference needs the same seeds and problems, got shapes {one.shape} and {two.shape}")
-    return interval(one - two, confidence=confidence, replicates=replicates, stream=stream)
+    return interval(one - two, sizes=sizes, confidence=confidence, replicates=replicates, stream=stream)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 Cell = str | int | float | None
 # fmt: off
-_TEXT = ("Engine", "Method", "Ratio", "Level", "Reference", "Control", "Differs in", "Range", "Quantity", "Reads as", "Remark")  # set left
+_TEXT = (  # set left
+    "Engine", "Method", "Set", "Ratio", "Level", "Reference", "Control", "Differs in", "Range", "Quantity", "Reads as", "Remark",
+)
 _TEX = (  # plain text, its underscores escaped already, and what pdflatex knows
     ("π\\_θ,δ", r"$\pi_{\theta,\delta}$"), ("π\\_θ", r"$\pi_\theta$"), ("π\\_old", r"$\pi_{\mathrm{old}}$"), ("μ", r"$\mu$"),
     ("σ₀", r"$\sigma_0$"), ("σ", r"$\sigma$"), ("Π", r"$\prod$"), ("r²", "$r^2$"), ("∞", r"$\infty$"), ("<", "$<$"),

@@ -49,6 +49,23 @@ arms:
   - {method: token_mis, variant: clip_wide}
   - {method: grpo, variant: vllm_bf16, overrides: [rollout=vllm]}
 """
+SETS = """
+title: Sets
+description: Two evaluation sets of different sizes, never trained on.
+task: mathematics
+model: smollm2_135m
+seeds: [0, 1]
+overrides:
+  task:
+    - "task.train=[{{path: '{folder}/train.jsonl'}}]"
+    - "task.test={{easy: {{path: '{folder}/easy.jsonl'}}, hard: {{path: '{folder}/hard.jsonl'}}}}"
+    - task.validation=2
+arms:
+  - method: grpo
+  - method: token_alp
+  - {{method: token_alp, variant: sigma0}}
+"""
+SIZES = {"easy": 30, "hard": 10}
 SAMPLES = 16
 FINAL = {"grpo": 0.72, "gspo": 0.66, "token_bypass": 0.70, "seq_bypass": 0.61, "token_alp": 0.80, "seq_alp": 0.76}
 MISMATCH = {"HF fp32": 3e-8, "HF bf16": 1e-3, "HF int8": 8e-3, "vLLM bf16": 1.3e-3}  # scale of log π_old − log μ per token
@@ -70,6 +87,16 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, Path]:
     return fabricate(write_grid(root, ENGINES, "engines"), root / "results")
 
 
+@pytest.fixture(scope="session")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, Path]:
+    """A grid with two evaluation sets. Shared by all tests likewise."""
+    root = tmp_path_factory.mktemp("several")
+    for name, size in {"train": 12, **SIZES}.items():
+        rows = [{"id": str(number), "problem": f"{name} {number}?", "answer": str(number)} for number in range(size)]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return fabricate(write_grid(root, SETS.format(folder=root), "several"), root / "results")
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> tuple[Grid, Path]:
     """The same, to be changed at will."""
@@ -84,9 +111,11 @@ def write_grid(folder: Path, text: str, name: str = "tiny") -> Grid:
 
 def fabricate(grid: Grid, results: Path, *, problems: int = 40, steps: int = 10) -> tuple[Grid, Path]:
     """Write the whole results tree of ``grid``; a pure function of its arguments."""
-    difficulty = np.random.default_rng(7).normal(size=problems)
-    _write_evaluation(grid.base_dir(results), 0.42, difficulty, np.random.default_rng(8))
     prepare(config.load("prepare", grid.overrides("prepare", results)).task, grid.data_dir(results))
+    difficulty = np.random.default_rng(7).normal(size=problems)
+    if grid.parts:
+        difficulty += np.repeat([-0.5, 2.5], list(SIZES.values()))
+    _write_evaluation(grid.base_dir(results), 0.42, difficulty, np.random.default_rng(8), _ids(grid, problems))
     (grid.base_dir(results) / "metrics.jsonl").write_text('{"loss": 1.0, "step": 1}\n')
     for arm in grid.arms:
         for seed in grid.seeds:
@@ -100,7 +129,7 @@ def _write_run(grid: Grid, results: Path, arm: Arm, seed: int, difficulty: np.nd
     folder = grid.run_dir(results, arm.name, seed)
     resolved = config.load("train", grid.overrides("train", results, arm=arm.name, seed=seed))
     final = FINAL.get(arm.method, 0.65) - 0.03 * (arm.variant is not None) + rng.normal(scale=0.015)
-    _write_evaluation(folder, final, difficulty, rng)
+    _write_evaluation(folder, final, difficulty, rng, _ids(grid, len(difficulty)))
     (folder / "config.yaml").write_text(config.to_yaml(resolved))
     method = resolved.method.model_dump(mode="json")
     active = {key: method[key] for key in ("numerator", "denominator", "level", "clip_low", "clip_high", "dual_clip", "correction")}
@@ -167,7 +196,13 @@ def _update(step: int, arm: Arm, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _write_evaluation(folder: Path, accuracy: float, difficulty: np.ndarray, rng: np.random.Generator) -> None:
+def _ids(grid: Grid, problems: int) -> list[str]:
+    if grid.parts:
+        return [f"{name}:{number}" for name, size in SIZES.items() for number in range(size)]
+    return [f"test-{number}" for number in range(problems)]
+
+
+def _write_evaluation(folder: Path, accuracy: float, difficulty: np.ndarray, rng: np.random.Generator, ids: list[str]) -> None:
     chance = 1 / (1 + np.exp(-(math.log(accuracy / (1 - accuracy)) * 1.3 - 1.5 * difficulty)))
     correct = rng.binomial(SAMPLES, chance)
     greedy = (chance > 0.5).astype(int)
@@ -182,7 +217,7 @@ def _write_evaluation(folder: Path, accuracy: float, difficulty: np.ndarray, rng
         "greedy_correct": greedy.tolist(),
         "response_length": 10.5 + 18 * (accuracy - 0.42),
         "truncated": 0.0,
-        "problem_ids": [f"test-{number}" for number in range(len(correct))],
+        "problem_ids": ids,
         "config_hash": "0" * 64,
     }
     _write_json(folder / "evaluation" / "test.json", record)

@@ -50,6 +50,29 @@ def test_interval_agrees_with_resampling_written_out() -> None:
     assert found.high == pytest.approx(high, abs=0.04 * width)
 
 
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 10**6))
+def test_sets_count_alike_whatever_their_sizes(sizes: list[int], seeds: int, stream: int) -> None:
+    values = table(seeds, sum(sizes), stream)
+    ends = np.cumsum([0, *sizes])
+    parts = [values[:, start:end] for start, end in itertools.pairwise(ends)]
+    found = statistics.interval(values, sizes=sizes, replicates=50)
+    assert found.mean == pytest.approx(np.mean([part.mean() for part in parts]))
+    assert statistics.interval(values, sizes=[sum(sizes)], replicates=50) == statistics.interval(values, replicates=50)
+
+
+def test_sets_are_resampled_each_by_itself() -> None:
+    """Constant within each set: problems drawn across sets would make the mean vary."""
+    values = np.repeat([[0.2, 0.8]], [30, 5], axis=1)
+    found = statistics.interval(values, sizes=[30, 5])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("sizes", [[], [3, 3], [7, 0], [8, -1], [6]])
+def test_sizes_that_are_no_split_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match="no split of 7 problems into sets"):
+        statistics.interval(table(2, 7), sizes=sizes)
+
+
 def test_one_seed_resamples_problems_alone() -> None:
     values = table(1, 400, stream=5)
     found = statistics.interval(values)
