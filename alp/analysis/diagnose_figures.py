@@ -209,7 +209,7 @@ def _steps(parts: Parts) -> Figure:
             plots.fit_scale(axes, plots.fan(axes, curves, _colour(pair)))
             axes.set(title=f"{_math(pair)}, per {level}", ylabel="log-ratio, nats")
     for axes in rows[-1]:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plots.step_ticks(axes)
         axes.set_xlabel("step")
     lines = [Line2D([], [], color=_colour(pair), label=_math(pair)) for pair in known]
     plots.legend_below(figure, [*lines, *plots.fan_handles()], columns=6 if len(known) == 1 else 4)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from alp.analysis import passk, plots, runs
 from alp.analysis.figures_limit import limit
@@ -58,6 +58,8 @@ def accuracy(loaded: Results, looks: Looks) -> Figure:
     left.set(title="Accuracy on the test set" + "s" * (len(loaded.sets) > 1), xlabel=f"{loaded.average} at T = 1, %")
     left.set_yticks(range(len(loaded.arms)), [looks[arm.name].label for arm in loaded.arms])
     left.set_ylim(len(loaded.arms) - 0.5, -0.5)
+    for axes in (left, *right):
+        plots.at_least(axes, 1.0)
     for axes in right:
         axes.axvline(0, color="#555555", linewidth=1, zorder=0.9)
         axes.set(title="Paired difference to GRPO", xlabel="percentage points")
@@ -77,7 +79,7 @@ def validation(loaded: Results, looks: Looks) -> Figure:
             steps, values = arm.series("validation/accuracy")
             plots.band(axes, steps, 100 * values, looks[arm.name], len(arms), markersize=3.5, **looks[arm.name].point())
         axes.set(xlabel="step (rollout batch)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plots.step_ticks(axes)
     axes_of[0][0].set_ylabel("validation accuracy, %")
     plots.legend_below(figure, plots.arm_handles(looks.values(), markers=True))
     return figure
@@ -134,7 +136,7 @@ def dynamics(loaded: Results, looks: Looks) -> Figure:
         if not any(values.size for values in drawn):
             plots.empty(axes, "not logged")
         axes.set(title=title, ylabel=unit)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        plots.step_ticks(axes, 6)
     drawing.supxlabel("step (rollout batch)", fontsize=8.5)
     plots.legend_below(figure, plots.arm_handles(looks.values()))
     return figure
@@ -161,8 +163,10 @@ def length(loaded: Results, looks: Looks) -> Figure:
     if loaded.base.response_length is not None:
         right.plot(loaded.base.response_length, 100 * loaded.mean(loaded.base.per_problem), "*", color=plots.BASE_COLOUR, markersize=9)
     left.set(title="Length of training responses", xlabel="step (rollout batch)", ylabel="mean tokens")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plots.step_ticks(left)
     right.set(title="Accuracy against length", xlabel="mean tokens on the test set", ylabel=f"{loaded.average}, %")
+    plots.at_least(right, 1.0)
+    plots.at_least(right, 1.0, axis="y")
     star = Line2D([], [], linestyle="none", marker="*", color=plots.BASE_COLOUR, markersize=8, label="Base model")
     plots.legend_below(figure, [star, *plots.arm_handles(looks.values(), markers=True)])
     return figure
@@ -195,7 +199,7 @@ def _fan(axes: Axes, arm: ArmRuns, look: Look) -> list[Floats]:
     """Draw one fan, averaged over seeds; returns the outermost quantiles for the choice of scale."""
     prefix = f"ratio/{arm.ratio_level}/log_"
     axes.set_title(look.label, fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    plots.step_ticks(axes, 4)
     if not arm.series(prefix + "q50")[0].size:
         plots.empty(axes, "not logged")
         return []
@@ -306,7 +310,7 @@ def sigma(loaded: Results, looks: Looks) -> Figure:
         mesh = axes.pcolormesh(edges, np.arange(len(names) + 1) - 0.5, values, norm=scale, cmap="viridis", rasterized=True)
         every = -(-len(names) // 12)
         axes.set_yticks(range(0, len(names), every), names[::every])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plots.step_ticks(axes)
         axes.set_ylabel("layer")
     figure.supxlabel("step (rollout batch)", fontsize=8.5)
     if known.size:

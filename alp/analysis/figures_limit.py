@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from alp.analysis import plots
 from alp.analysis.plots import Look
@@ -30,7 +29,7 @@ def limit(loaded: Results, looks: dict[str, Look]) -> Figure:
     left.set_yticks(range(len(loaded.arms)), [looks[arm.name].label for arm in loaded.arms])
     left.set_ylim(len(loaded.arms) - 0.5, -0.5)
     right.set(title="Training responses cut at the limit", xlabel="step (rollout batch)", ylabel="%")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plots.step_ticks(right)
     for axes, low in ((left, left.set_xlim), (right, right.set_ylim)):
         high = axes.dataLim.xmax if axes is left else axes.dataLim.ymax
         low(-0.04 * max(high, 1.0), 1.08 * max(high, 1.0))  # a grid in which nothing was cut still has a scale

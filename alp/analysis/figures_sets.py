@@ -29,6 +29,7 @@ def sets(loaded: Results, looks: dict[str, Look]) -> Figure:
             plots.dot(axes, statistics.interval(values), row, look)
         axes.set_title(f"{name} ({place.stop - place.start} problems)", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        plots.at_least(axes, 1.0)
     panels[0].set_yticks(range(len(loaded.arms)), [looks[arm.name].label for arm in loaded.arms])
     panels[0].set_ylim(len(loaded.arms) - 0.5, -0.5)
     drawing.supxlabel(f"avg@{loaded.base.samples} at T = 1, %", fontsize=8.5)

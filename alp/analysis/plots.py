@@ -168,6 +168,8 @@ def band(axes: Axes, steps: Floats, values: Floats, look: Look, arms: int, **lin
     """Mean over seeds (rows of ``values``) with the range from the lowest to the highest seed, paler among many ``arms``."""
     if not steps.size:
         return
+    if "marker" not in line:
+        steps, values = _stretched(steps, values)
     axes.plot(steps, np.nanmean(values, axis=0), **look.line(), **line)
     if len(values) > 1:
         axes.fill_between(
@@ -180,17 +182,38 @@ def band(axes: Axes, steps: Floats, values: Floats, look: Look, arms: int, **lin
         )
 
 
+def _stretched(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """A single step as a short stretch around it, so that its line or band is seen; more as they are. Steps are the last axis."""
+    if len(steps) != 1:
+        return steps, values
+    return steps[0] + np.array([-0.3, 0.3]), np.repeat(values, 2, axis=-1)
+
+
+def step_ticks(axes: Axes, most: int | str = "auto") -> None:
+    """Whole steps alone on the x axis."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
+
+
+def at_least(axes: Axes, span: float, *, axis: str = "x") -> None:
+    """Widen an axis whose values all but agree: what differs by rounding shall not fill the panel."""
+    low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
+    if high - low < span:
+        change = axes.set_xlim if axis == "x" else axes.set_ylim
+        change((low + high - span) / 2, (low + high + span) / 2)
+
+
 def fan(axes: Axes, curves: Mapping[str, tuple[Floats, Floats]], colour: str) -> list[Floats]:
     """Quantiles against step as nested bands: ``curves`` maps q001 … q999 to (steps, values). Returns the outermost two curves."""
-    axes.plot(*curves["q50"], color=colour, linewidth=1.1)
+    axes.plot(*_stretched(*curves["q50"]), color=colour, linewidth=1.1)
     outer: list[Floats] = []
     for low, high, opacity in FAN:
         (steps, below), (_, above) = curves[low], curves[high]
         if steps.size and below.shape == above.shape:
             ends = [below, above]
-            axes.fill_between(steps, below, above, color=colour, alpha=opacity, linewidth=0)
+            places, drawn = _stretched(steps, np.array(ends))
+            axes.fill_between(places, *drawn, color=colour, alpha=opacity, linewidth=0)
             if not outer:
-                axes.plot(steps, np.transpose(ends), color=colour, linewidth=0.6)
+                axes.plot(places, drawn.T, color=colour, linewidth=0.6)
             outer = outer or ends
     return outer
 

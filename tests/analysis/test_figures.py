@@ -20,7 +20,7 @@ from alp.analysis.figures import envelope_bins, figures
 from alp.errors import UserError
 from alp.grid import Grid
 
-from .conftest import bytes_below, fabricate, write_grid
+from .conftest import GRID, bytes_below, fabricate, write_grid
 
 Finished = tuple[Grid, Path]
 ONE_ENGINE = [name for name in runs.FIGURES if name not in ("mismatch", "sets")]
@@ -167,3 +167,28 @@ def test_envelope_bins_hold_equal_counts_sorted_by_probability() -> None:
 def test_envelope_of_few_sequences(sequences: int, bins: int) -> None:
     values = np.linspace(0, 1, sequences)
     assert envelope_bins(values, values).shape == (bins, 4)
+
+
+def test_a_single_step_is_seen(tmp_path: Path) -> None:
+    """A line through one point draws nothing, and a step is a whole number."""
+    loaded = runs.load(*fabricate(write_grid(tmp_path, GRID), tmp_path / "results", steps=1))
+    with plots.style():
+        for name in ("dynamics", "length", "limit", "ratio_quantiles"):
+            figure = module.DRAW[name](loaded, plots.looks(loaded))
+            figure.draw_without_rendering()
+            stepped = [axes for axes in figure.axes if axes.lines and axes.get_xlim() == pytest.approx((0.67, 1.33))]
+            assert stepped, name
+            for axes in stepped:
+                assert [tick for tick in axes.get_xticks() if 0.67 <= tick <= 1.33] == [1]
+                assert all(len(line.get_xdata()) == 2 for line in axes.lines)
+
+
+def test_equal_accuracies_are_not_told_apart_by_rounding(tmp_path: Path) -> None:
+    grid, results = fabricate(write_grid(tmp_path, GRID), tmp_path / "results", steps=1)
+    for path in results.glob("**/evaluation/test.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"correct": [0] * record["problems"]}))
+    loaded = runs.load(grid, results)
+    with plots.style():
+        for axes in module.accuracy(loaded, plots.looks(loaded)).axes:
+            assert axes.get_xlim() == pytest.approx((-0.5, 0.5))
