@@ -189,9 +189,9 @@ def _stretched(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     return steps[0] + np.array([-0.3, 0.3]), np.repeat(values, 2, axis=-1)
 
 
-def step_ticks(axes: Axes, most: int | str = "auto") -> None:
+def step_ticks(axes: Axes, most: int | None = None) -> None:
     """Whole steps alone on the x axis."""
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=most or "auto", integer=True, min_n_ticks=1))
 
 
 def at_least(axes: Axes, span: float, *, axis: str = "x") -> None:

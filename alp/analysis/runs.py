@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -364,18 +365,20 @@ def load(grid: Grid, results: str | Path) -> Results:
         if (run.evaluation.problem_ids, run.evaluation.samples) != (base.problem_ids, base.samples):
             path = run.folder / "evaluation" / f"{name}.json"
             raise _damaged(path, "has other problems or samples than the base model's evaluation", command)
-    return Results(grid, base, tuple(arms), _sets(grid, base, name, command))
+    sets = _sets(grid.parts, base)
+    if sets is None:
+        path = grid.base_dir(root) / "evaluation" / f"{name}.json"
+        raise _damaged(path, f"does not hold the sets {', '.join(grid.parts)} one after the other", command)
+    return Results(grid, base, tuple(arms), sets)
 
 
-def _sets(grid: Grid, base: Evaluation, name: str, command: str) -> dict[str, slice]:
-    """Where each evaluation set stands among the problems."""
-    found, start = {}, 0
-    for part in grid.parts or [name]:
-        inside = [not grid.parts or one.startswith(f"{part}:") for one in base.problem_ids[start:]]
-        size = inside.index(False) if False in inside else len(inside)
-        found[part] = slice(start, start + size)
-        start += size
-    if start != base.problems or not all(place.stop > place.start for place in found.values()):
-        path = grid.base_dir("results") / "evaluation" / f"{name}.json"
-        raise _damaged(path, f"does not hold the sets {', '.join(found)} one after the other", command)
-    return found
+def _sets(parts: list[str], base: Evaluation) -> dict[str, slice] | None:
+    """Where each of several evaluation sets stands among the problems; None unless they follow each other in that order."""
+    if not parts:
+        return {base.set: slice(0, base.problems)}
+    owners = [one.partition(":")[0] for one in base.problem_ids]
+    sizes = {part: owners.count(part) for part in parts}
+    if owners != [part for part, size in sizes.items() for _ in range(size)] or 0 in sizes.values():
+        return None
+    ends = np.cumsum([0, *sizes.values()]).tolist()
+    return {part: slice(start, end) for part, (start, end) in zip(parts, pairwise(ends), strict=True)}
