@@ -152,14 +152,16 @@ class MathematicsTask(_Task):
 
     @property
     def parts(self) -> list[str]:
-        """Every evaluation set, unless one of them is called ``test`` itself."""
-        return list(self.test) if len(self.test) > 1 and "test" not in self.test else []
+        """Every evaluation set."""
+        return list(self.test) if len(self.test) > 1 else []
 
     @model_validator(mode="after")
     def _names(self) -> MathematicsTask:
         for name in self.test:
-            if name in ("train", "validation") or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"test: '{name}' is no name for an evaluation set: letters, digits, - and _; not train or validation")
+            if name in ("train", "validation", "all") or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"test: '{name}' is no name for an evaluation set: letters, digits, - and _; not train, validation or all")
+        if "test" in self.test and len(self.test) > 1:
+            raise ValueError("test: 'test' is all evaluation sets together: give the one of that name another")
         return self
 
 

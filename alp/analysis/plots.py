@@ -168,14 +168,14 @@ def band(axes: Axes, steps: Floats, values: Floats, look: Look, arms: int, **lin
     """Mean over seeds (rows of ``values``) with the range from the lowest to the highest seed, paler among many ``arms``."""
     if not steps.size:
         return
-    if "marker" not in line:
-        steps, values = _stretched(steps, values)
-    axes.plot(steps, np.nanmean(values, axis=0), **look.line(), **line)
+    wide, stretched = _stretched(steps, values)
+    drawn = (steps, values) if "marker" in line else (wide, stretched)
+    axes.plot(drawn[0], np.nanmean(drawn[1], axis=0), **look.line(), **line)
     if len(values) > 1:
         axes.fill_between(
-            steps,
-            np.nanmin(values, axis=0),
-            np.nanmax(values, axis=0),
+            wide,
+            np.nanmin(stretched, axis=0),
+            np.nanmax(stretched, axis=0),
             color=look.colour,
             alpha=0.17 if arms <= 5 else 0.11 if arms <= 9 else 0.07,
             linewidth=0,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -336,7 +336,8 @@ def _read_evaluation(path: Path, command: str) -> Evaluation:
         )
     except KeyError as error:
         raise _damaged(path, f"lacks {error}", command) from None
-    if not record.problems == len(record.correct) == len(record.problem_ids) > 0:
+    marks = record.problems if record.greedy_correct is None else len(record.greedy_correct) or record.problems
+    if not record.problems == len(record.correct) == len(record.problem_ids) == marks > 0:
         raise _damaged(path, "counts its problems differently in different places", command)
     if record.correct.min() < 0 or record.correct.max() > record.samples:
         raise _damaged(path, f"has counts of right samples outside 0 ... {record.samples}", command)
@@ -368,17 +369,16 @@ def load(grid: Grid, results: str | Path) -> Results:
     sets = _sets(grid.parts, base)
     if sets is None:
         path = grid.base_dir(root) / "evaluation" / f"{name}.json"
-        raise _damaged(path, f"does not hold the sets {', '.join(grid.parts)} one after the other", command)
+        raise _damaged(path, f"does not hold the sets {', '.join(grid.parts)}, each in one piece", command)
     return Results(grid, base, tuple(arms), sets)
 
 
 def _sets(parts: list[str], base: Evaluation) -> dict[str, slice] | None:
-    """Where each of several evaluation sets stands among the problems; None unless they follow each other in that order."""
+    """Where each of several evaluation sets stands among the problems, in their order there; None when one is missing or in pieces."""
     if not parts:
         return {base.set: slice(0, base.problems)}
-    owners = [one.partition(":")[0] for one in base.problem_ids]
-    sizes = {part: owners.count(part) for part in parts}
-    if owners != [part for part, size in sizes.items() for _ in range(size)] or 0 in sizes.values():
+    blocks = [(part, len(list(ids))) for part, ids in groupby(base.problem_ids, key=lambda one: one.partition(":")[0])]
+    if sorted(part for part, _ in blocks) != sorted(parts):
         return None
-    ends = np.cumsum([0, *sizes.values()]).tolist()
-    return {part: slice(start, end) for part, (start, end) in zip(parts, pairwise(ends), strict=True)}
+    ends = np.cumsum([0, *(size for _, size in blocks)]).tolist()
+    return {part: slice(start, end) for (part, _), (start, end) in zip(blocks, pairwise(ends), strict=True)}

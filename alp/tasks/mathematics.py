@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from alp.errors import UserError
 from alp.reproducibility import stream
 from alp.schema_tasks import MathematicsTask, Source
 from alp.tasks import sources
@@ -67,6 +68,8 @@ class Mathematics(Task):
     def _evaluation(self, name: str) -> tuple[list[Problem], Step]:
         if name not in self._loaded:  # every problem of an evaluation set counts: no filter but its own, no merging
             self._loaded[name] = sources.load(self._config.test[name], name, None, f"task.test.{name}")
+            if not self._loaded[name][0]:
+                raise UserError(f"task.test.{name}: {self._config.test[name].place} has no problem with an answer: leave the set out")
         return self._loaded[name]
 
     @cached_property

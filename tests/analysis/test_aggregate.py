@@ -181,9 +181,10 @@ def test_a_missing_base_is_named(fresh: Finished) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"), [("problem_ids", None, "lacks"), ("samples", 8, "outside"), ("problems", 3, "counts")]
+    ("key", "value", "message"),
+    [("problem_ids", None, "lacks"), ("samples", 8, "outside"), ("problems", 3, "counts"), ("greedy_correct", [1] * 30, "counts")],
 )
-def test_a_damaged_evaluation_is_refused(fresh: Finished, key: str, value: int | None, message: str) -> None:
+def test_a_damaged_evaluation_is_refused(fresh: Finished, key: str, value: object, message: str) -> None:
     grid, results = fresh
     path = grid.run_dir(results, "grpo", 0) / "evaluation" / "test.json"
     plain = json.loads(path.read_text())

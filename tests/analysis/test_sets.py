@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from alp.analysis import figures as figures_module
 from alp.analysis import plots, runs
@@ -116,10 +117,66 @@ def test_pass_at_k_is_of_all_problems_and_of_each_set(several: Finished, tables:
     assert found["grpo", "hard"] == pytest.approx(values[:, PLACES["hard"]].mean(), abs=1e-6)
 
 
+def test_pass_at_two_of_a_set_counts_pairs(several: Finished, tables: Path) -> None:
+    found = {(row["method"], row["set"]): float(row["pass_at_2"]) for row in rows(tables, "pass_at_k")}
+    correct = SAMPLES * accuracies(several, "grpo")[:, PLACES["hard"]]
+    wrong = SAMPLES - correct
+    assert found["grpo", "hard"] == pytest.approx((1 - wrong * (wrong - 1) / (SAMPLES * (SAMPLES - 1))).mean(), abs=1e-6)
+
+
+def test_a_set_s_interval_is_that_of_its_problems(several: Finished, tables: Path) -> None:
+    row = next(row for row in rows(tables, "sets") if (row["method"], row["set"]) == ("token_alp", "hard"))
+    values = accuracies(several, "token_alp")[:, PLACES["hard"]]
+    rng = np.random.default_rng(3)
+    means = [values[np.ix_(rng.integers(2, size=2), rng.integers(10, size=10))].mean() for _ in range(4000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert [float(row["accuracy_low"]), float(row["accuracy_high"])] == pytest.approx([low, high], abs=0.06 * (high - low))
+
+
 def test_controls_compare_the_same_means(several: Finished, tables: Path) -> None:
     row = rows(tables, "controls")[0]
     assert float(row["accuracy_mean"]) == pytest.approx(plain_mean(accuracies(several, "token_alp")), abs=1e-6)
     assert float(row["difference"]) == pytest.approx(float(row["accuracy_mean"]) - float(row["control_mean"]), abs=2e-6)
+    gain = plain_mean(accuracies(several, "token_alp") - accuracies(several, "grpo"))
+    assert float(row["gain_over_grpo"]) == pytest.approx(gain, abs=1e-6)
+    base = rows(tables, "main")[0]
+    assert float(base["difference_to_grpo"]) == pytest.approx(
+        plain_mean(accuracies(several, "base") - accuracies(several, "grpo")), abs=1e-6
+    )
+
+
+def points(axes: Axes) -> list[float]:
+    """The x values of single markers: the means of the arms, in their order."""
+    drawn = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("|", "None")]
+    return [float(line.get_xdata()[0]) for line in drawn]
+
+
+def test_figures_draw_the_same_means(several: Finished) -> None:
+    loaded = runs.load(*several)
+    names = [arm.name for arm in loaded.arms]
+    means = [100 * plain_mean(accuracies(several, name)) for name in names]
+    with plots.style():
+        left, right = figures_module.DRAW["accuracy"](loaded, plots.looks(loaded)).axes
+        assert points(left) == pytest.approx(means)
+        assert points(right) == pytest.approx([mean - means[0] for mean in means])
+        ticks = [line.get_xdata() for line in left.lines if line.get_marker() == "|"]
+        assert ticks == [pytest.approx([100 * plain_mean(one[None]) for one in accuracies(several, name)]) for name in names]
+        panels = figures_module.DRAW["sets"](loaded, plots.looks(loaded)).axes
+        for axes, place in zip(panels, PLACES.values(), strict=True):
+            assert points(axes) == pytest.approx([100 * accuracies(several, name)[:, place].mean() for name in names])
+        heights = {float(y) for line in figures_module.DRAW["length"](loaded, plots.looks(loaded)).axes[1].lines for y in line.get_ydata()}
+        for name in names:
+            assert all(any(abs(100 * plain_mean(one[None]) - y) < 1e-9 for y in heights) for one in accuracies(several, name))
+
+
+def test_engines_are_compared_by_the_same_means(several: Finished, tmp_path: Path) -> None:
+    folder = data_folder(several[0])
+    arms = "arms:\n  - method: grpo\n  - {method: grpo, variant: hf_fp32, overrides: [rollout.dtype=float32]}\n"
+    grid = write_grid(tmp_path, SETS.format(folder=folder).partition("arms:")[0] + arms, "several")
+    results = fabricate(grid, tmp_path / "results", steps=2)[1]
+    aggregate(grid, results)
+    for row in rows(grid.folder(results) / "tables", "mismatch"):
+        assert float(row["accuracy_mean"]) == pytest.approx(plain_mean(accuracies((grid, results), row["method"])), abs=1e-6)
 
 
 def test_page_and_figures_name_the_sets(several: Finished, tables: Path) -> None:
@@ -142,11 +199,26 @@ def test_one_set_needs_no_such_table(finished: Finished) -> None:
     assert list(runs.load(*finished).sets.items()) == [("test", slice(0, 40))]
 
 
+def data_folder(grid: Grid) -> Path:
+    """Where the problems of the fabricated grid lie."""
+    words = next(word for word in grid.overrides("prepare", "results") if word.startswith("task.train="))
+    return Path(words.split("'")[1]).parent
+
+
+def test_the_order_of_the_sets_is_that_of_the_evaluation(several: Finished, tmp_path: Path) -> None:
+    """A mapping has no order that a configuration's identity would see."""
+    grid, results = several
+    text = SETS.format(folder=data_folder(grid))
+    easy, hard = re.findall(r"(?:easy|hard): \{[^}]*\}", text)
+    turned = write_grid(tmp_path, text.replace(f"{{{easy}, {hard}}}", f"{{{hard}, {easy}}}"), "several")
+    assert turned.parts == ["hard", "easy"]
+    assert runs.load(turned, results).sets == runs.load(grid, results).sets == PLACES
+
+
 def test_evaluations_of_other_sets_are_refused(several: Finished, tmp_path: Path) -> None:
-    folder = next(word for word in several[0].overrides("prepare", "results") if word.startswith("task.train=")).split("'")[1]
-    text = SETS.format(folder=Path(folder).parent)
+    text = SETS.format(folder=data_folder(several[0]))
     grid, results = fabricate(write_grid(tmp_path, text, "several"), tmp_path / "results", steps=2)
     other = write_grid(tmp_path, text.replace("hard:", "harder:"), "several")
-    with pytest.raises(UserError, match=r"does not hold the sets easy, harder one after the other"):
+    with pytest.raises(UserError, match=r"does not hold the sets easy, harder, each in one piece"):
         runs.load(other, results)
     assert set(runs.load(grid, results).sets) == {"easy", "hard"}

@@ -198,6 +198,8 @@ def test_without_a_network_one_line_says_so(tmp_path: Path) -> None:
         ("task.train=[{paht: a}]", r"unknown key 'task\.train\.0\.paht'; did you mean 'path'"),
         ("task.train=[{path: a, score_above: 0.5}]", r"need fields\.score"),
         ("task.test={train: {path: a}}", r"'train' is no name for an evaluation set"),
+        ("task.test={all: {path: a}}", r"'all' is no name for an evaluation set"),
+        ("task.test={test: {path: a}, mine: {path: b}}", r"'test' is all evaluation sets together"),
         ("task.name=mathematics", r"choose the task by its file"),
         ("task.keep=latest", r"'latest' is no valid choice; did you mean 'last'"),
     ],
@@ -216,6 +218,14 @@ def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
     assert config.load("evaluate", ["task=mathematics", "evaluation.set=aime24"]).evaluation.set == "aime24"
     with pytest.raises(UserError, match=r"has no set 'tets'; did you mean 'test'"):
         config.load("evaluate", ["evaluation.set=tets"])
+
+
+def test_an_evaluation_set_without_problems_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    """Not when everything is trained and its accuracy is asked for."""
+    full, empty = _write(tmp_path / "full.jsonl", [_row(1, "p")]), _write(tmp_path / "empty.jsonl", [_row(1, "p", "")])
+    task = _task(f"[{{path: '{full}'}}]", f"{{full: {{path: '{full}'}}, empty: {{path: '{empty}'}}}}")
+    with pytest.raises(UserError, match=r"task\.test\.empty: .*empty\.jsonl has no problem with an answer"):
+        prepare(task, tmp_path / "data")
 
 
 def test_the_same_file_elsewhere_is_the_same_configuration(tmp_path: Path) -> None:

@@ -195,6 +195,24 @@ def _verify(house: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=house, env=os.environ | {"PYTHONPATH": str(house)}, capture_output=True, text=True)
 
 
+def test_a_mistake_that_a_job_finds_is_on_the_screen(house: Path, tmp_path: Path) -> None:
+    """The log that holds it is one of many, and its line would otherwise be read by nobody; a log of an earlier start is silent."""
+    logs = house / "results" / "faulty" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "old.log").write_text("alp: error: mended since\n")
+    grid = tmp_path / "faulty.yaml"
+    words = [f"task.train=[{{path: '{tmp_path}/none.jsonl'}}]", "task.test={}"]
+    grid.write_text(
+        "title: t\ndescription: d\ntask: mathematics\nmodel: smollm2_135m\nseeds: [0]\narms: [{method: grpo}]\n"
+        f"overrides: {{task: {json.dumps(words)}}}\n"
+    )
+    done = _snakemake(house, "results/faulty/mathematics/data/summary.json", "--retries", "0", grid=str(grid))
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if "alp: error:" in line]
+    assert len(said) == 1
+    assert said[0].startswith("results/faulty/logs/prepare.log: alp: error: task.train.0.path: no file")
+
+
 def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Path) -> None:
     manifest = json.loads((house / "results/smoke/manifest.json").read_text())
     listed = set(manifest["files"])

@@ -43,7 +43,25 @@ def follow(ended, seconds=10):
         before = now
 
 
+def logs():
+    """When each log of the grid was written last."""
+    return {
+        path: path.stat().st_mtime_ns for path in Path(FOLDER, "logs").rglob("*.log")
+    }
+
+
+def complaints(before):
+    """The last line of every log written since, where it is an error in the user's own words."""
+    found = []
+    for path, written in sorted(logs().items()):
+        last = path.read_text(errors="replace").splitlines()[-1:]
+        if written != before.get(path) and last and last[0].startswith("alp: error: "):
+            found.append(f"{path}: {last[0]}")
+    return found
+
+
 ENDED = threading.Event()
+BEFORE = logs()
 
 
 onstart:
@@ -58,6 +76,7 @@ onsuccess:
 
 onerror:
     ENDED.set()
+    print(*complaints(BEFORE), sep="\n", file=sys.stderr)
     print(
         f"alp: some jobs failed; their logs are in {FOLDER}/logs, what is done is kept",
         file=sys.stderr,
