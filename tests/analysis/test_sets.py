@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -20,6 +19,7 @@ from alp.errors import UserError
 from alp.grid import Grid
 
 from .conftest import SAMPLES, SETS, SIZES, fabricate, write_grid
+from .test_aggregate import rows
 from .test_figures import assert_legible
 
 Finished = tuple[Grid, Path]
@@ -31,11 +31,6 @@ def tables(several: Finished) -> Path:
     grid, results = several
     aggregate(grid, results)
     return grid.folder(results) / "tables"
-
-
-def rows(tables: Path, name: str) -> list[dict[str, str]]:
-    with (tables / f"{name}.csv").open() as stream:
-        return list(csv.DictReader(stream))
 
 
 def record(grid: Grid, results: Path, arm: str, seed: int) -> dict[str, list[int]]:
