@@ -244,9 +244,9 @@ def controls_table(loaded: Results) -> Table:
         gain = loaded.difference(arm.accuracy, reference.accuracy) if reference else None
         for control in _controls_of(arm, loaded):
             left = loaded.difference(arm.accuracy, control.accuracy)
-            means: list[Cell] = [loaded.interval(arm.accuracy).mean, loaded.interval(control.accuracy).mean]
-            gains: list[Cell] = [gain.mean, gain.low, gain.high] if gain else [None, None, None]
-            rows.append([arm.name, control.name, _changed(arm.method, control.method), *means, left.mean, left.low, left.high, *gains])
+            means: list[Cell] = [loaded.mean(arm.accuracy), loaded.mean(control.accuracy)]
+            gains = _ends(gain) if gain else [None, None, None]
+            rows.append([arm.name, control.name, _changed(arm.method, control.method), *means, *_ends(left), *gains])
     shown_columns = ["Method", "Control", "Differs in", "Method, %", "Control, %", "Method − control, points", "Method − GRPO, points"]
     shown = [
         [

@@ -170,8 +170,8 @@ class Results:
         return statistics.paired_difference(first, second, sizes=self._sizes)
 
     def mean(self, values: NDArray[np.generic]) -> float:
-        """Plain mean of the sets' means of ``values`` (problems,)."""
-        return math.fsum(float(values[place].mean()) for place in self.sets.values()) / len(self.sets)
+        """Plain mean of the sets' means of ``values`` (problems,) or (seeds, problems)."""
+        return statistics.mean(np.atleast_2d(values), sizes=self._sizes)
 
     @property
     def average(self) -> str:

@@ -95,6 +95,11 @@ def bootstrap_means(
     return means
 
 
+def mean(values: NDArray[np.generic] | list[list[float]], *, sizes: Sequence[int] | None = None) -> float:
+    """Plain mean over the sets of ``values`` (seeds, problems)."""
+    return float(_weighed(values, sizes)[0].mean())
+
+
 def interval(
     values: NDArray[np.generic] | list[list[float]],
     *,
@@ -106,7 +111,7 @@ def interval(
     """Mean of ``values`` (seeds, problems), of sets of ``sizes`` problems, with its percentile interval."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(bootstrap_means(values, sizes=sizes, replicates=replicates, stream=stream), [tail, 1 - tail])
-    return Interval(float(_weighed(values, sizes)[0].mean()), float(low), float(high))
+    return Interval(mean(values, sizes=sizes), float(low), float(high))
 
 
 def paired_difference(

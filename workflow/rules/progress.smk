@@ -54,8 +54,10 @@ def complaints(before):
     """The last line of every log written since, where it is an error in the user's own words."""
     found = []
     for path, written in sorted(logs().items()):
+        if written == before.get(path):
+            continue
         last = path.read_text(errors="replace").splitlines()[-1:]
-        if written != before.get(path) and last and last[0].startswith("alp: error: "):
+        if last and last[0].startswith("alp: error: "):
             found.append(f"{path}: {last[0]}")
     return found
 
@@ -76,7 +78,8 @@ onsuccess:
 
 onerror:
     ENDED.set()
-    print(*complaints(BEFORE), sep="\n", file=sys.stderr)
+    for complaint in complaints(BEFORE):
+        print(complaint, file=sys.stderr)
     print(
         f"alp: some jobs failed; their logs are in {FOLDER}/logs, what is done is kept",
         file=sys.stderr,
