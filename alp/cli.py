@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except UserError as error:
+        if os.environ.get("ALP_TRACEBACK") == "1":
+            traceback.print_exc()
         print(f"alp: error: {error}", file=sys.stderr)
         return 2
     except Interrupted as error:

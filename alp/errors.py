@@ -6,11 +6,16 @@ import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str) -> str:
+    """``text`` with every character that a terminal would obey, or could not show, spelled out."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class UserError(Exception):
     """A mistake of the user's: printed as one line (what, where, nearest valid choice), exit code 2, no traceback."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
 
 class Interrupted(Exception):

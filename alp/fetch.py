@@ -59,7 +59,9 @@ def download(source: Package, folder: Path) -> Path:
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
-    done = subprocess.run([*command, "--requirement", str(wanted), "--dest", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--requirement", str(wanted), "--dest", str(folder)], capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or ["pip said nothing"]

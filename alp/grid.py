@@ -144,7 +144,7 @@ def load(name: str) -> Grid:
     if not path.is_file():
         raise UserError(f"unknown grid '{name}'{nearest(name, names())}" if path.parent.name == "grid" else f"no grid file at {path}")
     try:
-        plain = yaml.safe_load(path.read_text())
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no valid YAML: {error}") from None
     _check_schema(path, plain)
@@ -154,7 +154,7 @@ def load(name: str) -> Grid:
 
 
 def _check_schema(path: Path, plain: Any) -> None:
-    schema = json.loads(SCHEMA.read_text())
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     errors = sorted(Draft202012Validator(schema).iter_errors(plain), key=lambda error: list(map(str, error.path)))
     if not errors:
         return
@@ -168,7 +168,7 @@ def _check_schema(path: Path, plain: Any) -> None:
 
 
 def _build(name: str, plain: dict[str, Any]) -> Grid:
-    published = yaml.safe_load((config.CONFIGS / "published.yaml").read_text())
+    published = yaml.safe_load((config.CONFIGS / "published.yaml").read_text(encoding="utf-8"))
     setting = plain.get("published")
     if setting is not None and setting not in published:
         raise UserError(f"grid {name}: unknown published setting '{setting}'{nearest(setting, published)}")

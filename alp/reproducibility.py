@@ -117,7 +117,7 @@ def _imported(path: Path, module: str) -> set[str]:
     """Names of the ``alp`` modules a source file imports, inside functions too."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -177,7 +177,9 @@ def code_hash(module: str, *assets: Path) -> str:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -201,7 +203,7 @@ def provenance() -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """The kind of processor, on which the last bits of sums depend: model and the instruction sets that kernels choose by."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().split("\n\n")[0].splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if path.is_file() else []
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     flags = fields.get("flags", fields.get("Features", "")).split()
     vector = [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sse", "f16c", "asimd", "sve", "bf16"))]

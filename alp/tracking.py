@@ -53,12 +53,12 @@ class Identity(TypedDict):
 
 def describe(run_dir: Path) -> Identity:
     """Experiment (the grid), run name and tags of a training folder, from its ``config.yaml``. Callers may add tags."""
-    chosen = config.validate("train", yaml.safe_load((run_dir / "config.yaml").read_text()))
+    chosen = config.validate("train", yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
     tags = {"method": chosen.method.name, "task": chosen.task.name, "model": chosen.model.name, "seed": str(chosen.trainer.seed)}
     arm = chosen.run.arm or chosen.method.name
     tags |= {"config_hash": config.identity(chosen), "variant": arm.removeprefix(chosen.method.name).removeprefix("-") or "none"}
     if (run_dir / "provenance.json").is_file():  # of the training, not of the moment of logging
-        origin = json.loads((run_dir / "provenance.json").read_text())
+        origin = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
         tags |= {"commit": str(origin["commit"]), "dirty": str(origin["dirty"]).lower(), "alp.identity": origin["identity"]}
     return Identity(experiment=chosen.run.grid or "adhoc", name=f"{arm}/seed{chosen.trainer.seed}", tags=tags)
 
@@ -207,7 +207,7 @@ def _exclusive(uri: str) -> Iterator[Path | None]:
         yield None
         return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{database}.lock", "a") as lock:
+    with open(f"{database}.lock", "a", encoding="utf-8") as lock:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -263,7 +263,7 @@ def _tags(run_dir: Path, tags: dict[str, str], database: Path | None) -> dict[st
     found["alp.run_dir"] = named.as_posix()
     active = run_dir / "active.json"
     if active.is_file():
-        found["alp.active"] = json.dumps(json.loads(active.read_text()), sort_keys=True)
+        found["alp.active"] = json.dumps(json.loads(active.read_text(encoding="utf-8")), sort_keys=True)
     return {key: value[:TAG] for key, value in found.items()}
 
 
@@ -280,7 +280,7 @@ def _log_pairs(client: MlflowClient, run: Run, path: Path, tags: dict[str, str])
     """Params of the configuration that are not there yet (they can never change) and tags that differ."""
     from mlflow.entities import Param, RunTag
 
-    params = _flat(yaml.safe_load(path.read_text())) if path.is_file() else ()
+    params = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else ()
     new = [Param(key, value) for key, value in params if key not in run.data.params]
     for start in range(0, len(new), PAIRS):
         client.log_batch(run.info.run_id, params=new[start : start + PAIRS])
@@ -298,7 +298,7 @@ def _figures(folder: Path) -> dict[str, float]:
     """The headline figures of every evaluation, by metric name."""
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         figures = {"accuracy": result.get("accuracy"), "greedy": result.get("greedy")}
         figures |= {f"pass_at_{k}": value for k, value in (result.get("pass_at_k") or {}).items()}
         found |= {f"evaluation/{path.stem}/{key}": value for key, value in figures.items()}

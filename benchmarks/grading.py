@@ -282,7 +282,7 @@ def main(words: list[str]) -> None:
         sys.exit(f"no *.jsonl in {bench}: name the folder with make grading SETS=<folder>")
     report = {}
     for path in files:
-        golds = list(dict.fromkeys(json.loads(line)["answer"] for line in path.read_text().split("\n") if line))
+        golds = list(dict.fromkeys(json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").split("\n") if line))
         report[path.stem] = measure(golds[: int(options.get("limit", len(golds)))], STYLES.get(path.stem, "math"))
         print(row(path.stem, report[path.stem]), flush=True)
     write_json(out / "report.json", report | {"limits": dict(counts)})

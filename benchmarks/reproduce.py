@@ -26,10 +26,10 @@ def command(folder: Path, grid: str, cores: int, *more: str) -> list[str]:
 def build(folder: Path, grid: str, cores: int, *more: str) -> Path:
     """Build a grid in ``folder``; returns its manifest. Raises RuntimeError with the log's end when that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "workflow.log").open("a") as log:
+    with (folder / "workflow.log").open("a", encoding="utf-8") as log:
         code = subprocess.run(command(folder, grid, cores, *more), stdout=log, stderr=subprocess.STDOUT).returncode
     if code:
-        raise RuntimeError(f"the workflow failed with exit code {code}:\n{(folder / 'workflow.log').read_text()[-3000:]}")
+        raise RuntimeError(f"the workflow failed with exit code {code}:\n{(folder / 'workflow.log').read_text(encoding='utf-8')[-3000:]}")
     return folder / grids.load(grid).folder("results") / "manifest.json"
 
 

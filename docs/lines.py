@@ -17,7 +17,7 @@ LINK = re.compile(r"\[`?(?P<name>[\w.]+)`?\]\(\.\./(?P<path>alp/[\w/]+\.py)#L\d+
 
 def span(path: Path, name: str) -> tuple[int, int]:
     """First and last line of a function, class, method (``Class.method``) or constant. Raises SystemExit where there is none."""
-    body: list[ast.stmt] = ast.parse(path.read_text()).body
+    body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
     found: ast.stmt | None = None
     for part in name.split("."):
         found = next((node for node in body if part in names(node)), None)
@@ -47,13 +47,13 @@ def refreshed(text: str) -> str:
 
 def main() -> int:
     """Rewrite, or check."""
-    stale = [page for page in sorted(DOCS.glob("*.md")) if refreshed(page.read_text()) != page.read_text()]
+    stale = [page for page in sorted(DOCS.glob("*.md")) if refreshed(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
     if "--check" in sys.argv:
         for page in stale:
             print(f"docs/{page.name}: line numbers have moved: make format", file=sys.stderr)
         return 1 if stale else 0
     for page in stale:
-        page.write_text(refreshed(page.read_text()))
+        page.write_text(refreshed(page.read_text(encoding="utf-8")))
     return 0
 
 

@@ -21,10 +21,10 @@ def test_line_numbers_are_todays() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_named_tests_and_links_exist(page: Path) -> None:
     """A row of the table whose test was renamed or never written."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", text):
         found = list((ROOT / "tests").rglob(file))
-        assert any(f"def {name}(" in path.read_text() for path in found), f"{file}::{name}"
+        assert any(f"def {name}(" in path.read_text(encoding="utf-8") for path in found), f"{file}::{name}"
     for path in re.findall(r"\]\(([^)#:]+)", text):
         assert (page.parent / path).exists(), path
 
@@ -32,6 +32,6 @@ def test_named_tests_and_links_exist(page: Path) -> None:
 def test_every_public_name_of_the_policy_is_in_the_table() -> None:
     import alp.policy
 
-    text = (ROOT / "docs" / "method.md").read_text()
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     for name in alp.policy.__all__:
         assert f"[`{name}`](" in text, name

@@ -122,7 +122,7 @@ def test_a_package_becomes_a_model_folder(weights: tuple[Path, dict[str, np.ndar
     tokenizer: Any = models.load_tokenizer(tmp_path / "a" / "model")
     assert tokenizer.encode("ab<|im_end|>") == [len(TOKENS) - 1, 2]
     assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "<|im_start|>ab<|im_end|>"
-    source = json.loads((tmp_path / "a" / "source.json").read_text())
+    source = json.loads((tmp_path / "a" / "source.json").read_text(encoding="utf-8"))
     assert source["sha256"] == sha256_file(only_these)
     assert source["files"]["model.safetensors"] == sha256_file(tmp_path / "a" / "model" / "model.safetensors")
     assert _fetch(tmp_path / "b", *words) == 0

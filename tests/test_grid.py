@@ -55,7 +55,7 @@ def test_a_model_of_one_s_own_replaces_the_embedded_one(tmp_path: Path, monkeypa
 
     configs = tmp_path / "configs"
     shutil.copytree(config.CONFIGS, configs)
-    text = (configs / "model" / "arithmetic_tiny.yaml").read_text()
+    text = (configs / "model" / "arithmetic_tiny.yaml").read_text(encoding="utf-8")
     mine = text.replace("path: null", "path: /models/mine").replace("name: arithmetic_tiny", "name: mine")
     (configs / "model" / "mine.yaml").write_text(mine)
     monkeypatch.setattr(config, "CONFIGS", configs)

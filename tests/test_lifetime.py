@@ -18,7 +18,7 @@ JOB = "from alp.lifetime import end_with_parent; print(end_with_parent(), flush=
 
 def _alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as stream:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:
             return stream.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False

@@ -72,10 +72,10 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_preset_trains_its_architecture(preset: str, tmp_path: Path) -> None:
     model = _tiny(preset, tmp_path / "tiny")
     run = _job(preset, model, tmp_path / "run", "trainer.lr=1e-3", "trainer.kl=0.1")
-    active = json.loads((run / "active.json").read_text())
+    active = json.loads((run / "active.json").read_text(encoding="utf-8"))
     assert active["perturbation"]["layers"] == [0, 1, 2, 3]
     assert active["gradient_checkpointing"] == (0 if preset == "smollm2_135m" else 4)
-    metrics = json.loads((run / "metrics.jsonl").read_text())
+    metrics = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8"))
     assert metrics["policy/skipped"] == 0
     assert metrics["policy/grad_norm"] > 0
     assert all(metrics[f"perturbation/realised_rms/{layer}"] == pytest.approx(0.02, rel=0.2) for layer in range(4))

@@ -14,11 +14,11 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("dev", "parity", "smol", "reasoning", "hub")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def _lock(name: str) -> dict[str, str]:
-    lines = (ROOT / "locks" / name).read_text().splitlines()
+    lines = (ROOT / "locks" / name).read_text(encoding="utf-8").splitlines()
     pinned = [re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)(?: ;.*)?", line) for line in lines if line and not line.startswith("#")]
     assert all(pinned), "every line pins one version and names no index"
     return {match[1].lower().replace("_", "-"): match[2] for match in pinned if match}
@@ -56,12 +56,14 @@ def test_this_environment_is_the_locked_one() -> None:
 
 
 def test_ci_does_what_a_user_does() -> None:
-    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith(("#", "set "))]
+    commands = [
+        line for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines() if line and not line.startswith(("#", "set "))
+    ]
     assert commands == ["make test"]
 
 
 def test_readme_names_targets_and_grids_that_exist() -> None:
-    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    readme, makefile = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"(?:`|^)make ([a-z]+)", readme, flags=re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     for grid in set(re.findall(r"grid=([a-z_]+)", readme)):

@@ -72,10 +72,10 @@ def test_code_hash_follows_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_writes_are_whole_and_refuse_what_json_has_not(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.json"
     write_json(path, {"b": 1, "a": [1.5]})
-    assert path.read_text() == '{\n  "a": [\n    1.5\n  ],\n  "b": 1\n}\n'
+    assert path.read_text(encoding="utf-8") == '{\n  "a": [\n    1.5\n  ],\n  "b": 1\n}\n'
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(path, {"a": math.nan})
-    assert path.read_text().startswith("{"), "the old file survives a failed write"
+    assert path.read_text(encoding="utf-8").startswith("{"), "the old file survives a failed write"
     write_text(path, "new\n")
     assert [item.name for item in path.parent.iterdir()] == ["file.json"], "no temporary files stay"
 
@@ -86,7 +86,7 @@ def test_imports_point_down_and_policy_knows_torch_alone() -> None:
         room = place.parts[0].removesuffix(".py")
         if room == "__init__":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" if node.module == "alp" else str(node.module) for alias in node.names]
                 relative = node.level > 0
@@ -105,4 +105,4 @@ def test_imports_point_down_and_policy_knows_torch_alone() -> None:
 
 def test_modules_stay_small() -> None:
     for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 420, f"{path.name}: two ideas in one room"
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, f"{path.name}: two ideas in one room"

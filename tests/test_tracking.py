@@ -93,7 +93,7 @@ def history(database: Path, run_id: str | None) -> list[tuple[str, int, float]]:
 
 
 def expected(run_dir: Path) -> list[tuple[str, int, float]]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return sorted((key, line["step"], float(value)) for line in lines for key, value in line.items() if value is not None)
 
 
@@ -110,7 +110,7 @@ def test_steps_are_logged_once_over_repeated_calls_and_a_resume(run_dir: Path, d
     first = tracking.sync(run_dir, uri=uri, finished=None, **JOB)
     assert history(database, first) == expected(run_dir)
     assert tracking.sync(run_dir, uri=uri, finished=None, **JOB) == first
-    with open(run_dir / "metrics.jsonl", "a") as stream:  # the trainer is in the middle of a line
+    with open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as stream:  # the trainer is in the middle of a line
         stream.write(json.dumps(record(4)) + "\n" + json.dumps(record(5))[:20])
     tracking.sync(run_dir, uri=uri, finished=None, **JOB)
     assert max(step for _, step, _ in history(database, first)) == 4
@@ -136,7 +136,7 @@ def test_what_is_no_finite_number_is_skipped(run_dir: Path, database: Path, uri:
 
 def test_params_and_tags(run_dir: Path, uri: str) -> None:
     long = {f"k{i}": "x" * 7000 if i == 0 else i for i in range(150)}
-    with open(run_dir / "config.yaml", "a") as stream:
+    with open(run_dir / "config.yaml", "a", encoding="utf-8") as stream:
         stream.write(f"many: {json.dumps(long)}\n")
     tracking.sync(run_dir, uri=uri, finished=None, **JOB)
     (run,) = runs(uri)
@@ -304,7 +304,7 @@ def _no_folder(database: Path) -> None:
 
 
 def _no_database(database: Path) -> None:
-    database.write_text("this is no database" * 100)
+    database.write_text("this is no database" * 100, encoding="utf-8")
 
 
 @pytest.mark.parametrize("spoil", [_read_only, _no_folder, _no_database])
@@ -333,7 +333,7 @@ def test_locked_database_is_caught_up(
         writer.execute("BEGIN EXCLUSIVE")
         assert tracking.sync(run_dir, uri=uri, finished=None, **JOB) is None
         writer.execute("ROLLBACK")
-    with open(f"{database}.lock", "a") as other:
+    with open(f"{database}.lock", "a", encoding="utf-8") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         live = tracking.Live(run_dir, uri=uri, interval=0.0, **JOB)
         while live._thread and live._thread.is_alive():

@@ -52,7 +52,7 @@ def test_a_model_s_own_code_is_never_run(base_model: Path, tmp_path: Path, capsy
     shutil.copytree(base_model, folder)
     code = f"import os\nos.mkdir({str(tmp_path / 'exploded')!r})\n"
     (folder / "own.py").write_text(code)
-    content = json.loads((folder / "config.json").read_text())
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
     (folder / "config.json").write_text(json.dumps(content | {"model_type": "own", "auto_map": own}))
     words = [
@@ -91,7 +91,7 @@ def test_every_reader_is_the_safe_one() -> None:
     """No line of the package loads a pickle, an unsafe YAML or a model's own code."""
     unsafe = re.compile(r"yaml\.(load|unsafe_load|full_load)\(|pickle\.|weights_only=False|trust_remote_code=True|allow_pickle=True")
     for path in (ROOT / "alp").rglob("*.py"):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         assert not unsafe.search(text), path
         for call in re.findall(r"torch\.load\([^\n]*", text):
             assert "weights_only=True" in call, path
@@ -108,5 +108,5 @@ def test_checkpoints_are_loaded_as_tensors_only(tmp_path: Path) -> None:
 
 
 def test_mlflow_listens_to_this_machine_alone() -> None:
-    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if "mlflow server" in line]
+    (line,) = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "mlflow server" in line]
     assert "--host 127.0.0.1 " in line

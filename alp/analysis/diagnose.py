@@ -145,7 +145,7 @@ def _standing(folder: Path) -> Path:
 def _ours(folder: Path, name: str) -> bool:
     """Whether an earlier diagnosis of a file of this name stands in the folder."""
     try:
-        earlier = json.loads((folder / "diagnostics.json").read_text())
+        earlier = json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(earlier, dict) and earlier.get("input/name") == name and "input/sha256" in earlier

@@ -62,7 +62,7 @@ def write_manifest(grid: Grid, results: Path) -> Path:
         name = path.relative_to(root).as_posix()
         files[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         if path.suffix in _NUMBERS:
-            texts[name] = path.read_text()
+            texts[name] = path.read_text(encoding="utf-8")
     write_json(root / VALUES, texts)
     made_from = provenance() | {"python": platform.python_version(), "machine": machine()}
     content = {"format": FORMAT, "grid": grid.name, "config_hash": _config_hash(grid), "made_from": made_from, "files": files}
@@ -114,7 +114,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"verify: there is no {path}; a grid's manifest is results/<grid>/manifest.json")
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         files = content["files"]
         known = content["format"] == FORMAT and all(isinstance(entry["sha256"], str) for entry in files.values())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -136,7 +136,7 @@ class _Originals:
         self._files = content["files"]
         values = manifest.parent / VALUES
         intact = values.is_file() and sha256_file(values) == content.get("values_sha256")
-        self._values: dict[str, str] = json.loads(values.read_text()) if intact else {}
+        self._values: dict[str, str] = json.loads(values.read_text(encoding="utf-8")) if intact else {}
 
     def read(self, name: str) -> bytes | None:
         """The original bytes, or None."""

@@ -74,7 +74,7 @@ def _limit(request: dict[str, Any]) -> None:
 
 def _compute(module: Any, request: dict[str, Any]) -> dict[str, Any]:
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
             return {"value": module.JOBS[request["job"]](*request["arguments"])}
     except MemoryError:
         return {"fault": "memory"}

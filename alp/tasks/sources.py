@@ -46,7 +46,7 @@ def _local(source: Source, place: str) -> tuple[list[Row], Step]:
         hint = nearest(path.name, [found.name for found in parent.glob("*.jsonl")])
         raise UserError(f"{place}.path: no file {path}; the nearest folder that exists is {parent}{hint}")
     rows = []
-    for number, line in enumerate(path.read_text().split("\n"), start=1):  # texts hold other line breaks than \n
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # texts hold other line breaks than \n
         if line.strip():
             try:
                 row = json.loads(line)

@@ -92,7 +92,7 @@ def read_problems(folder: Path, split: str) -> list[Problem]:
     if not path.is_file():
         raise UserError(f"task.data: no {path}; build it with: alp prepare run.dir={folder}")
     problems = []
-    for number, line in enumerate(path.read_text().split("\n"), start=1):  # a problem may hold other line breaks
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # a problem may hold other line breaks
         if not line:
             continue
         try:

@@ -36,7 +36,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     The kernel frees the lock of a dead process. In a workflow another holder can only be an orphan that is about to stop: wait.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "run.lock").open("a") as handle:
+    with (folder / "run.lock").open("a", encoding="utf-8") as handle:
         deadline = time.monotonic() + (_ORPHAN_SECONDS if "ALP_PARENT" in os.environ else 0.0)
         while True:
             try:
@@ -100,7 +100,7 @@ def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
         shutil.rmtree(leftover, ignore_errors=True)
     for folder in sorted(root.glob("step_*"), reverse=True):
         try:
-            card = json.loads((folder / "checkpoint.json").read_text())
+            card = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
             if card.get("format") != FORMAT:
                 logger.warning("%s has format %s, this version reads %d: not used", folder, card.get("format", 1), FORMAT)
                 continue

@@ -202,7 +202,7 @@ class Job:
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
         line = json_line(finite)
         self.records[name] += line
-        with (self.run_dir / name).open("a") as stream:
+        with (self.run_dir / name).open("a", encoding="utf-8") as stream:
             stream.write(line)
 
     def _step(self, step: int) -> dict[str, Any]:

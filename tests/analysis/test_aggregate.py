@@ -37,7 +37,7 @@ def rows(tables: Path, name: str) -> list[dict[str, str]]:
 def accuracies(grid: Grid, results: Path, arm: str) -> np.ndarray:
     """(seeds, problems), read without the code under test."""
     paths = [grid.run_dir(results, arm, seed) / "evaluation" / "test.json" for seed in grid.seeds]
-    return np.array([json.loads(path.read_text())["correct"] for path in paths]) / SAMPLES
+    return np.array([json.loads(path.read_text(encoding="utf-8"))["correct"] for path in paths]) / SAMPLES
 
 
 def test_every_table_comes_in_three_forms(tables: Path) -> None:
@@ -51,7 +51,7 @@ def test_main_keeps_the_contract(tables: Path) -> None:
         "method, accuracy_mean, accuracy_low, accuracy_high, seeds, published, difference_to_grpo, difference_low, difference_high, "
         "greedy_mean, length_mean, best_step, best_validation"
     )
-    assert (tables / "main.csv").read_text().splitlines()[0] == documented.replace(", ", ",")
+    assert (tables / "main.csv").read_text(encoding="utf-8").splitlines()[0] == documented.replace(", ", ",")
     assert [row["method"] for row in rows(tables, "main")] == ["base", "grpo", "token_bypass", "token_alp", "token_alp-sigma0"]
 
 
@@ -84,7 +84,9 @@ def test_best_validation_is_the_best_seed_mean(finished: Finished, tables: Path)
     grid, results = finished
     per_seed = []
     for seed in grid.seeds:
-        lines = [json.loads(line) for line in (grid.run_dir(results, "grpo", seed) / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (grid.run_dir(results, "grpo", seed) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         per_seed.append({line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line})
     means = {step: sum(one[step] for one in per_seed) / len(per_seed) for step in per_seed[0]}
     row = rows(tables, "main")[1]
@@ -121,7 +123,7 @@ def test_controls_say_what_differs(tables: Path) -> None:
 
 
 def test_people_see_rounded_text(tables: Path) -> None:
-    markdown, latex = (tables / "main.md").read_text(), (tables / "main.tex").read_text()
+    markdown, latex = (tables / "main.md").read_text(encoding="utf-8"), (tables / "main.tex").read_text(encoding="utf-8")
     assert markdown.splitlines()[2].startswith("| Base model | ")
     assert sum("**" in line for line in markdown.splitlines()) >= 1
     assert r"\toprule" in latex
@@ -145,7 +147,7 @@ def test_controls_without_any_hold_a_header_alone(tmp_path: Path) -> None:
     grid, results = fabricate(write_grid(tmp_path, text, "lonely"), tmp_path / "results", steps=3)
     aggregate(grid, results)
     folder = grid.folder(results) / "tables"
-    assert len((folder / "controls.csv").read_text().splitlines()) == 1
+    assert len((folder / "controls.csv").read_text(encoding="utf-8").splitlines()) == 1
     row = rows(folder, "main")[1]
     assert row["difference_to_grpo"] == row["published"] == ""
     assert row["seeds"] == "1"
@@ -187,7 +189,7 @@ def test_a_missing_base_is_named(fresh: Finished) -> None:
 def test_a_damaged_evaluation_is_refused(fresh: Finished, key: str, value: object, message: str) -> None:
     grid, results = fresh
     path = grid.run_dir(results, "grpo", 0) / "evaluation" / "test.json"
-    plain = json.loads(path.read_text())
+    plain = json.loads(path.read_text(encoding="utf-8"))
     plain.pop(key)
     path.write_text(json.dumps(plain | ({} if value is None else {key: value})))
     with pytest.raises(UserError, match=message):
@@ -197,7 +199,7 @@ def test_a_damaged_evaluation_is_refused(fresh: Finished, key: str, value: objec
 def test_other_problems_cannot_be_paired(fresh: Finished) -> None:
     grid, results = fresh
     path = grid.run_dir(results, "grpo", 0) / "evaluation" / "test.json"
-    plain = json.loads(path.read_text())
+    plain = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(plain | {"problem_ids": plain["problem_ids"][::-1]}))
     with pytest.raises(UserError, match="other problems or samples"):
         aggregate(grid, results)
@@ -206,7 +208,7 @@ def test_other_problems_cannot_be_paired(fresh: Finished) -> None:
 def test_a_cut_line_is_refused(fresh: Finished) -> None:
     grid, results = fresh
     path = grid.run_dir(results, "grpo", 0) / "metrics.jsonl"
-    path.write_text(path.read_text()[:-20])
+    path.write_text(path.read_text(encoding="utf-8")[:-20])
     with pytest.raises(UserError, match="no valid JSON at line 4"):
         aggregate(grid, results)
 

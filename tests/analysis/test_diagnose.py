@@ -60,7 +60,7 @@ def write(path: Path, sequences: list[Sequence]) -> Path:
     """The same content in the format of the suffix."""
     if path.suffix == ".jsonl":
         lines = [{k: [None if x != x else x for x in v] if isinstance(v, list) else v for k, v in one.items()} for one in sequences]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     elif path.suffix == ".parquet":
         pq.write_table(pa.table({name: [one[name] for one in sequences] for name in sequences[0]}), path, row_group_size=7)
     else:
@@ -80,12 +80,12 @@ def load(path: Path) -> Dump:
 
 def run(source: Path, output: Path, *words: str) -> dict[str, Any]:
     assert main(["diagnose", f"input='{source}'", f"output='{output}'", *words]) == 0
-    found: dict[str, Any] = json.loads((output / "diagnostics.json").read_text())
+    found: dict[str, Any] = json.loads((output / "diagnostics.json").read_text(encoding="utf-8"))
     return found
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open() as stream:
+    with path.open(encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
@@ -241,12 +241,12 @@ def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]
     assert set(bytes_below(out)) == expected
     assert found["input/name"] == "dump.jsonl"
     assert len(found["input/sha256"]) == 64
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('<img src="data:image/svg+xml;base64,') == len(drawings.TITLES)
     assert page.count("<table>") == 4
     assert "http://" not in page
     assert "https://" not in page
-    docs = (Path(__file__).resolve().parents[2] / "docs" / "diagnose.md").read_text()
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
     for name in (*drawings.TITLES, *WANTED):
         assert name in docs, name
 

@@ -35,7 +35,7 @@ def test_files_of_the_users_are_never_touched(mine: str, tmp_path: Path, capsys:
         capsys, source, str(tmp_path / "out")
     )
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [theirs]
-    assert theirs.read_text() == "{}"
+    assert theirs.read_text(encoding="utf-8") == "{}"
 
 
 def test_a_diagnosis_is_replaced_by_one_of_the_same_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,7 @@ def test_a_diagnosis_is_replaced_by_one_of_the_same_file_alone(tmp_path: Path, c
     assert (tmp_path / "out" / "diagnostics.json").read_bytes() == before
     run(source, tmp_path / "out")
     assert (tmp_path / "out" / "diagnostics.json").read_bytes() == before
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert not list(tmp_path.rglob(".diagnose-*"))
 
 
@@ -120,4 +120,4 @@ def test_ratios_at_the_clamp_are_said(tmp_path: Path) -> None:
     sequences = simulate(6)
     sequences[2]["rollout_log_probs"] = [value - 30 for value in sequences[2]["rollout_log_probs"]]
     run(write(tmp_path / "a.jsonl", sequences), tmp_path / "out")
-    assert "sequence log-ratios lie beyond ± 20" in (tmp_path / "out" / "report.html").read_text()
+    assert "sequence log-ratios lie beyond ± 20" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

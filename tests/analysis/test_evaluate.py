@@ -24,7 +24,7 @@ TINY = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
 
 def _run(base_model: Path, folder: Path, *words: str) -> dict:
     path = evaluate(config.load("evaluate", [*TINY, f"model.path='{base_model}'", f"run.dir='{folder}'", "evaluation.samples=16", *words]))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_every_problem_is_scored_once(base_model: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(base_model: Pa
         evaluate(config.load("evaluate", _small_chunks(base_model, folder)))
     for name in ("train.json", "train.samples.jsonl.gz"):
         assert (killed / "evaluation" / name).read_bytes() == (tmp_path / "evaluation" / name).read_bytes()
-    timings = json.loads((killed / "evaluation" / "train.timings.jsonl").read_text())
+    timings = json.loads((killed / "evaluation" / "train.timings.jsonl").read_text(encoding="utf-8"))
     assert timings["problems"] == 30 - kept + 1, "finished chunks are kept, the damaged one is sampled again"
     assert len(_samples(killed, "train")) == 30 * 33
     assert not (killed / "evaluation" / "train.parts").exists()

@@ -45,9 +45,9 @@ def test_bytes_are_stable(finished: Finished, drawn: Path) -> None:
 
 def test_files_carry_no_date_and_are_well_formed(drawn: Path) -> None:
     for path in drawn.glob("*.svg"):
-        root = ElementTree.fromstring(path.read_text())
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
         assert root.tag.endswith("svg")
-        assert "<dc:date>" not in path.read_text()
+        assert "<dc:date>" not in path.read_text(encoding="utf-8")
     for path in drawn.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert b"tIME" not in path.read_bytes()
@@ -186,7 +186,7 @@ def test_a_single_step_is_seen(tmp_path: Path) -> None:
 def test_equal_accuracies_are_not_told_apart_by_rounding(tmp_path: Path) -> None:
     grid, results = fabricate(write_grid(tmp_path, GRID), tmp_path / "results", steps=1)
     for path in results.glob("**/evaluation/test.json"):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(record | {"correct": [0] * record["problems"]}))
     loaded = runs.load(grid, results)
     with plots.style():

@@ -61,7 +61,7 @@ def test_the_same_files_verify(published: Path) -> None:
     ],
 )
 def test_a_difference_is_told_in_numbers(published: Path, name: str, old: str, new: str, expected: str) -> None:
-    text = (published / name).read_text()
+    text = (published / name).read_text(encoding="utf-8")
     assert text.count(old) == 1
     (published / name).write_text(text.replace(old, new))
     lines = _lines(published)
@@ -73,9 +73,9 @@ def test_a_difference_is_told_in_numbers(published: Path, name: str, old: str, n
 
 def test_spaces_are_bytes_too_and_half_a_file_is_said(published: Path) -> None:
     path = published / "evaluation/test.json"
-    path.write_text(path.read_text().replace(": ", ":"))
+    path.write_text(path.read_text(encoding="utf-8").replace(": ", ":"))
     assert "the same content, written in other bytes" in _lines(published)[0]
-    path.write_text(path.read_text()[:12])
+    path.write_text(path.read_text(encoding="utf-8")[:12])
     assert "cannot be read any more" in _lines(published)[0]
     path.unlink()
     lines = _lines(published)

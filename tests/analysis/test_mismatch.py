@@ -45,13 +45,16 @@ def metrics(grid: Grid, results: Path, arm: str, key: str) -> float:
     """Mean over steps, then seeds, read without the code under test."""
     means = []
     for seed in grid.seeds:
-        lines = [json.loads(line) for line in (grid.run_dir(results, arm, seed) / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (grid.run_dir(results, arm, seed) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         means.append(np.mean([line[key] for line in lines if key in line]))
     return float(np.mean(means))
 
 
 def accuracy(grid: Grid, results: Path, arm: str) -> float:
-    found = [json.loads((grid.run_dir(results, arm, seed) / "evaluation" / "test.json").read_text())["correct"] for seed in grid.seeds]
+    found = [
+        json.loads((grid.run_dir(results, arm, seed) / "evaluation" / "test.json").read_text(encoding="utf-8"))["correct"]
+        for seed in grid.seeds
+    ]
     return float(np.mean(found)) / SAMPLES
 
 
@@ -89,7 +92,7 @@ def test_the_page_names_every_engine(engines: Finished, rows: list[dict[str, str
     grid, results = engines
     figures(grid, results)
     report(grid, results)
-    page = (grid.folder(results) / "report.html").read_text()
+    page = (grid.folder(results) / "report.html").read_text(encoding="utf-8")
     assert "Engines compared" in page
     for sentence in sentences(rows):
         assert sentence in page

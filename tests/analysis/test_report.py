@@ -53,7 +53,7 @@ def page(finished: Finished) -> str:
     aggregate(grid, results)
     figures(grid, results)
     report(grid, results)
-    return (grid.folder(results) / "report.html").read_text()
+    return (grid.folder(results) / "report.html").read_text(encoding="utf-8")
 
 
 def test_page_is_well_formed_and_self_contained(page: str) -> None:
@@ -99,7 +99,7 @@ def test_settings_are_those_that_were_active(page: str) -> None:
 def test_bytes_are_stable(finished: Finished, page: str) -> None:
     grid, results = finished
     report(grid, results)
-    assert (grid.folder(results) / "report.html").read_text() == page
+    assert (grid.folder(results) / "report.html").read_text(encoding="utf-8") == page
 
 
 def test_findings_repeat_the_tables(page: str) -> None:
@@ -161,7 +161,7 @@ def test_markdown_becomes_html() -> None:
 
 @pytest.mark.parametrize("name", sorted({*runs.FIGURES, *runs.TABLES}))
 def test_captions_are_plain_text(name: str) -> None:
-    text = (CAPTIONS / f"{name}.rst").read_text()
+    text = (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8")
     assert not re.search(r"[{}*`|]|\w_\s", text)
     docutils = pytest.importorskip("docutils.core")
     assert docutils.publish_string(text, settings_overrides={"halt_level": 2, "report_level": 5})

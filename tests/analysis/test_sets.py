@@ -36,7 +36,7 @@ def tables(several: Finished) -> Path:
 def record(grid: Grid, results: Path, arm: str, seed: int) -> dict[str, list[int]]:
     """An evaluation, read without the code under test; ``base`` is the base model's."""
     folder = grid.base_dir(results) if arm == "base" else grid.run_dir(results, arm, seed)
-    found: dict[str, list[int]] = json.loads((folder / "evaluation" / "test.json").read_text())
+    found: dict[str, list[int]] = json.loads((folder / "evaluation" / "test.json").read_text(encoding="utf-8"))
     return found
 
 
@@ -93,7 +93,9 @@ def test_every_set_has_its_row(several: Finished, tables: Path) -> None:
 
 
 def test_the_best_of_each_column_is_bold(several: Finished, tables: Path) -> None:
-    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in (tables / "sets.md").read_text().splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip("|\n").split("|")] for line in (tables / "sets.md").read_text(encoding="utf-8").splitlines()
+    ]
     assert lines[0] == ["Method", "Mean of the sets, %", "easy (30), %", "hard (10), %"]
     names = ["base", "grpo", "token_alp", "token_alp-sigma0"]
     for column, measure in enumerate(
@@ -178,7 +180,7 @@ def test_page_and_figures_name_the_sets(several: Finished, tables: Path) -> None
     grid, results = several
     figures(grid, results)
     report(grid, results)
-    text = re.sub(r"<[^>]+>", "", (grid.folder(results) / "report.html").read_text())
+    text = re.sub(r"<[^>]+>", "", (grid.folder(results) / "report.html").read_text(encoding="utf-8"))
     assert "plain mean over 2 evaluation sets: easy (30 problems), hard (10 problems)" in text
     assert "avg@16, mean of 2 sets, %" in text
     assert {"sets.svg", "sets.png"} <= {path.name for path in (grid.folder(results) / "figures").iterdir()}

@@ -21,7 +21,7 @@ def test_own_trainer_learns_and_is_perturbed() -> None:
 
 
 def test_it_is_as_short_as_promised() -> None:
-    source = (ROOT / "examples" / "own_trainer.py").read_text()
+    source = (ROOT / "examples" / "own_trainer.py").read_text(encoding="utf-8")
     body = source[source.index("def token_log_probs") : source.index("if __name__")]
     assert len([line for line in body.splitlines() if line.strip()]) <= 60
     assert set(re.findall(r"from alp(\S*) import", source)) == {".policy"}

@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not config.stash.get(_OWNER, False):
         return
     path = Path(os.environ.pop("FAULTS_LEDGER"))
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     path.unlink()
     kinds: Counter[str] = Counter()
     for entry in entries:
@@ -49,7 +49,7 @@ class Ledger:
     """Every fault that was really injected, with the results that it cost."""
 
     def tried(self, kind: str, count: int = 1, lost: int = 0, changed: int = 0) -> None:
-        with open(os.environ["FAULTS_LEDGER"], "a") as stream:
+        with open(os.environ["FAULTS_LEDGER"], "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"kind": kind, "tried": count, "lost": lost, "changed": changed}) + "\n")
 
     def compare(self, kind: str, found: dict[str, str | None], whole: dict[str, str | None], count: int = 1) -> None:
@@ -98,7 +98,7 @@ def seconds(words: Words, whole: Any, tmp_path_factory: pytest.TempPathFactory) 
 def whole(words: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """Results of the job when nothing disturbs it."""
     folder = tmp_path_factory.mktemp("whole")
-    assert jobs.train(words(folder / "run"), folder / "log") == 0, (folder / "log").read_text()[-2000:]
+    assert jobs.train(words(folder / "run"), folder / "log") == 0, (folder / "log").read_text(encoding="utf-8")[-2000:]
     found = jobs.digest(folder / "run", jobs.NOISY)
     assert None not in found.values()
     return found

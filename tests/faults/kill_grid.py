@@ -26,7 +26,7 @@ _WAYS = (("process", signal.SIGKILL), ("group", signal.SIGKILL), ("process", sig
 
 def attempt(words: list[str], cwd: Path, log: Path, seconds: float, way: tuple[str, signal.Signals]) -> int | None:
     """Start the workflow and end it after ``seconds``; its exit code, None when the signal met it at work."""
-    with log.open("a") as stream, heard():
+    with log.open("a", encoding="utf-8") as stream, heard():
         process = subprocess.Popen(words, cwd=cwd, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             return process.wait(seconds)
@@ -60,7 +60,7 @@ def kill_until_done(folder: Path, grid: str, cores: int, kills: int, dice: rando
 
 def compare(manifest: Path, other: Path) -> tuple[list[str], list[str]]:
     """Names of the files of ``manifest`` that ``other`` lacks, and of those whose hashes differ."""
-    there, here = (json.loads(path.read_text())["files"] for path in (manifest, other))
+    there, here = (json.loads(path.read_text(encoding="utf-8"))["files"] for path in (manifest, other))
     lost = sorted(there.keys() - here.keys())
     changed: list[Any] = [name for name in there if name in here and there[name] != here[name]]
     return lost, changed

@@ -30,7 +30,7 @@ def full_disk(disk: Path, room: int, words: list[str], log: Path) -> str:
     if jobs.mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", disk) != 0:
         return "skip: no tmpfs can be mounted here"
     first = jobs.forked(words, log, _Fill(disk, room))
-    said = log.read_text()
+    said = log.read_text(encoding="utf-8")
     (disk / "ballast").unlink()
     again = jobs.forked(words, log)
     return json.dumps({"first": first, "said": said, "again": again, "found": jobs.digest(disk / "run", jobs.NOISY)})
@@ -74,7 +74,7 @@ def small_disk(disk: Path, words: list[str], log: Path) -> str:
     if jobs.mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", disk) != 0:
         return "skip: no tmpfs can be mounted here"
     code = jobs.forked(words, log)
-    return json.dumps({"code": code, "said": log.read_text(), "left": [path.name for path in (disk / "run").glob("*")]})
+    return json.dumps({"code": code, "said": log.read_text(encoding="utf-8"), "left": [path.name for path in (disk / "run").glob("*")]})
 
 
 def test_a_job_that_does_not_fit_is_refused(tmp_path: Path, words: Words, ledger: Ledger) -> None:
@@ -91,10 +91,10 @@ def read_only(folder: Path, words: list[str], log: Path) -> str:
     if not _cover(folder):
         return "skip: no read-only mounts here"
     refused = jobs.forked(words, log)
-    said = log.read_text()
+    said = log.read_text(encoding="utf-8")
     subprocess.run(["umount", folder], check=True)
     middle = jobs.forked(words, log, _Cover(folder))
-    later = log.read_text()[len(said) :]
+    later = log.read_text(encoding="utf-8")[len(said) :]
     subprocess.run(["umount", folder], check=True)
     again = jobs.forked(words, log)
     found = jobs.digest(folder / "run", jobs.NOISY)
@@ -141,7 +141,9 @@ def test_read_only_results(tmp_path: Path, words: Words, whole: Any, ledger: Led
 def stopped(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that a signal stopped in the middle of its third rollout batch."""
     folder = tmp_path_factory.mktemp("stopped")
-    assert jobs.train(words(folder / "run"), folder / "log", _StopInUpdate(5)) == TRY_AGAIN, (folder / "log").read_text()[-2000:]
+    assert jobs.train(words(folder / "run"), folder / "log", _StopInUpdate(5)) == TRY_AGAIN, (folder / "log").read_text(encoding="utf-8")[
+        -2000:
+    ]
     return folder / "run"
 
 
@@ -187,7 +189,7 @@ def test_damaged_checkpoints(
     newest = sorted((run / "checkpoints").glob("step_*"))[-1]
     damage(newest / ("checkpoint.json" if dice.random() < 0.2 else "state.pt"), dice)
     assert jobs.train(words(run), tmp_path / "log") == 0
-    said = (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text(encoding="utf-8")
     # A flipped bit of the card may change nothing that it says but a name in the configuration; then the checkpoint is still good.
     assert f"{newest} is damaged" in said or "not used" in said or "checkpoint.json" in str(newest)
     ledger.compare(kind, jobs.digest(run, jobs.NOISY), whole)
@@ -204,14 +206,16 @@ def test_checkpoints_of_another_configuration_and_of_an_older_format(
     placed = run / "checkpoints" / foreign.name.replace("step_000001", f"step_{STEPS:06d}")  # it would be the newest
     shutil.copytree(foreign, placed)
     assert jobs.train(words(run), tmp_path / "log") == 0
-    assert f"{placed} belongs to another job (trainer.lr: 0.002 there, 0.001 here): not used" in (tmp_path / "log").read_text()
+    assert f"{placed} belongs to another job (trainer.lr: 0.002 there, 0.001 here): not used" in (tmp_path / "log").read_text(
+        encoding="utf-8"
+    )
     ledger.compare("checkpoint of another configuration", jobs.digest(run, jobs.NOISY), whole)
 
     old = tmp_path / "old"
     shutil.copytree(stopped, old)
     newest = sorted((old / "checkpoints").glob("step_*"))[-1]
-    card = json.loads((newest / "checkpoint.json").read_text())
+    card = json.loads((newest / "checkpoint.json").read_text(encoding="utf-8"))
     (newest / "checkpoint.json").write_text(json.dumps({key: card[key] for key in ("step", "identity", "sha256")}))
     assert jobs.train(words(old), tmp_path / "log") == 0
-    assert f"{newest} has format 1" in (tmp_path / "log").read_text()
+    assert f"{newest} has format 1" in (tmp_path / "log").read_text(encoding="utf-8")
     ledger.compare("checkpoint of an older format", jobs.digest(old, jobs.NOISY), whole)

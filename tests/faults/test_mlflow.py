@@ -57,7 +57,7 @@ class Delete:
 def test_deleted(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, database: Path, migrated: Path) -> None:
     run = tmp_path / "run"
     chosen = [*words(run), f"run.tracking='sqlite:///{database}'"]
-    assert jobs.train(chosen, tmp_path / "log", Delete(database)) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert jobs.train(chosen, tmp_path / "log", Delete(database)) == 0, (tmp_path / "log").read_text(encoding="utf-8")[-2000:]
     ledger.compare("MLflow's database deleted", jobs.digest(run, jobs.NOISY), whole)
     shutil.copy(migrated, database)
     _logged_later(run, database)
@@ -66,7 +66,7 @@ def test_deleted(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, datab
 def test_unreachable(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, database: Path) -> None:
     run = tmp_path / "run"
     assert jobs.train([*words(run), "run.tracking='http://127.0.0.1:9'"], tmp_path / "log") == 0
-    assert (tmp_path / "log").read_text().count("MLflow is behind the files") == 1
+    assert (tmp_path / "log").read_text(encoding="utf-8").count("MLflow is behind the files") == 1
     ledger.compare("MLflow unreachable", jobs.digest(run, jobs.NOISY), whole)
     _logged_later(run, database)
 
@@ -81,7 +81,7 @@ def test_locked(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, databa
     finally:
         holder.execute("ROLLBACK")
         holder.close()
-    assert "database is locked" in (tmp_path / "log").read_text()
+    assert "database is locked" in (tmp_path / "log").read_text(encoding="utf-8")
     ledger.compare("MLflow's database locked", jobs.digest(run, jobs.NOISY), whole)
     _logged_later(run, database)
 
@@ -90,7 +90,7 @@ def read_only(folder: Path, words: list[str], log: Path) -> str:
     """A job whose tracking database lies on a read-only disk."""
     if jobs.mount("--bind", folder, folder) != 0 or jobs.mount("-o", "remount,bind,ro", folder) != 0:
         return "skip: no read-only mounts here"
-    return json.dumps({"code": jobs.forked(words, log), "said": log.read_text()})
+    return json.dumps({"code": jobs.forked(words, log), "said": log.read_text(encoding="utf-8")})
 
 
 @pytest.mark.skipif(not ALL, reason="imports MLflow once more: make faults (tests/test_tracking.py has the call alone)")

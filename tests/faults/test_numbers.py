@@ -72,8 +72,10 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(
     tmp_path: Path, words: Words, ledger: Ledger, place: str, value: float
 ) -> None:
     for name in ("run", "again"):
-        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (tmp_path / "log").read_text()[-1500:]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (tmp_path / "log").read_text(
+            encoding="utf-8"
+        )[-1500:]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     skipped = {line["step"]: line["policy/skipped"] for line in lines if "policy/skipped" in line}
     assert skipped == dict.fromkeys(range(1, STEPS + 1), 0.0) | {3: 1.0}
     weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
@@ -87,7 +89,7 @@ def test_a_log_prob_that_is_nan_stops_the_job_by_name(
 ) -> None:
     """No policy gives one: model or engine are broken. Once they are not, the job goes on as if nothing had been."""
     assert jobs.train(words(tmp_path / "run"), tmp_path / "log", Spoil(place, math.nan)) == 1
-    assert f"{name}: NaN on a valid token" in (tmp_path / "log").read_text()
+    assert f"{name}: NaN on a valid token" in (tmp_path / "log").read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "model").exists()
     assert jobs.train(words(tmp_path / "run"), tmp_path / "log") == 0
     ledger.compare(f"nan in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), whole)
@@ -97,7 +99,9 @@ def test_a_log_prob_that_is_nan_stops_the_job_by_name(
 @pytest.mark.parametrize("place", ["old log-prob", "rollout log-prob"])
 def test_a_log_prob_that_is_infinite_spoils_no_weight(tmp_path: Path, words: Words, ledger: Ledger, place: str, value: float) -> None:
     for name in ("run", "again"):
-        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (tmp_path / "log").read_text()[-1500:]
+        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (tmp_path / "log").read_text(
+            encoding="utf-8"
+        )[-1500:]
     weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
     ledger.compare(f"{value} in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), jobs.digest(tmp_path / "again", jobs.NOISY))
@@ -111,7 +115,7 @@ def test_one_that_stays(tmp_path: Path, words: Words, base_model: Path, ledger: 
     next(iter(weights.values())).fill_(math.nan)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     code = jobs.train(words(tmp_path / "run", f"model.path='{broken}'"), tmp_path / "log")
-    said = (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text(encoding="utf-8")
     assert code == 1
     assert "old_log_probs: NaN on a valid token" in said, said[-2000:]
     assert not (tmp_path / "run" / "model").exists()

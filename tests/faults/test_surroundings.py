@@ -47,7 +47,7 @@ def test_the_second_job_of_a_folder_is_refused(tmp_path: Path, words: Words, who
     first = jobs.start(words(run), logs[0], Slow(1.0))
     _wait_for(run / "active.json", first)
     assert jobs.train(words(run), logs[1]) == 2
-    said = logs[1].read_text()
+    said = logs[1].read_text(encoding="utf-8")
     assert f"alp: error: run.dir: another job is running in {run}" in said
     assert "Traceback" not in said
     first.join(120)
@@ -73,8 +73,8 @@ def test_an_orphan_s_folder_is_waited_for(tmp_path: Path, words: Words, whole: A
     second = jobs.start(words(run), tmp_path / "log2", InWorkflow())
     jobs.kill_later(first, 1.5, signal.SIGTERM)
     second.join(120)
-    assert second.exitcode == 0, (tmp_path / "log2").read_text()[-2000:]
-    assert "continuing" in (tmp_path / "log2").read_text()
+    assert second.exitcode == 0, (tmp_path / "log2").read_text(encoding="utf-8")[-2000:]
+    assert "continuing" in (tmp_path / "log2").read_text(encoding="utf-8")
     ledger.compare("orphan of a killed workflow", jobs.digest(run, jobs.NOISY), whole)
 
 

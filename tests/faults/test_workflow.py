@@ -43,11 +43,13 @@ def test_a_job_that_is_asked_to_stop_is_tried_again(tmp_path: Path, ledger: Ledg
     while not list((tmp_path / run).glob("checkpoints/step_*")):
         assert process.poll() is None
         time.sleep(0.02)
-    children = {int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()}
+    children = {
+        int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text(encoding="utf-8").split()
+    }
     for pid in children:
         os.kill(pid, signal.SIGTERM)
     assert process.wait(300) == 0
-    assert "continuing" in (tmp_path / "results/smoke/logs/train/seq_alp_seed0.log").read_text()
+    assert "continuing" in (tmp_path / "results/smoke/logs/train/seq_alp_seed0.log").read_text(encoding="utf-8")
     found = [(tmp_path / run / name).read_bytes() for name in names]
     ledger.tried("SIGTERM to a job of the workflow", changed=sum(a != b for a, b in zip(found, whole, strict=True)))
     assert found == whole

@@ -363,7 +363,7 @@ REFUSED: tuple[Refused, ...] = (
 
 def locked_version() -> str:
     """The version of transformers that the project's lock installs."""
-    found = re.search(r"^transformers==(\S+)", LOCK.read_text(), re.MULTILINE)
+    found = re.search(r"^transformers==(\S+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return found[1]
 

@@ -398,7 +398,7 @@ def test_compiled_model_is_its_original() -> None:
 
 def test_the_table_lists_what_is_tested() -> None:
     """A table of architectures that promises what no test holds, or has not heard of it."""
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TABLE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
     written = {tuple(cell.strip().strip("`") for cell in row) for row in rows}
     passed = {(name, entry.model_class, entry.layers) for name, entry in ARCHITECTURES.items()}
     refused = {(entry.model_class, "refused", entry.says) for entry in REFUSED}

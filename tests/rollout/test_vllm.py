@@ -226,7 +226,7 @@ def test_killed_or_hanging_engine_is_replaced_and_the_batch_repeated(
 
 def _alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
@@ -313,10 +313,10 @@ def test_five_kills_leave_no_trace_in_the_results(folder: Path, tmp_path: Path, 
     assert kills == 5
     for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    timings = [json.loads(line) for line in (tmp_path / "broken" / "timings.jsonl").read_text().splitlines()]
+    timings = [json.loads(line) for line in (tmp_path / "broken" / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
     assert timings[-1]["rollout/engine_restarts"] == 5
     assert (tmp_path / "broken" / "vllm.log").stat().st_size > 0
-    active = json.loads((tmp_path / "broken" / "active.json").read_text())
+    active = json.loads((tmp_path / "broken" / "active.json").read_text(encoding="utf-8"))
     assert (active["engine"], active["rollout_dtype"], active["vllm_version"][:2]) == ("vllm", "bfloat16", "0.")
 
 
@@ -338,7 +338,7 @@ def test_what_the_platform_has_not_is_refused_before_anything_runs(folder: Path,
 
 
 def test_heads_without_kernels_are_refused(base_model: Path, tmp_path: Path) -> None:
-    narrow = json.loads((base_model / "config.json").read_text()) | {"num_attention_heads": 4, "num_key_value_heads": 4}
+    narrow = json.loads((base_model / "config.json").read_text(encoding="utf-8")) | {"num_attention_heads": 4, "num_key_value_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(narrow))
     with pytest.raises(UserError, match=r"attention heads are 8 wide, and vLLM on a CPU has kernels for 32, 64, .* alone"):
         choose.check(config.load("train", SMALL).rollout, tmp_path)
@@ -360,5 +360,5 @@ def test_the_head_sizes_are_those_of_the_installed_vllm() -> None:
         pytest.skip("the GPU build")
     source = (
         Path(sys.prefix) / "lib" / "python3.11" / "site-packages" / "vllm" / "v1" / "attention" / "backends" / "cpu_attn.py"
-    ).read_text()
+    ).read_text(encoding="utf-8")
     assert str(list(choose.CPU_HEAD_SIZES)) in source

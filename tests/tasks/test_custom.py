@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_example_runs_as_its_first_lines_say(tmp_path: Path) -> None:
-    command = next(line.strip() for line in (ROOT / "examples" / "own_task.py").read_text().splitlines() if line.strip().startswith("alp "))
+    command = next(
+        line.strip()
+        for line in (ROOT / "examples" / "own_task.py").read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith("alp ")
+    )
     assert "run.dir=results/own_task" in command
     done = subprocess.run(
         command.replace("results/own_task", str(tmp_path)).replace("alp ", f"{sys.executable} -m alp.cli ", 1),
@@ -30,7 +34,7 @@ def test_the_example_runs_as_its_first_lines_say(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         *("train.jsonl", "validation.jsonl", "test.jsonl", "summary.json", "leakage.json", "leakage.md")
     }
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert sum(entry["problems"] for entry in summary.values()) == 200
 
 

@@ -66,7 +66,9 @@ def test_own_answers_their_rewritings_and_near_misses(style: str) -> None:
 @pytest.mark.parametrize("name", ["aime24", "minerva_math", "math500", "olympiadbench"])
 def test_a_sample_of_the_benchmarks(name: str) -> None:
     """`make grading` does all of them."""
-    answers = list(dict.fromkeys(json.loads(line)["answer"] for line in (BENCH / f"{name}.jsonl").read_text().split("\n") if line))
+    answers = list(
+        dict.fromkeys(json.loads(line)["answer"] for line in (BENCH / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line)
+    )
     result = measure(answers[7::24], STYLES.get(name, "math"))
     assert result["failures"] == []
 
@@ -253,7 +255,7 @@ def test_workers_end_with_their_parent() -> None:
     workers = [int(word) for word in done.stdout.split()]
     assert len(workers) == 1
     for _ in range(100):
-        if not Path(f"/proc/{workers[0]}").exists() or "Z (zombie)" in Path(f"/proc/{workers[0]}/status").read_text():
+        if not Path(f"/proc/{workers[0]}").exists() or "Z (zombie)" in Path(f"/proc/{workers[0]}/status").read_text(encoding="utf-8"):
             return
         time.sleep(0.1)
     pytest.fail("the worker goes on without its parent")

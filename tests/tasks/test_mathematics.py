@@ -22,7 +22,7 @@ LONG = "A train leaves the station at noon and travels with a constant speed of 
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -109,14 +109,14 @@ def test_prepared_sets_leakage_and_hashes(tmp_path: Path) -> None:
     assert configured.sets == ["train", "validation", "test", "easy", "hard"]
     summary = prepare(configured, tmp_path / "data")
     assert {name: entry["problems"] for name, entry in summary.items()} == {"train": 6, "validation": 2, "test": 4, "easy": 2, "hard": 2}
-    report = json.loads((tmp_path / "data" / "leakage.json").read_text())
+    report = json.loads((tmp_path / "data" / "leakage.json").read_text(encoding="utf-8"))
     # LONG stands in every problem of the training file
     assert report["sets"]["validation"]["shared_13_words"].keys() == {p.id for p in load_task(configured).problems("validation")}
     trained = {problem.id for problem in load_task(configured).problems("train")}
     assert report["sets"]["easy"]["exact"] == ({"easy:copy": "train:3"} if "train:3" in trained else {})
     assert list(report["sets"]["hard"]["shared_13_words"]) == ["hard:1"]
     assert report["sets"]["hard"]["shorter_than_13_words"] == 1
-    assert "| hard | 2 | 0 | 1 | 1 |" in (tmp_path / "data" / "leakage.md").read_text()
+    assert "| hard | 2 | 0 | 1 | 1 |" in (tmp_path / "data" / "leakage.md").read_text(encoding="utf-8")
     assert prepare(configured, tmp_path / "again") == summary
     read = load_task(configured.model_copy(update={"data": str(tmp_path / "data")}))
     for name in configured.sets:
@@ -137,7 +137,7 @@ def test_a_run_of_13_words_and_not_of_12() -> None:
 
 def test_the_embedded_task_leaks_nothing(tmp_path: Path) -> None:
     prepare(config.load("prepare", []).task, tmp_path)
-    for entry in json.loads((tmp_path / "leakage.json").read_text())["sets"].values():
+    for entry in json.loads((tmp_path / "leakage.json").read_text(encoding="utf-8"))["sets"].values():
         assert entry["exact"] == entry["shared_13_words"] == {}
 
 

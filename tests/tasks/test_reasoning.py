@@ -65,7 +65,7 @@ def test_problems_do_not_follow_the_hash_seed(generator: str, tmp_path: Path) ->
         out = tmp_path / seed
         words = [*SMALL, f"task.generator={generator}", f"run.dir={out}"]
         subprocess.run([sys.executable, "-m", "alp.cli", "prepare", *words], check=True, env=os.environ | {"PYTHONHASHSEED": seed})
-        found.append([json.loads(line) for line in (out / "train.jsonl").read_text().split("\n") if line])
+        found.append([json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").split("\n") if line])
     assert found[0] == found[1]
 
 

@@ -137,7 +137,7 @@ def test_what_a_checkpoint_holds(train_config: Make, monkeypatch: pytest.MonkeyP
     job = train_config("method=seq_alp")
     folders = _interrupted(job, monkeypatch, call=7)
     assert [folder.name[:23] for folder in folders] == ["step_000003_update_0000", "step_000003_update_0001"], "the last two"
-    card = json.loads((folders[-1] / "checkpoint.json").read_text())
+    card = json.loads((folders[-1] / "checkpoint.json").read_text(encoding="utf-8"))
     assert (card["step"], card["update"], card["format"]) == (3, 1, checkpoint.FORMAT)
     state = torch.load(folders[-1] / "state.pt", weights_only=True)
     assert set(state) == {"step", "model", "updater", "perturbation", "current", "records", "random"}
@@ -163,7 +163,7 @@ def _cut(path: Path) -> None:
 def _pickled(path: Path) -> None:
     """A state that runs code when it is unpickled, with a card that vouches for it."""
     path.write_bytes(pickle.dumps(_Bomb()))
-    card = json.loads((path.parent / "checkpoint.json").read_text())
+    card = json.loads((path.parent / "checkpoint.json").read_text(encoding="utf-8"))
     (path.parent / "checkpoint.json").write_text(json.dumps(card | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
 
 
@@ -220,7 +220,7 @@ def test_an_older_format_is_named_and_not_used(
     train(train_config(folder="whole"))
     job = train_config(folder="broken")
     for folder in _interrupted(job, monkeypatch, call=5):
-        card = json.loads((folder / "checkpoint.json").read_text())
+        card = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         del card["format"]
         (folder / "checkpoint.json").write_text(json.dumps(card))
     train(job)

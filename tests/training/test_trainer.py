@@ -29,7 +29,7 @@ def _digest(folder: Path, names: tuple[str, ...] = RECORDS) -> dict[str, str]:
 
 
 def _lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
 
 
 def _kill_at(step: int) -> Callable[[], None]:
@@ -98,10 +98,10 @@ def test_another_base_model_or_other_data_start_over(train_config: Make, tmp_pat
     train(job)
     train(train_config(f"model.path='{moved}'", folder="fresh"))
     assert _digest(tmp_path / "run", ("metrics.jsonl",)) == _digest(tmp_path / "fresh", ("metrics.jsonl",))
-    origins = [json.loads((tmp_path / name / "provenance.json").read_text()) for name in ("run", "fresh")]
+    origins = [json.loads((tmp_path / name / "provenance.json").read_text(encoding="utf-8")) for name in ("run", "fresh")]
     assert origins[0] == origins[1]
     train(train_config(folder="original"))
-    other = json.loads((tmp_path / "original" / "provenance.json").read_text())
+    other = json.loads((tmp_path / "original" / "provenance.json").read_text(encoding="utf-8"))
     assert other["config_hash"] == origins[0]["config_hash"]
     assert other["identity"] != origins[0]["identity"]
 
@@ -179,7 +179,7 @@ def test_records_follow_the_documented_form(train_config: Make, tmp_path: Path) 
     lines = _lines(tmp_path / "run")
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert set(lines[0]) == {"step", "validation/accuracy", "validation/length"}
-    documented = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
     for key in lines[2]:
         head = key if f"`{key}`" in documented else key.rsplit("/", 1)[0] if key.startswith("perturbation") else key.split("/log_")[0]
         parts = head.split("/")
@@ -215,7 +215,7 @@ def test_on_policy_first_update_has_ratio_one(train_config: Make, tmp_path: Path
 )
 def test_active_states_what_runs(train_config: Make, tmp_path: Path, words: list[str], expected: dict[str, Any]) -> None:
     train(train_config(*words, "trainer.steps=1", folder="run"))
-    active = json.loads((tmp_path / "run" / "active.json").read_text())
+    active = json.loads((tmp_path / "run" / "active.json").read_text(encoding="utf-8"))
     assert {key: active[key] for key in expected} == expected
     if "method.perturbation.layers=middle" in words:
         assert active["perturbation"]["layers"] == [1]

@@ -57,13 +57,13 @@ def _planned(house: Path) -> dict[str, int]:
 
 @contextmanager
 def _edited(path: Path, old: str, new: str) -> Iterator[None]:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new, 1))
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
     try:
         yield
     finally:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def _runs(house: Path) -> list[Path]:
@@ -93,16 +93,16 @@ def test_every_documented_output_is_there(house: Path) -> None:
     assert [row["method"] for row in rows] == ["base", *ARMS]
     for row in rows:
         assert 0 <= float(row["accuracy_low"]) <= float(row["accuracy_mean"]) <= float(row["accuracy_high"]) <= 1
-    page = (house / "results/smoke/report.html").read_text()
+    page = (house / "results/smoke/report.html").read_text(encoding="utf-8")
     assert "<img" in page
-    leaks = json.loads((house / "results/smoke/arithmetic/data/leakage.json").read_text())["sets"]
+    leaks = json.loads((house / "results/smoke/arithmetic/data/leakage.json").read_text(encoding="utf-8"))["sets"]
     assert leaks.keys() == {"validation", "test"}
     assert all(entry["exact"] == {} for entry in leaks.values())
     assert "Evaluation problems in the training set" in page
 
 
 def test_first_line_of_a_log_is_the_command(house: Path) -> None:
-    line = (house / "results/smoke/logs/train/seq_alp_seed1.log").read_text().splitlines()[0]
+    line = (house / "results/smoke/logs/train/seq_alp_seed1.log").read_text(encoding="utf-8").splitlines()[0]
     assert line.startswith("alp train task=arithmetic ")
     assert "method=seq_alp" in line
     assert "trainer.seed=1" in line
@@ -140,7 +140,7 @@ def test_a_module_s_edit_runs_the_rules_whose_code_it_is(house: Path, module: st
 
 def test_a_job_by_hand_gives_the_same_bytes(house: Path, tmp_path: Path) -> None:
     run = _runs(house)[-1]
-    words = (house / "results/smoke/logs/train/seq_alp_seed1.log").read_text().splitlines()[0]
+    words = (house / "results/smoke/logs/train/seq_alp_seed1.log").read_text(encoding="utf-8").splitlines()[0]
     import shlex
 
     command = [word for word in shlex.split(words)[1:] if not word.startswith(("run.dir=", "run.tracking="))]
@@ -214,7 +214,7 @@ def test_a_mistake_that_a_job_finds_is_on_the_screen(house: Path, tmp_path: Path
 
 
 def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Path) -> None:
-    manifest = json.loads((house / "results/smoke/manifest.json").read_text())
+    manifest = json.loads((house / "results/smoke/manifest.json").read_text(encoding="utf-8"))
     listed = set(manifest["files"])
     built = {path.relative_to(house / "results/smoke").as_posix() for path in (house / "results/smoke").rglob("*") if path.is_file()}
     apart = {
@@ -259,5 +259,5 @@ def test_a_killed_workflow_goes_on_where_it_was(house: Path, tmp_path: Path) -> 
     assert list((copy / ".snakemake/locks").iterdir()), "it left its lock"
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "continuing" in (copy / "results/smoke/logs/train/grpo_seed0.log").read_text()
+    assert "continuing" in (copy / "results/smoke/logs/train/grpo_seed0.log").read_text(encoding="utf-8")
     assert {name: (run / name).read_bytes() for name in whole} == whole

@@ -77,13 +77,13 @@ def claim():
     """Hold this grid for this process; locks that a killed Snakemake left on it are removed, those of a living one stay."""
     place = Path(".snakemake")
     place.mkdir(exist_ok=True)
-    handle = (place / f"alp_{GRID.name}.lock").open("a")
+    handle = (place / f"alp_{GRID.name}.lock").open("a", encoding="utf-8")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return handle
     for lock in place.glob("locks/*.lock"):
-        if any(line.startswith(f"{FOLDER}/") for line in lock.read_text().splitlines()):
+        if any(line.startswith(f"{FOLDER}/") for line in lock.read_text(encoding="utf-8").splitlines()):
             lock.unlink()
     return handle
 

@@ -14,7 +14,7 @@ def status():
         if (folder / "model" / "model.safetensors").is_file():
             trained += 1
         elif (folder / "metrics.jsonl").is_file():
-            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             last = json.loads(lines[-1]) if lines else {}
             reward = (
                 f", reward {last['reward/mean']:.2f}" if "reward/mean" in last else ""
@@ -56,7 +56,7 @@ def complaints(before):
     for path, written in sorted(logs().items()):
         if written == before.get(path):
             continue
-        last = path.read_text(errors="replace").splitlines()[-1:]
+        last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
         if last and last[0].startswith("alp: error: "):
             found.append(f"{path}: {last[0]}")
     return found
