@@ -112,20 +112,21 @@ def _run(verb: str, rest: list[str]) -> int:
 
 
 def _check_place(loaded: Any) -> None:
-    """Refuse a folder that cannot be written before anything is computed for it."""
+    """Refuse a folder that is not the program's, or cannot be written, before anything is computed for it."""
     from alp import grid
-    from alp.reproducibility import check_writable
+    from alp.ownership import check
 
     if hasattr(loaded, "run"):
-        check_writable(Path(loaded.run.dir), "run.dir")
+        check(loaded.run.dir, "run.dir")
     elif hasattr(loaded, "results"):
-        check_writable(grid.load(loaded.grid).folder(loaded.results), "results")
+        grid.check_results(loaded.results)
+        check(grid.load(loaded.grid).folder(loaded.results), "results", beside=True)
 
 
 def _prepare(loaded: Any) -> str:
     from alp.tasks.prepare import prepare
 
-    summary = prepare(loaded.task, Path(loaded.run.dir))
+    summary = prepare(loaded.task, Path(loaded.run.dir), replace=loaded.run.replace)
     counts = ", ".join(f"{split} {entry['problems']}" for split, entry in summary.items())
     return f"{loaded.run.dir}: {counts}"
 
@@ -133,7 +134,7 @@ def _prepare(loaded: Any) -> str:
 def _fetch(loaded: Any) -> str:
     from alp.fetch import fetch
 
-    return str(fetch(loaded.model, Path(loaded.run.dir)))
+    return str(fetch(loaded.model, Path(loaded.run.dir), replace=loaded.run.replace))
 
 
 def _pretrain(loaded: Any) -> str:
@@ -195,7 +196,7 @@ def _aggregate(loaded: Any) -> str:
     from alp import grid
     from alp.analysis.aggregate import aggregate
 
-    aggregate(grid.load(loaded.grid), Path(loaded.results))
+    aggregate(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace)
     return str(grid.load(loaded.grid).folder(loaded.results) / "tables")
 
 
@@ -203,7 +204,7 @@ def _figures(loaded: Any) -> str:
     from alp import grid
     from alp.analysis.figures import figures
 
-    figures(grid.load(loaded.grid), Path(loaded.results))
+    figures(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace)
     return str(grid.load(loaded.grid).folder(loaded.results) / "figures")
 
 
@@ -218,7 +219,7 @@ def _report(loaded: Any) -> str:
     from alp import grid
     from alp.analysis.report import report
 
-    report(grid.load(loaded.grid), Path(loaded.results))
+    report(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace)
     return str(grid.load(loaded.grid).folder(loaded.results) / "report.html")
 
 

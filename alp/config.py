@@ -199,6 +199,12 @@ def identity(config: Strict) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def origin_of(parts: dict[str, str], config: Strict) -> dict[str, Any]:
+    """What a job's results follow from (alp/ownership.py): hashes, ``identity`` over all of them, and the configuration for words."""
+    whole = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return parts | {"identity": whole, "config": config.model_dump(mode="json")}
+
+
 def _with_content(node: Any) -> Any:
     """Local files and modules that a task names, each by what it holds."""
     if isinstance(node, list):

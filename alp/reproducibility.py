@@ -10,19 +10,44 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.random import Generator, Philox, SeedSequence
-
-from alp.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "mlflow", "snakemake", "hydra-core")
+
+
+class Home(Protocol):
+    """A folder that a job has for its own at this moment (alp/ownership.py)."""
+
+    root: Path
+    scratch: Path  # for files that are not whole yet
+
+    def note(self, path: Path) -> None:
+        """``path`` is about to be made below ``root``. Raises UserError where it is somebody else's."""
+
+
+HOMES: list[Home] = []
+
+
+def _home(path: Path) -> Home | None:
+    above = path.absolute().parents
+    if any(home.scratch.absolute() in above for home in HOMES):  # not whole yet: nobody's
+        return None
+    return next((home for home in reversed(HOMES) if home.root.absolute() in above), None)
+
+
+def note(path: Path) -> None:
+    """Tell the job whose folder this is that ``path`` is about to be made by other means than :func:`write_file`."""
+    if (home := _home(path)) is not None:
+        home.note(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -33,7 +58,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_file(path: Path, parts: Iterable[bytes]) -> None:
     """Write parts end to end, whole or not at all: temporary file in the same folder, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    home = _home(path)
+    if home is not None:
+        home.note(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent if home is None else home.scratch, prefix=f".{path.name[:80]}.")
     try:
         with os.fdopen(handle, "wb") as stream:
             for part in parts:
@@ -48,6 +76,32 @@ def write_file(path: Path, parts: Iterable[bytes]) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def partial_folder(near: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of ``near`` for files that are not whole yet; it is gone afterwards."""
+    home = _home(near)
+    near.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=near.parent if home is None else home.scratch, prefix=f".{near.name[:80]}.") as name:
+        yield Path(name)
+
+
+def install(partial: Path, folder: Path) -> None:
+    """Move every file of ``partial`` to the same place below ``folder``, each whole or not at all; weights last.
+
+    A folder that has its weights has everything.
+    """
+    files = [path for path in sorted(partial.rglob("*")) if path.is_file() and not path.is_symlink()]
+    for path in sorted(files, key=lambda path: (path.suffix == ".safetensors", str(path))):
+        target = folder / path.relative_to(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        note(target)
+        os.chmod(path, 0o644)
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(path, target)
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: a rename is not, until its folder is written."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -55,16 +109,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def check_writable(folder: Path, key: str) -> None:
-    """Refuse a folder in which nothing can be made, before anything is computed for it. Leaves no trace. Raises UserError."""
-    nearest = next(above for above in [folder.absolute(), *folder.absolute().parents] if above.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"{key}: nothing can be written in {nearest}: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:

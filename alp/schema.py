@@ -7,6 +7,7 @@ Field names follow the YAML groups in ``configs/``; the ratios, clips and correc
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -218,9 +219,15 @@ class Run(Strict):
     """Where results go; no part of the run's identity."""
 
     dir: str
+    replace: bool = False  # results of another identity in ``dir`` give way; without it they are refused
     grid: Name | None
     arm: Name | None
     tracking: str | None  # MLflow tracking URI; None: no tracking
+
+    @classmethod
+    def of(cls, folder: Path) -> Run:
+        """A folder by itself, of no grid."""
+        return cls(dir=str(folder), grid=None, arm=None, tracking=None)
 
 
 class PrepareConfig(Strict):
@@ -288,6 +295,7 @@ class GridConfig(Strict):
 
     grid: str
     results: str
+    replace: bool = False  # what was made from another form of the grid file gives way; without it that is refused
 
 
 class DumpFields(Strict):
@@ -308,6 +316,7 @@ class DiagnoseConfig(Strict):
 
     input: str | None
     output: str | None
+    replace: bool = False  # a diagnosis of another file in ``output`` gives way; without it that is refused
     fields: DumpFields
     threads: Positive  # of torch: the last digits of a sum depend on it
 

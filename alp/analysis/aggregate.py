@@ -18,6 +18,7 @@ from alp.analysis.runs import ArmRuns, Evaluation, Floats, Results
 from alp.analysis.statistics import Interval
 from alp.analysis.tables import Cell, Table, number, percent, to_csv, to_latex, to_markdown, with_interval
 from alp.grid import Grid
+from alp.ownership import claimed
 from alp.reproducibility import write_text
 from alp.schema import Method
 
@@ -38,17 +39,19 @@ CONTROL_COLUMNS = [
 # fmt: on
 
 
-def aggregate(grid: Grid, results: Path) -> None:
+def aggregate(grid: Grid, results: Path, *, replace: bool = False) -> None:
     """Build every table of the grid. Raises :class:`alp.errors.UserError` when a run is missing."""
     loaded = runs.load(grid, results)
-    folder = grid.folder(results) / "tables"
-    wanted = runs.table_names(grid)
-    for name in wanted:
-        table = BUILDERS[name](loaded)
-        write_text(folder / f"{name}.csv", to_csv(table))
-        write_text(folder / f"{name}.md", to_markdown(table))
-        write_text(folder / f"{name}.tex", to_latex(table))
-    runs.remove_stale(folder, set(runs.TABLES) - set(wanted), (".csv", ".md", ".tex"))
+    built = {name: BUILDERS[name](loaded) for name in runs.table_names(grid)}
+    root = grid.folder(results)
+    with claimed(root, "aggregate", grid.origin, outputs=["tables/*"], key="results", beside=True, replace=replace) as claim:
+        for name, table in built.items():
+            write_text(root / "tables" / f"{name}.csv", to_csv(table))
+            write_text(root / "tables" / f"{name}.md", to_markdown(table))
+            write_text(root / "tables" / f"{name}.tex", to_latex(table))
+        for name in set(runs.TABLES) - set(built):  # what an earlier form of the grid had and this one has not
+            for ending in (".csv", ".md", ".tex"):
+                claim.forget(root / "tables" / f"{name}{ending}")
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,7 @@ an earlier diagnosis of the same input are never replaced.
 from __future__ import annotations
 
 import base64
-import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +24,13 @@ from alp.analysis.dumps import Dump
 from alp.analysis.report import Shown, environment, markdown_table
 from alp.analysis.tables import Table, significant, to_csv, to_latex, to_markdown
 from alp.errors import UserError, nearest
+from alp.ownership import Claim, check
 from alp.policy.ratio import LOG_RATIO_BOUND
 from alp.schema import DiagnoseConfig
 
 DEFAULT = Path("results") / "diagnose"
+KEY = "diagnose: output"
+OUTPUTS = ("diagnostics.json", "report.html", "tables/*", "figures/*")
 TITLES = {
     "mismatch": "Mismatch",
     "ratio_quantiles": "Quantiles of the log-ratios",
@@ -58,11 +56,15 @@ def diagnose(config: DiagnoseConfig) -> str:
     if config.input is None:
         raise UserError(f"diagnose: no file given: input=<file>, one of {', '.join(sorted(dump_formats.READERS))} (quote: input='a b.npz')")
     source = Path(config.input)
-    if config.output == "":
-        raise UserError("diagnose: output: a folder expected, got nothing")
-    folder = Path(config.output) if config.output is not None else DEFAULT / source.stem
-    preflight(folder, source.name)
+    folder = check(DEFAULT / source.stem if config.output is None else config.output, KEY)
     wanted = config.fields.model_dump()
+    origin = {"identity": source.name, "config": {"input": source.name}}
+    with Claim(folder, "diagnose", outputs=OUTPUTS, key=KEY, replace=config.replace) as claim:
+        claim.compare(origin)
+        return _diagnose(config, source, wanted, claim, origin)
+
+
+def _diagnose(config: DiagnoseConfig, source: Path, wanted: dict[str, str], claim: Claim, origin: dict[str, Any]) -> str:
     try:
         dump = dumps.check(dump_formats.read(source, wanted))
     except UserError as error:
@@ -80,8 +82,8 @@ def diagnose(config: DiagnoseConfig) -> str:
         drawn = {name: drawings.draw(name, dump, figures, parts) for name in drawings.names(dump)}
         summary = findings(dump, figures) + notes(dump, wanted)
         record = {**_counts(dump), **figures, "input/name": source.name, "input/sha256": reproducibility.sha256_file(source)}
-        with _writing(folder), tempfile.TemporaryDirectory(prefix=".diagnose-", dir=_standing(folder)) as stage:
-            made = Path(stage)
+        claim.begin(origin)
+        with reproducibility.partial_folder(claim.root / "diagnosis") as made:
             for name, table in built.items():
                 for ending, text in _texts(table).items():
                     reproducibility.write_text(made / "tables" / f"{name}{ending}", text)
@@ -89,8 +91,12 @@ def diagnose(config: DiagnoseConfig) -> str:
                 plots.save(figure, made / "figures" / name)
             reproducibility.write_text(made / "report.html", _page(record, made, summary, built, list(drawn)))
             reproducibility.write_json(made / "diagnostics.json", {name: _plain(value) for name, value in record.items()})
-            _take_over(made, folder)
-    return "\n".join([str(folder), *(f"  {sentence}" for sentence in summary)])
+            reproducibility.install(made, claim.root)
+        for target in _targets():  # what an earlier diagnosis with other fields left
+            if target.stem not in built and target.stem not in drawn:
+                claim.forget(claim.root / target)
+    claim.finish()
+    return "\n".join([str(claim.root), *(f"  {sentence}" for sentence in summary)])
 
 
 def _texts(table: Table) -> dict[str, str]:
@@ -108,58 +114,9 @@ def _plain(value: Any) -> Any:
 
 
 def _targets() -> list[Path]:
-    """Every file that a diagnosis may write, relative to its folder."""
-    found = [Path("diagnostics.json"), Path("report.html")]
-    found += [Path("tables", f"{name}{ending}") for name in TITLES for ending in (".csv", ".md", ".tex")]
+    """Every table and figure that a diagnosis may write, relative to its folder."""
+    found = [Path("tables", f"{name}{ending}") for name in TITLES for ending in (".csv", ".md", ".tex")]
     return found + [Path("figures", f"{name}{ending}") for name in drawings.TITLES for ending in (".svg", ".png")]
-
-
-def preflight(folder: Path, name: str) -> None:
-    """Refuse, before anything is read, a folder that cannot be written or that holds somebody's files. Raises :class:`UserError`."""
-    with _writing(folder):
-        standing = _standing(folder)
-        if not standing.is_dir():
-            raise UserError(f"diagnose: output: {standing} is a file, not a folder")
-        blocked = [folder / part for part in ("tables", "figures") if (folder / part).exists() and not (folder / part).is_dir()]
-        there = [folder / target for target in _targets() if (folder / target).exists()]
-        blocked += [path for path in there if not path.is_file()] + ([] if _ours(folder, name) else there)
-        if blocked:
-            raise UserError(f"diagnose: output: {blocked[0]} is there, and not from a diagnosis of {name}: say output=<another folder>")
-        with tempfile.TemporaryDirectory(prefix=".diagnose-", dir=standing):
-            pass
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"diagnose: output: cannot write {str(folder)[:80]}: {error.strerror or error}") from None
-
-
-def _standing(folder: Path) -> Path:
-    """The folder itself or the nearest above it that is there."""
-    return next(above for above in [folder, *folder.parents] if above.exists())
-
-
-def _ours(folder: Path, name: str) -> bool:
-    """Whether an earlier diagnosis of a file of this name stands in the folder."""
-    try:
-        earlier = json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(earlier, dict) and earlier.get("input/name") == name and "input/sha256" in earlier
-
-
-def _take_over(made: Path, folder: Path) -> None:
-    """Put finished files in place, and remove what an earlier diagnosis with other fields left (:func:`preflight` knows it for ours)."""
-    for part in ("tables", "figures"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for target in _targets():
-        if (made / target).exists():
-            os.replace(made / target, folder / target)
-        else:
-            (folder / target).unlink(missing_ok=True)
 
 
 # ---- in words --------------------------------------------------------------------------------------------------------

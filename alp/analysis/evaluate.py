@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from alp import models
 from alp.analysis.passk import pass_at_k, powers_of_two
 from alp.analysis.samples import Chunks, Sample, record
 from alp.analysis.statistics import interval
-from alp.config import identity
+from alp.config import identity, origin_of
+from alp.ownership import Claim, check_finished
 from alp.progress import Progress
 from alp.reproducibility import code_hash, fix_threads, json_line, sha256_files, write_json, write_text
 from alp.rollout.engine import Purpose
@@ -33,13 +35,22 @@ from alp.tasks.task import Problem
 
 def evaluate(config: EvaluateConfig) -> Path:
     """Score every problem of the set; write ``evaluation/<set>.json`` and the raw samples below ``run.dir``; returns the former."""
+    name = config.evaluation.set
+    outputs = [f"evaluation/{name}{ending}" for ending in (".json", ".samples.jsonl.gz", ".timings.jsonl", ".parts/")]
+    with Claim(config.run.dir, f"evaluate.{name}", outputs=outputs, replace=config.run.replace) as claim:
+        sampler = Sampler(config)
+        claim.begin(sampler.origin)
+        path = _evaluate(config, sampler, claim.root / "evaluation" / f"{name}.json")
+        claim.finish()
+    return path
+
+
+def _evaluate(config: EvaluateConfig, sampler: Sampler, path: Path) -> Path:
     settings, started = config.evaluation, time.perf_counter()
-    path = Path(config.run.dir) / "evaluation" / f"{settings.set}.json"
-    sampler = Sampler(config)
     problems = sampler.problems
     size = max(1, settings.batch_size // settings.samples)
     parts = [problems[start : start + size] for start in range(0, len(problems), size)]
-    chunks = Chunks(path.with_suffix(".parts"), sampler.identity)
+    chunks = Chunks(path.with_suffix(".parts"), sampler.origin["identity"])
     found: list[Sample] = []
     new = 0
     with Progress(f"evaluate {config.run.arm or config.model.name} on {settings.set}", len(problems)) as progress:
@@ -67,6 +78,7 @@ class Sampler:
     def __init__(self, config: EvaluateConfig) -> None:
         self._config = config
         self._folder = models.check_model(config.model)
+        check_finished(self._folder, "model.path")
         self._task = load_task(config.task)
         self._device = models.resolve_device(config.evaluation.device)
         self.problems = self._task.problems(config.evaluation.set)
@@ -83,16 +95,16 @@ class Sampler:
         }
         self._engine: HFEngine | None = None
 
-    @property
-    def identity(self) -> str:
-        """Hash of everything a sample follows from: what may stand in one evaluation."""
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Hashes of everything a sample follows from, and ``identity`` over them: what may stand in one evaluation."""
         parts = {
-            "config": identity(self._config),
-            "code": code_hash("alp.analysis.evaluate"),
-            "model": sha256_files(self._folder, "*.*"),
-            "problems": "".join(json_line(asdict(problem)) for problem in self.problems),
+            "config_hash": identity(self._config),
+            "code_hash": code_hash("alp.analysis.evaluate"),
+            "model_hash": sha256_files(self._folder, "*.*"),
+            "data_hash": hashlib.sha256("".join(json_line(asdict(problem)) for problem in self.problems).encode()).hexdigest(),
         }
-        return hashlib.sha256(json_line(parts).encode()).hexdigest()
+        return origin_of(parts, self._config)
 
     def expected(self, part: list[Problem]) -> list[tuple[str, int | None]]:
         """(problem, sample) of every line of a chunk, in order; the greedy answer is sample None."""

@@ -19,21 +19,25 @@ from alp.analysis.figures_sets import sets
 from alp.analysis.plots import Look
 from alp.analysis.runs import ArmRuns, Floats, Results
 from alp.grid import Grid
+from alp.ownership import claimed
 
 BINS = 12
 Looks = dict[str, Look]
 
 
-def figures(grid: Grid, results: Path) -> None:
+def figures(grid: Grid, results: Path, *, replace: bool = False) -> None:
     """Draw every figure of the grid. Raises :class:`alp.errors.UserError` when a run is missing."""
     loaded = runs.load(grid, results)
-    folder = grid.folder(results) / "figures"
-    wanted = runs.figure_names(grid)
+    root = grid.folder(results)
     with plots.style():
-        drawn = {name: DRAW[name](loaded, plots.looks(loaded)) for name in wanted}  # all or, for want of a file, none
-        for name, figure in drawn.items():
-            plots.save(figure, folder / name)
-    runs.remove_stale(folder, set(runs.FIGURES) - set(wanted), (".svg", ".png"))
+        # All or, for want of a file, none.
+        drawn = {name: DRAW[name](loaded, plots.looks(loaded)) for name in runs.figure_names(grid)}
+        with claimed(root, "figures", grid.origin, outputs=["figures/*"], key="results", beside=True, replace=replace) as claim:
+            for name, figure in drawn.items():
+                plots.save(figure, root / "figures" / name)
+            for name in set(runs.FIGURES) - set(drawn):  # what an earlier form of the grid had and this one has not
+                for ending in (".svg", ".png"):
+                    claim.forget(root / "figures" / f"{name}{ending}")
 
 
 # ---- accuracy --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from alp import reproducibility
 from alp.analysis import mismatch, runs
 from alp.analysis.runs import Results
 from alp.grid import Grid
+from alp.ownership import claimed
 
 CAPTIONS = Path(__file__).resolve().parents[2] / "workflow" / "report"
 TITLES = {
@@ -57,7 +58,7 @@ class Shown:
     content: str
 
 
-def report(grid: Grid, results: Path) -> None:
+def report(grid: Grid, results: Path, *, replace: bool = False) -> None:
     """Write the page. Raises :class:`UserError` when a table, a figure or a run is missing."""
     loaded = runs.load(grid, results)
     folder = grid.folder(results)
@@ -83,7 +84,8 @@ def report(grid: Grid, results: Path) -> None:
             base_identity=loaded.base.config_hash,
         )
     )
-    reproducibility.write_text(folder / "report.html", page)
+    with claimed(folder, "report", grid.origin, outputs=["report.html"], key="results", beside=True, replace=replace):
+        reproducibility.write_text(folder / "report.html", page)
 
 
 def environment() -> jinja2.Environment:

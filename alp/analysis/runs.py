@@ -246,13 +246,6 @@ def figure_names(grid: Grid) -> list[str]:
     return [name for name in FIGURES if needs.get(name, True)]
 
 
-def remove_stale(folder: Path, names: Iterable[str], endings: Iterable[str]) -> None:
-    """Take away what an earlier form of the grid had and this one has not."""
-    for name in names:
-        for ending in endings:
-            (folder / f"{name}{ending}").unlink(missing_ok=True)
-
-
 def is_control(arm: Arm) -> bool:
     """Variants that exist to be compared with their own preset: noise off, noise fixed, another clip range."""
     return arm.variant is not None and (arm.variant in ("sigma0", "fixed_sigma") or arm.variant.startswith("clip_"))

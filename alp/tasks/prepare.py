@@ -5,19 +5,30 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from alp.config import identity, origin_of
 from alp.errors import UserError
-from alp.reproducibility import json_line, sha256_file, write_json, write_text
+from alp.ownership import claimed
+from alp.reproducibility import code_hash, json_line, sha256_file, write_json, write_text
+from alp.schema import PrepareConfig, Run
 from alp.tasks.catalogue import TaskConfig, load_task
 from alp.tasks.leakage import leakage, markdown
-from alp.tasks.task import SPLITS, check_disjoint
+from alp.tasks.task import SPLITS, Task, check_disjoint
 
 
-def prepare(config: TaskConfig, folder: Path) -> dict[str, dict[str, object]]:
+def prepare(config: TaskConfig, folder: Path, *, replace: bool = False) -> dict[str, dict[str, object]]:
     """Write every set as JSONL, ``summary.json`` with counts and content hashes, and what of the evaluation sets stands in training.
 
     Sets that share a problem's id are refused; a shared text is reported in ``leakage.json`` and ``leakage.md``.
     """
     task = load_task(config)
+    whole = PrepareConfig(task=config, run=Run.of(folder))
+    parts = {"config_hash": identity(whole), "code_hash": code_hash("alp.tasks.prepare")}
+    outputs = [*(f"{name}.jsonl" for name in task.sets), "summary.json", "leakage.json", "leakage.md"]
+    with claimed(folder, "prepare", origin_of(parts, whole), outputs=outputs, replace=replace):
+        return _prepare(task, folder)
+
+
+def _prepare(task: Task, folder: Path) -> dict[str, dict[str, object]]:
     sets = {name: task.problems(name) for name in task.sets}
     own = {name: problems for name, problems in sets.items() if name != "test" or len(sets) == len(SPLITS)}  # test: the others together
     try:

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import random
+import re
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +19,14 @@ import numpy as np
 import torch
 
 from alp.errors import UserError
-from alp.reproducibility import sha256_file, sync_folder, write_json
+from alp.ownership import difference
+from alp.places import nearest_folder
+from alp.reproducibility import partial_folder, sha256_file, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 FORMAT = 2  # of the state; 1 had no rollout batch under way
 _KEPT = 2
-_ORPHAN_SECONDS = 120.0  # for the job of a killed workflow to reach its next update and stop
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process. Raises UserError when another job holds it: two would write the same files.
-
-    The kernel frees the lock of a dead process. In a workflow another holder can only be an orphan that is about to stop: wait.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "run.lock").open("a", encoding="utf-8") as handle:
-        deadline = time.monotonic() + (_ORPHAN_SECONDS if "ALP_PARENT" in os.environ else 0.0)
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    raise UserError(f"run.dir: another job is running in {folder}; wait for it or choose another run.dir") from None
-                time.sleep(0.1)
-        for leftover in folder.glob(".*"):  # temporary files of a killed job; nobody else may write here now
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-        yield
+_NAME = re.compile(r"step_\d{6,}_update_\d{4,}_[0-9a-f]{8}")
 
 
 def save(run_dir: Path, origin: dict[str, Any], state: dict[str, Any]) -> bool:
@@ -61,14 +36,14 @@ def save(run_dir: Path, origin: dict[str, Any], state: dict[str, Any]) -> bool:
     """
     root = run_dir / "checkpoints"
     name = f"step_{state['step']:06d}_update_{_updates(state):04d}_{origin['identity'][:8]}"
-    final, partial = root / name, root / f".{name}.partial"
+    final = root / name
     try:
-        _write(partial, origin | {"format": FORMAT, "step": state["step"], "update": _updates(state)}, state)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        with partial_folder(final) as near:
+            _write(near / name, origin | {"format": FORMAT, "step": state["step"], "update": _updates(state)}, state)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(near / name, final)
         sync_folder(root)
     except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError
-        shutil.rmtree(partial, ignore_errors=True)
         logger.warning("%s could not be written (%s): training goes on, an earlier one stays", final, error)
         return False
     for old in _own(root, origin["identity"])[:-_KEPT]:
@@ -81,8 +56,7 @@ def _updates(state: dict[str, Any]) -> int:
 
 
 def _write(folder: Path, card: dict[str, Any], state: dict[str, Any]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     with (folder / "state.pt").open("wb") as stream:
         torch.save(state, stream)
         stream.flush()
@@ -96,8 +70,6 @@ def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     What is damaged, of an older format, or of another configuration, other code or inputs is passed over, and named with the reason.
     """
     root = run_dir / "checkpoints"
-    for leftover in root.glob(".*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
     for folder in sorted(root.glob("step_*"), reverse=True):
         try:
             card = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
@@ -122,27 +94,14 @@ def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def difference(card: dict[str, Any], origin: dict[str, Any]) -> str:
-    """In words, what a checkpoint was made with that this job has not: keys of the configuration, else code, model or data."""
-    there, here = _flat(card["config"]), _flat(origin["config"])
-    places = ("run.", "model.path", "task.data")
-    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key) and not key.startswith(places)]
-    found = [f"{key}: {there.get(key)} there, {here.get(key)} here" for key in keys[:3]]
-    names = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
-    names["environment_hash"] = "other versions of packages"
-    return "; ".join(found) or "; ".join(words for name, words in names.items() if card.get(name) != origin[name])
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
-    return found
-
-
 def prune(run_dir: Path) -> None:
-    """Remove the checkpoints of a finished job."""
-    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    """Remove the checkpoints of a finished job, and nothing else that stands beside them."""
+    root = run_dir / "checkpoints"
+    for folder in [*root.glob("step_*"), *root.glob("damaged_step_*")]:
+        if _NAME.fullmatch(folder.name.removeprefix("damaged_")) and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        root.rmdir()
 
 
 def _own(root: Path, identity: str) -> list[Path]:
@@ -157,7 +116,7 @@ def check_room(run_dir: Path, *, weights: int, tokens: int, every: int) -> None:
     one = 3 * weights + 64 * tokens
     wanted = (_KEPT + 1 if every else 1) * one + weights
     held = sum(path.stat().st_size for path in (run_dir / "checkpoints").rglob("*") if path.is_file())
-    free = shutil.disk_usage(next(above for above in (run_dir, *run_dir.absolute().parents) if above.exists())).free
+    free = shutil.disk_usage(nearest_folder(run_dir)).free
     if wanted - held > free:
         raise UserError(
             f"run.dir: the job needs about {_size(wanted - held)} in {run_dir} (checkpoints of {_size(one)} and the final model), "

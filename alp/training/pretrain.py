@@ -11,19 +11,27 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alp import models
-from alp.config import to_yaml
+from alp.config import identity, origin_of, to_yaml
+from alp.ownership import claimed
 from alp.progress import Progress
-from alp.reproducibility import fix_threads, json_line, stream, write_text
+from alp.reproducibility import code_hash, fix_threads, json_line, stream, write_text
 from alp.schema import ArithmeticTask, PretrainConfig
 from alp.tasks.arithmetic import ALPHABET, Arithmetic
 from alp.tasks.task import Problem
 
 _IGNORED = -100  # cross entropy's label for positions outside the loss
 _LOG_EVERY = 50
+OUTPUTS = ("model/*", "metrics.jsonl", "timings.jsonl", "config.yaml")
 
 
 def pretrain(config: PretrainConfig) -> None:
     """Teach the model and write ``model/``, ``metrics.jsonl`` and ``config.yaml`` below ``run.dir``."""
+    parts = {"config_hash": identity(config), "code_hash": code_hash("alp.training.pretrain")}
+    with claimed(config.run.dir, "pretrain", origin_of(parts, config), outputs=OUTPUTS, replace=config.run.replace, dependents="evaluate"):
+        _pretrain(config)
+
+
+def _pretrain(config: PretrainConfig) -> None:
     settings = config.pretrain
     fix_threads(settings.threads)
     assert isinstance(config.task, ArithmeticTask)  # the schema allows no other

@@ -15,6 +15,7 @@ from alp import models
 from alp.config import identity, to_yaml
 from alp.errors import Interrupted, UserError
 from alp.lifetime import StopRequest
+from alp.ownership import Claim, check_finished
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
 from alp.progress import Progress
 from alp.reproducibility import code_hash, fix_threads, json_line, provenance, sha256_files, write_json, write_text
@@ -35,6 +36,7 @@ from alp.training.update import Updater
 
 Observer = Callable[[], None]
 RECORDS = ("metrics.jsonl", "updates.jsonl", "timings.jsonl")
+OUTPUTS = (*RECORDS, "config.yaml", "active.json", "provenance.json", "vllm.log", "model/*", "checkpoints/")
 _VALIDATION_BATCH = 512  # sequences at a time
 
 
@@ -44,27 +46,45 @@ def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
     Raises Interrupted when a signal asked for it: at the next update, after a checkpoint.
     """
     run_dir = Path(config.run.dir)
-    with checkpoint.exclusive(run_dir), StopRequest() as stop:
-        job = Job(config, run_dir, on_step, stop)
+    with (
+        Claim(run_dir, "train", outputs=OUTPUTS, replace=config.run.replace, dependents="evaluate") as claim,
+        StopRequest() as stop,
+    ):
+        job = Job(config, run_dir, on_step, stop, accept=claim.compare)
+        claim.begin(job.origin)
         try:
             job.run()
         finally:
             job.engine.close()
+        claim.finish()
     return run_dir
 
 
 class Job:
-    """One training job: everything it holds, built and checked before anything is computed."""
+    """One training job: everything it holds, built and checked before anything is computed.
 
-    def __init__(self, config: TrainConfig, run_dir: Path, on_step: Observer, stop: StopRequest | None = None) -> None:
+    ``accept`` is told what the results follow from before the weights are read, and may refuse.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        on_step: Observer,
+        stop: StopRequest | None = None,
+        accept: Callable[[dict[str, Any]], object] = bool,
+    ) -> None:
         self.config, self.run_dir, self.on_step, self.stop = config, run_dir, on_step, stop or StopRequest()
         folder = models.check_model(config.model)
+        check_finished(folder, "model.path")
         _check_layers(config, folder)
         choose.check(config.rollout, folder)
         self.device = models.resolve_device(config.trainer.device)
         self.task = load_task(config.task)
         self.problems, self.validation = self.task.problems("train"), self.task.problems("validation")
         _check_problems(self.problems, self.validation)
+        self.provenance = provenance() | origin(config, folder, [*self.problems, *self.validation])
+        accept(self.origin)
         fix_threads(config.trainer.threads)
         self.tokenizer = models.load_tokenizer(folder)
         self.sampling = prompts.sampling(
@@ -87,7 +107,6 @@ class Job:
             temperature=config.rollout.temperature,
             reference=self.reference is not None,
         )
-        self.provenance = provenance() | origin(config, folder, [*self.problems, *self.validation])
         self.probe: Batch | None = None
         self.records = dict.fromkeys(RECORDS, "")
         self.done = 0  # steps
@@ -155,7 +174,7 @@ class Job:
 
     def _start(self) -> None:
         """Continue from a checkpoint, or begin: empty records, validation of the initial model."""
-        state = checkpoint.restore(self.run_dir, self._origin())
+        state = checkpoint.restore(self.run_dir, self.origin)
         if state is None:
             checkpoint.seed_random_state(self.config.trainer.seed)
         else:
@@ -174,7 +193,9 @@ class Job:
         elif self.config.trainer.validate_every:
             self._append("metrics.jsonl", {"step": 0} | self._validate(0))
 
-    def _origin(self) -> dict[str, Any]:
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the results follow from: hashes, versions and the resolved configuration."""
         return self.provenance | {"config": self.config.model_dump(mode="json")}
 
     def _save(self) -> bool:
@@ -188,7 +209,7 @@ class Job:
             "records": self.records,
             "random": checkpoint.random_state(),
         }
-        return checkpoint.save(self.run_dir, self._origin(), state)
+        return checkpoint.save(self.run_dir, self.origin, state)
 
     def _stop_if_asked(self) -> None:
         if self.stop.signal is None:

@@ -31,9 +31,9 @@ def test_files_of_the_users_are_never_touched(mine: str, tmp_path: Path, capsys:
     source, theirs = write(tmp_path / "a.jsonl", simulate(4)), tmp_path / "out" / mine
     theirs.parent.mkdir(parents=True)
     theirs.write_text("{}")
-    assert f"{theirs} is there, and not from a diagnosis of a.jsonl: say output=<another folder>" in refused(
-        capsys, source, str(tmp_path / "out")
-    )
+    said = refused(capsys, source, str(tmp_path / "out"))
+    assert f"{tmp_path / 'out'} holds {mine}, and no mark says that this version of alp made it" in said
+    assert said.endswith("output=<another folder>")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [theirs]
     assert theirs.read_text(encoding="utf-8") == "{}"
 
@@ -44,12 +44,13 @@ def test_a_diagnosis_is_replaced_by_one_of_the_same_file_alone(tmp_path: Path, c
     run(source, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
     before = (tmp_path / "out" / "diagnostics.json").read_bytes()
-    assert "not from a diagnosis of b.jsonl" in refused(capsys, write(tmp_path / "b.jsonl", simulate(4, seed=1)), str(tmp_path / "out"))
+    said = refused(capsys, write(tmp_path / "b.jsonl", simulate(4, seed=1)), str(tmp_path / "out"))
+    assert "(input: a.jsonl there, b.jsonl here)" in said
     assert (tmp_path / "out" / "diagnostics.json").read_bytes() == before
     run(source, tmp_path / "out")
     assert (tmp_path / "out" / "diagnostics.json").read_bytes() == before
     assert (tmp_path / "out" / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert not list(tmp_path.rglob(".diagnose-*"))
+    assert not list(tmp_path.rglob("tmp"))
 
 
 @pytest.mark.parametrize("output", ["", "/proc/x", "x" * 300])

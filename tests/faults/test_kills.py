@@ -28,7 +28,8 @@ def _attempt_until_done(folder: Path, words: Words, dice: random.Random, attempt
         jobs.as_the_workflow_does(run, dice)
     else:
         assert jobs.train(words(run), log) == 0, log.read_text(encoding="utf-8")[-2000:]
-    assert not list(run.glob(".*")), "nor temporary files behind the last attempt"
+    assert [path.name for path in run.glob(".*")] == [".alp"]
+    assert not (run / ".alp" / "train" / "tmp").exists(), "nor temporary files behind the last attempt"
     assert "is damaged" not in log.read_text(encoding="utf-8"), "a kill never leaves half a checkpoint under its final name"
     return codes
 

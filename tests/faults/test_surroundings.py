@@ -48,7 +48,7 @@ def test_the_second_job_of_a_folder_is_refused(tmp_path: Path, words: Words, who
     _wait_for(run / "active.json", first)
     assert jobs.train(words(run), logs[1]) == 2
     said = logs[1].read_text(encoding="utf-8")
-    assert f"alp: error: run.dir: another job is running in {run}" in said
+    assert f"alp: error: run.dir: another job is running in {run}: alp train, process {first.pid} on " in said
     assert "Traceback" not in said
     first.join(120)
     assert first.exitcode == 0
@@ -60,7 +60,7 @@ def test_a_dead_job_s_lock_blocks_nobody(tmp_path: Path, words: Words, whole: An
     first = jobs.start(words(run), tmp_path / "log", Slow(1.0))
     _wait_for(run / "active.json", first)
     jobs.kill_later(first, 0.0, signal.SIGKILL)
-    assert (run / "run.lock").is_file()
+    assert (run / ".alp" / "train" / "lock").is_file()
     assert jobs.train(words(run), tmp_path / "log") == 0
     ledger.compare("lock of a dead job", jobs.digest(run, jobs.NOISY), whole)
 

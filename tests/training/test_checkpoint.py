@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from alp.errors import Interrupted, UserError
+from alp.ownership import difference
 from alp.rollout.engine import Purpose
 from alp.rollout.hf import HFEngine
 from alp.training import checkpoint
@@ -233,20 +234,20 @@ def test_another_job_s_checkpoint_is_refused_by_name_and_kept(
 ) -> None:
     first = train_config("trainer.lr=5e-4", folder="run")
     own = _interrupted(first, monkeypatch, call=5)
-    second = train_config(folder="run")
+    second = train_config("run.replace=true", folder="run")
     both = _interrupted(second, monkeypatch, call=3)
     assert f"{own[-1]} belongs to another job (trainer.lr: 0.0005 there, 0.001 here): not used" in caplog.text
     assert set(own) < set(both), "nothing computed is thrown away while another job passes through"
     caplog.clear()
     caplog.set_level("INFO", logger="alp")
-    train(first)
+    train(train_config("trainer.lr=5e-4", "run.replace=true", folder="run"))
     assert "after 2 steps and 1 updates" in caplog.text
     train(train_config("trainer.lr=5e-4", folder="whole"))
     assert _digest(tmp_path / "run") == _digest(tmp_path / "whole")
     named = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
     for part, words in (named | {"environment_hash": "other versions of packages"}).items():
         card = {"config": {}, "code_hash": 1, "model_hash": 1, "data_hash": 1, "environment_hash": 1}
-        assert checkpoint.difference(card, card | {part: 2}) == words
+        assert difference(card, card | {part: 2}) == words
 
 
 def test_checkpoints_of_a_finished_job(train_config: Make, tmp_path: Path) -> None:
@@ -254,7 +255,8 @@ def test_checkpoints_of_a_finished_job(train_config: Make, tmp_path: Path) -> No
     assert not (tmp_path / "pruned" / "checkpoints").exists()
     train(train_config("trainer.keep_checkpoints=true", folder="kept"))
     assert len(list((tmp_path / "kept" / "checkpoints").glob("step_*"))) == 2
-    assert not list((tmp_path / "kept").glob(".*")), "no temporary files"
+    assert [path.name for path in (tmp_path / "kept").glob(".*")] == [".alp"], "no temporary files"
+    assert not (tmp_path / "kept/.alp/train/tmp").exists()
 
 
 def test_a_job_that_does_not_fit_says_so_before_it_starts(train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

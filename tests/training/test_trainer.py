@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from alp.errors import UserError
-from alp.training import checkpoint
+from alp.ownership import Claim
 from alp.training.active import check_active
 from alp.training.trainer import Job, train
 
@@ -170,7 +171,8 @@ def test_scores_are_the_corrections_of_real_log_probs(train_config: Make, tmp_pa
 
 
 def test_two_jobs_on_one_folder(train_config: Make, tmp_path: Path) -> None:
-    with checkpoint.exclusive(tmp_path / "run"), pytest.raises(UserError, match="another job is running in"):
+    said = rf"another job is running in .*: alp train, process {os.getpid()} on "
+    with Claim(tmp_path / "run", "train", outputs=()), pytest.raises(UserError, match=said):
         train(train_config(folder="run"))
 
 

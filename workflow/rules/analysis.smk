@@ -5,6 +5,7 @@ GRID_WORDS = shlex.join(
     [
         f"grid={alp_grid.quoted(config.get('grid', 'quick'))}",
         f"results={alp_grid.quoted(RESULTS)}",
+        "replace=true",
     ]
 )
 GRID_CONTENT = GRID.content_hash

@@ -5,7 +5,6 @@ changes (params `code`, a hash over the verb's import closure). Snakemake sees n
 start anything.
 """
 
-import fcntl
 import json
 import shlex
 import signal
@@ -21,7 +20,9 @@ from alp import config as alp_config
 from alp import grid as alp_grid
 from alp.errors import UserError
 from alp.lifetime import end_with_parent
+from alp.ownership import check, claimed
 from alp.reproducibility import code_hash
+from filelock import FileLock, Timeout
 
 try:
     GRID = alp_grid.load(str(config.get("grid", "quick")))
@@ -30,12 +31,15 @@ try:
         raise UserError(
             f"--config: unknown key '{unknown[0]}'; choose from grid, results"
         )
+    RESULTS = str(config.get("results", "results"))
+    FOLDER = str(GRID.folder(RESULTS))
+    if workflow.is_main_process:
+        alp_grid.check_results(RESULTS)
+        check(FOLDER, "--config results")
 except UserError as error:
     print(f"alp: error: {error}", file=sys.stderr)
     sys.exit(2)
 
-RESULTS = str(config.get("results", "results"))
-FOLDER = str(GRID.folder(RESULTS))
 DATA, BASE, MODEL = (
     str(GRID.data_dir(RESULTS)),
     str(GRID.base_dir(RESULTS)),
@@ -77,15 +81,22 @@ def claim():
     """Hold this grid for this process; locks that a killed Snakemake left on it are removed, those of a living one stay."""
     place = Path(".snakemake")
     place.mkdir(exist_ok=True)
-    handle = (place / f"alp_{GRID.name}.lock").open("a", encoding="utf-8")
+    held = FileLock(place / f"alp_{GRID.name}.lock")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return handle
+        held.acquire(timeout=0)
+    except Timeout:
+        return held
     for lock in place.glob("locks/*.lock"):
         if any(line.startswith(f"{FOLDER}/") for line in lock.read_text(encoding="utf-8").splitlines()):
             lock.unlink()
-    return handle
+    return held
+
+
+def mark():
+    """Make the grid's folder the program's, before Snakemake writes the first log into it."""
+    outputs, origin = ["logs/"], {"identity": GRID.name}
+    with claimed(FOLDER, "grid", origin, outputs=outputs, key="--config results"):
+        pass
 
 
 if workflow.is_main_process:

@@ -67,6 +67,7 @@ BEFORE = logs()
 
 
 onstart:
+    mark()
     if sys.stderr.isatty():
         threading.Thread(target=follow, args=(ENDED,), daemon=True).start()
 

@@ -1,0 +1,337 @@
+"""Whose a folder is: the mark that says so, one job at a time, temporary files of its own, and the end of earlier results.
+
+Every verb that writes holds a :class:`Claim`. ``<folder>/.alp/<job>/`` keeps ``mark.json`` (what the job is, whether it is finished, and
+every file it made), ``lock``, ``holder.json`` (who has it) and ``tmp/`` (files that are not whole yet). Only what a mark lists is ever
+removed or replaced, and a folder that holds anything else without a mark is refused. No clock and no host stand in a mark.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from alp import __version__
+from alp.errors import UserError
+from alp.places import check_place, nearest_folder
+from alp.reproducibility import HOMES, sync_folder
+
+MARKS = ".alp"
+FORMAT = 1
+_SKELETON = ("lock", "holder.json", "mark.json.new")  # what a start that was killed before its mark can leave
+_ORPHAN_SECONDS = 120.0  # for the job of a killed workflow to reach its next update and stop
+_KEEP = "to keep what is there move it, or build elsewhere"
+
+
+def read_mark(folder: Path, job: str) -> dict[str, Any] | None:
+    """The mark of a job; None where there is none that this version can read: then nothing there is ours."""
+    path = folder / MARKS / job / "mark.json"
+    if (folder / MARKS).is_symlink() or path.parent.is_symlink() or path.is_symlink():
+        return None
+    try:
+        mark = json.loads(path.read_text(encoding="utf-8"))
+        sound = mark["made_by"] == "alp" and mark["format"] == FORMAT and isinstance(mark["identity"], str)
+        sound = sound and isinstance(mark["made"], list) and all(isinstance(name, str) and _inside(name) for name in mark["made"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return mark if sound else None
+
+
+def _inside(name: str) -> bool:
+    parts = name.rstrip("/").split("/")
+    return bool(parts[0]) and not any(part in ("", ".", "..", MARKS) for part in parts)
+
+
+def marks(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every job that has its mark in the folder."""
+    if (folder / MARKS).is_symlink():
+        return {}
+    jobs = sorted(path.parent.name for path in (folder / MARKS).glob("*/mark.json"))
+    return {job: mark for job in jobs if (mark := read_mark(folder, job)) is not None}
+
+
+def foreign(folder: Path) -> Path | None:
+    """The first thing in a folder that no mark covers; None for a folder that is marked, empty, or holds marked ones alone."""
+    if marks(folder):
+        return None
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = Path(entry.path)
+        if not entry.is_dir(follow_symlinks=False):
+            return path
+        if entry.name == MARKS and all(left.is_file() and left.name in _SKELETON for left in path.glob("*/*")):
+            continue
+        if (found := foreign(path)) is not None:
+            return found
+    return None
+
+
+def check(folder: str | Path, key: str, *, beside: bool = False) -> Path:
+    """Refuse, before anything is computed, a folder that is not ours and cannot become ours. Writes nothing. Raises UserError.
+
+    ``beside``: what is written goes to places of its own there, and the rest may be anybody's.
+    """
+    root = check_place(folder, key)
+    try:
+        found = foreign(root) if root.is_dir() and not beside else None
+        if found is None:
+            standing = nearest_folder(root)
+            if not os.access(standing, os.W_OK | os.X_OK) or os.statvfs(standing).f_flag & os.ST_RDONLY:
+                raise UserError(f"{key}: nothing can be written in {standing}")
+    except OSError as error:
+        raise UserError(f"{key}: {root}: {error.strerror}") from None
+    if found is not None:
+        damaged = next((root / MARKS).glob("*/mark.json"), None) if (root / MARKS).is_dir() else None
+        why = f"its mark {damaged} cannot be read" if damaged else "no mark says that this version of alp made it"
+        raise UserError(f"{key}: {root} holds {found.relative_to(root)}, and {why}: {_KEEP}: {_elsewhere(key)}")
+    return root
+
+
+def _elsewhere(key: str) -> str:
+    return f"{key.split(': ')[-1]}=<another folder>"
+
+
+def check_finished(folder: Path, key: str) -> None:
+    """Refuse files of a job that was stopped in the middle of writing them. Raises UserError."""
+    for job, mark in marks(folder.parent).items():
+        if mark["state"] != "finished" and any(name.startswith(f"{folder.name}/") for name in mark["made"]):
+            raise UserError(f"{key}: {folder} belongs to {_named(job)} that has not finished; run that again first")
+
+
+def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """In words, what another job was made with that this one has not: keys of the configuration, else code, model, data or packages."""
+    old, new = _flat(there.get("config") or {}), _flat(here.get("config") or {})
+    places = ("run.", "model.path", "task.data", "replace")
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(places)]
+    found = [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys[:3]]
+    names = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
+    names |= {"environment_hash": "other versions of packages", "grid_hash": "the grid file said something else"}
+    return "; ".join(found) or "; ".join(words for name, words in names.items() if there.get(name) != here.get(name)) or "other inputs"
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return found
+
+
+class Claim:
+    """One job's hold on its outputs in a folder: entered, it is locked; ``begin(origin)`` makes the outputs its own; ``finish()`` ends it.
+
+    ``origin`` has ``identity`` (a hash of what the results follow from) and parts of it that :func:`difference` puts in words. ``outputs``
+    are what the job makes, relative: a file, ``folder/*`` for files in a folder that may hold others, ``folder/`` for one that is the
+    job's as a whole; other jobs may have theirs beside them, and with ``beside`` anybody. ``dependents`` begins the names of the jobs whose
+    results follow from this one's: they go when this job is replaced. Raises UserError for everything that is refused.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        job: str,
+        *,
+        outputs: Iterable[str],
+        key: str = "run.dir",
+        replace: bool = False,
+        dependents: str | None = None,
+        beside: bool = False,
+    ) -> None:
+        self.root = check(folder, key, beside=beside)
+        self.job, self._outputs, self._key, self._replace, self._dependents = job, tuple(outputs), key, replace, dependents
+        self._home = self.root / MARKS / job
+        self.scratch = self._home / "tmp"
+        self._lock = FileLock(self._home / "lock", mode=0o644)
+        self._mark: dict[str, Any] | None = None
+        self._new: list[Path] = []  # folders that entering made
+
+    def __enter__(self) -> Claim:
+        patience = _ORPHAN_SECONDS if "ALP_PARENT" in os.environ else 0.0  # in a workflow another holder can only be an orphan
+        try:
+            self._new = [folder for folder in (self._home, *self._home.parents) if not folder.exists()]
+            self._home.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=patience)
+        except Timeout:
+            raise UserError(
+                f"{self._key}: another job is running in {self.root}: {self._holder()}; wait for it, or {self._another}"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self._key}: nothing can be written in {self.root}: {error.strerror}") from None
+        try:
+            self._write("holder.json", {"job": self.job, "process": os.getpid(), "host": socket.gethostname()})
+            if read_mark(self.root, self.job) is not None:
+                shutil.rmtree(self.scratch, ignore_errors=True)  # of a job that was killed; nobody else may write here now
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def compare(self, origin: dict[str, Any]) -> None:
+        """Refuse already what :meth:`begin` would refuse: another job's results, without ``replace``; files that are not this job's."""
+        earlier = read_mark(self.root, self.job)
+        if earlier is not None and earlier["identity"] != origin["identity"] and not self._replace:
+            replaced = "run.replace=true" if self._key == "run.dir" else "replace=true"
+            raise UserError(
+                f"{self._key}: {self.root} holds {_named(self.job)} of another identity ({difference(earlier['origin'], origin)}); "
+                f"{self._another}, or say {replaced} to have it replaced"
+            )
+        for job, mark in marks(self.root).items():
+            taken = next((name for name in mark["made"] if job != self.job and self._covers(name)), None)
+            if taken is not None:
+                raise UserError(f"{self._key}: {self.root} holds {taken} of {_named(job)}; {self._another}")
+        self._check_free(set(earlier["made"]) if earlier else set(), begun=earlier is not None)
+
+    def _check_free(self, made: set[str], *, begun: bool) -> None:
+        """Refuse what stands in the place of an output and is not in ``made``; a folder of several may hold others' once it is ``begun``."""
+        for name in self._outputs:
+            path = self.root / name.removesuffix("*")
+            if path.is_symlink():
+                blocked = True
+            elif name.endswith("*"):
+                blocked = (path.exists() and not path.is_dir()) or (not begun and path.is_dir() and any(path.iterdir()))
+            elif name.endswith("/"):
+                blocked = (path.exists() and not path.is_dir()) or (name not in made and path.is_dir() and any(path.iterdir()))
+            else:
+                blocked = path.is_dir() or (path.exists() and name not in made)
+            if blocked:
+                raise UserError(f"{self._key}: {path} is in the way: alp did not make it; {self._another}")
+
+    def begin(self, origin: dict[str, Any]) -> None:
+        """Take the outputs over: an earlier job's are removed where they are of another identity. From here on files may be written."""
+        self.compare(origin)
+        earlier = read_mark(self.root, self.job)
+        made = earlier["made"] if earlier else []
+        if earlier is not None and earlier["identity"] != origin["identity"]:
+            # By its old identity until all of it is gone: whoever is killed here begins the removal again.
+            self._write("mark.json", earlier | {"state": "being replaced"})
+            self._end_dependents()
+            made = self._remove(made)
+        self._mark = {
+            "made_by": "alp",
+            "format": FORMAT,
+            "version": __version__,
+            "job": self.job,
+            "identity": origin["identity"],
+            "origin": origin,
+            "state": "in progress",
+            "made": sorted({*made, *(name for name in self._outputs if name.endswith("/"))}),
+        }
+        self._write("mark.json", self._mark)
+        self.scratch.mkdir(exist_ok=True)
+        HOMES.append(self)
+
+    def note(self, path: Path) -> None:
+        """``path`` is about to be made. Raises UserError where something stands there that this job did not make."""
+        assert self._mark is not None
+        made: list[str] = self._mark["made"]
+        name = path.absolute().relative_to(self.root.absolute()).as_posix()
+        if name in made or any(tree.endswith("/") and name.startswith(tree) for tree in made):
+            return
+        if os.path.lexists(path):
+            raise UserError(f"{self._key}: {path} is in the way: alp did not make it; move it")
+        self._mark["made"] = sorted({*made, name})
+        self._write("mark.json", self._mark)  # before the file itself: what is made is always listed
+
+    def forget(self, path: Path) -> None:
+        """Remove a file that this job made earlier and makes no more."""
+        assert self._mark is not None
+        name = path.absolute().relative_to(self.root.absolute()).as_posix()
+        if name in self._mark["made"]:
+            remove_made(self.root, name)
+            self._mark["made"] = [other for other in self._mark["made"] if other != name]
+            self._write("mark.json", self._mark)
+
+    def finish(self) -> None:
+        """Every output is whole."""
+        assert self._mark is not None
+        self._mark |= {"state": "finished"}
+        self._write("mark.json", self._mark)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._mark is not None:
+            HOMES.remove(self)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        with suppress(OSError):  # of a disk that became read-only
+            (self._home / "holder.json").unlink(missing_ok=True)
+            if self._mark is None and read_mark(self.root, self.job) is None:  # refused: no trace of it stays
+                (self._home / "lock").unlink(missing_ok=True)
+                for folder in self._new:
+                    folder.rmdir()
+        self._lock.release()
+
+    def _covers(self, name: str) -> bool:
+        folders = [output.removesuffix("*") for output in self._outputs if output.endswith(("/", "*"))]
+        return name in self._outputs or any(name.startswith(folder) for folder in folders)
+
+    def _remove(self, made: list[str]) -> list[str]:
+        """Remove what an earlier job made; returns what stays: checkpoints, which are told apart by an identity of their own."""
+        for name in made:
+            if name != "checkpoints/":
+                remove_made(self.root, name)
+        return [name for name in made if name == "checkpoints/"]
+
+    def _end_dependents(self) -> None:
+        for job in marks(self.root):
+            if self._dependents is None or not job.startswith(self._dependents):
+                continue
+            with Claim(self.root, job, outputs=(), key=self._key) as other:
+                other._remove(marks(self.root)[job]["made"])
+                (other._home / "mark.json").unlink()
+
+    def _holder(self) -> str:
+        try:
+            who = json.loads((self._home / "holder.json").read_text(encoding="utf-8"))
+            return f"alp {who['job']}, process {who['process']} on {who['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"alp {self.job}, of which nothing more is known"
+
+    @property
+    def _another(self) -> str:
+        return f"name another: {_elsewhere(self._key)}"
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        partial = self._home / "mark.json.new"
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(value, sort_keys=True, indent=1) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, self._home / name)
+        sync_folder(self._home)
+
+
+@contextmanager
+def claimed(folder: str | Path, job: str, origin: dict[str, Any], **options: Any) -> Iterator[Claim]:
+    """A claim for work that knows from the start what it is: begun at once, finished at the end."""
+    with Claim(folder, job, **options) as claim:
+        claim.begin(origin)
+        yield claim
+        claim.finish()
+
+
+def _named(job: str) -> str:
+    verb, _, which = job.partition(".")
+    return f"the results of alp {verb}" + (f" ({which})" if which else "")
+
+
+def remove_made(root: Path, name: str) -> None:
+    """Remove one file, or folder (``name/``), that a mark lists; a link in its place stays. Empty folders above it go too."""
+    path = root / name.rstrip("/")
+    if any(part.is_symlink() for part in (path, *path.parents) if part != root and root in part.parents):
+        return
+    if name.endswith("/") and path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.is_file():
+        path.unlink()
+    for above in path.parents:
+        if above == root:
+            return
+        try:
+            above.rmdir()
+        except OSError:
+            return
