@@ -188,7 +188,7 @@ class Claim:
         self._check_free(set(earlier["made"]) if earlier else set(), begun=earlier is not None)
 
     def _check_free(self, made: set[str], *, begun: bool) -> None:
-        """Refuse what stands in the place of an output and is not in ``made``; a folder of several may hold others' once it is ``begun``."""
+        """Refuse what stands in the place of an output and is not in ``made``; once ``begun``, ``folder/*`` may hold others' files."""
         for name in self._outputs:
             path = self.root / name.removesuffix("*")
             if path.is_symlink():

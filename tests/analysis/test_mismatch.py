@@ -113,10 +113,12 @@ def test_one_engine_needs_no_such_table(tmp_path: Path) -> None:
     """And what an earlier form of the grid left behind is taken away."""
     text = "title: t\ndescription: d\ntask: arithmetic\nmodel: arithmetic_tiny\nseeds: [0]\narms: [{method: grpo}]\n"
     grid, results = fabricate(write_grid(tmp_path, text), tmp_path / "results", steps=3)
-    stale = grid.folder(results) / "tables" / "mismatch.csv"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("of an earlier grid")
+    stale, theirs = (grid.folder(results) / "tables" / name for name in ("mismatch.csv", "mine.csv"))
+    with claimed(grid.folder(results), "aggregate", grid.origin, outputs=["tables/*"], key="results", beside=True):
+        write_text(stale, "of an earlier grid")
+    theirs.write_text("a user's")
     aggregate(grid, results)
+    assert theirs.read_text(encoding="utf-8") == "a user's"
     assert "mismatch" not in runs.table_names(grid)
     assert not stale.exists()
 
