@@ -18,6 +18,8 @@ from alp.analysis.figures import figures
 from alp.analysis.mismatch import sentences
 from alp.analysis.report import report
 from alp.grid import Grid
+from alp.ownership import claimed
+from alp.reproducibility import write_text
 
 from .conftest import SAMPLES, fabricate, write_grid
 from .test_figures import assert_legible

@@ -41,8 +41,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         kinds[entry["kind"]] += entry["tried"]
     for kind, count in sorted(kinds.items()):
         terminalreporter.write_line(f"  {count:4} {kind}")
-    lost, changed = (sum(entry[name] for entry in entries) for name in ("lost", "changed"))
-    terminalreporter.write_line(f"faults tried: {sum(kinds.values())}, results lost: {lost}, results changed: {changed}")
+    lost, changed, touched = (sum(entry.get(name, 0) for entry in entries) for name in ("lost", "changed", "touched"))
+    counted = f"faults tried: {sum(kinds.values())}, results lost: {lost}, results changed: {changed}"
+    terminalreporter.write_line(f"{counted}, files of the user's touched: {touched}")
 
 
 class Ledger:
@@ -51,6 +52,11 @@ class Ledger:
     def tried(self, kind: str, count: int = 1, lost: int = 0, changed: int = 0) -> None:
         with open(os.environ["FAULTS_LEDGER"], "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"kind": kind, "tried": count, "lost": lost, "changed": changed}) + "\n")
+
+    def touched(self, kind: str, count: int) -> None:
+        """Count files of a user's that a run beside them changed or took away."""
+        with open(os.environ["FAULTS_LEDGER"], "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"kind": kind, "tried": 1, "lost": 0, "changed": 0, "touched": count}) + "\n")
 
     def compare(self, kind: str, found: dict[str, str | None], whole: dict[str, str | None], count: int = 1) -> None:
         """Count ``count`` faults behind the results ``found``, and fail unless these are those of the undisturbed run."""

@@ -25,7 +25,7 @@ from typing import Any
 from tests.signals import heard
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["alp.training.trainer", "alp.cli"])
+CONTEXT.set_forkserver_preload(["alp.training.trainer", "alp.cli", "alp.analysis.evaluate", "alp.analysis.report", "alp.analysis.figures"])
 RESULTS = ("metrics.jsonl", "updates.jsonl", "active.json", "provenance.json", "model/model.safetensors", "model/config.json")
 NOISY = (*RESULTS, "model/perturbation.json")
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
@@ -36,6 +36,14 @@ _WRITERS = (
     "alp.training.trainer write_text",
     "alp.training.trainer write_json",
     "alp.models save_model",
+    "alp.ownership.Claim __enter__",
+    "alp.ownership.Claim begin",
+    "alp.ownership.Claim note",
+    "alp.ownership.Claim forget",
+    "alp.ownership.Claim finish",
+    "alp.ownership.Claim __exit__",
+    "alp.reproducibility write_file",
+    "alp.models install",
 )
 Fault = Callable[[], None]
 
@@ -52,28 +60,28 @@ def _to_log(log: Path) -> None:
     os.dup2(handle, 2)
 
 
-def _train(words: list[str], log: Path | None, arm: Fault | None) -> None:
+def _run(words: list[str], log: Path | None, arm: Fault | None, verb: str = "train") -> None:
     if log is not None:
         _to_log(log)
     from alp.cli import main
 
     if arm is not None:
         arm()
-    sys.argv = ["alp", "train", *words]
+    sys.argv = ["alp", verb, *words]
     with heard():
         sys.exit(main())
 
 
-def start(words: list[str], log: Path | None, arm: Fault | None = None) -> BaseProcess:
-    """``alp train <words>`` under way; ``arm`` (picklable) runs first, inside it."""
-    process = CONTEXT.Process(target=_train, args=(words, log, arm))
+def start(words: list[str], log: Path | None, arm: Fault | None = None, verb: str = "train") -> BaseProcess:
+    """``alp <verb> <words>`` under way; ``arm`` (picklable) runs first, inside it."""
+    process = CONTEXT.Process(target=_run, args=(words, log, arm, verb))
     process.start()
     return process
 
 
-def train(words: list[str], log: Path | None, arm: Fault | None = None) -> int:
-    """The exit code of ``alp train <words>``; minus the number of the signal that ended it."""
-    process = start(words, log, arm)
+def train(words: list[str], log: Path | None, arm: Fault | None = None, verb: str = "train") -> int:
+    """The exit code of ``alp <verb> <words>``; minus the number of the signal that ended it."""
+    process = start(words, log, arm, verb)
     process.join(300)
     assert process.exitcode is not None, "the job hangs"
     return process.exitcode
@@ -109,8 +117,22 @@ class KillAtLine:
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
         self.left -= 1
         if self.left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._end()
         return self._line
+
+    def _end(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CountLines(KillAtLine):
+    """Writes how many such lines there are to a file, and ends nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(0)
+        self.path = path
+
+    def _end(self) -> None:
+        self.path.write_text(str(-self.left + 1))
 
 
 class KillAtByte:
@@ -169,7 +191,7 @@ def forked(words: list[str], log: Path, arm: Fault | None = None) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            _train(words, log, arm)
+            _run(words, log, arm)
         except SystemExit as ended:
             os._exit(int(ended.code or 0))
         except BaseException:
