@@ -90,5 +90,6 @@ ui: install ## browse the runs on 127.0.0.1 (PORT=5000)
 lock: install ## resolve both locks anew (LOCK_INDEX=<url> where no local CPU wheel of torch lies)
 	sh locks/resolve.sh $(BIN) $(TORCH) $(LOCK_INDEX)
 
-clean: ## remove everything built, results too
-	rm -rf results/*/ results/mlflow.db* results/mlartifacts build .snakemake
+clean: install ## remove results that carry alp's marks, and what make builds; anything else in results/ stays, mlflow.db too
+	$(BIN)/python -m alp.ownership results
+	rm -rf build/reproduce build/kill_grid

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -314,6 +315,26 @@ def claimed(folder: str | Path, job: str, origin: dict[str, Any], **options: Any
         claim.finish()
 
 
+def clear(root: Path) -> list[Path]:
+    """Remove everything below ``root`` that marks list, and the marks; returns the folders. Raises UserError where a job is running."""
+    cleared = []
+    for folder in sorted({path.parent for path in root.rglob(MARKS) if path.is_dir() and marks(path.parent)}, reverse=True):
+        for job, mark in marks(folder).items():
+            with Claim(folder, job, outputs=()):
+                for name in mark["made"]:
+                    remove_made(folder, name)
+                (folder / MARKS / job / "mark.json").unlink()
+        with suppress(OSError):  # what else stands in it is somebody's
+            for job_folder in (folder / MARKS).iterdir():
+                job_folder.rmdir()
+            for above in (folder / MARKS, folder, *folder.parents):
+                if above == root:
+                    break
+                above.rmdir()
+        cleared.append(folder)
+    return cleared
+
+
 def _named(job: str) -> str:
     verb, _, which = job.partition(".")
     return f"the results of alp {verb}" + (f" ({which})" if which else "")
@@ -335,3 +356,10 @@ def remove_made(root: Path, name: str) -> None:
             above.rmdir()
         except OSError:
             return
+
+
+if __name__ == "__main__":  # make clean
+    try:
+        print("\n".join(f"cleared {folder}" for folder in clear(Path(sys.argv[1]))) or "nothing of alp's there")
+    except UserError as refusal:
+        sys.exit(f"alp: error: {refusal}")

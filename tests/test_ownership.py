@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from alp.cli import main
 from alp.errors import UserError
-from alp.ownership import Claim, check, check_finished, claimed, foreign, marks, read_mark
+from alp.ownership import Claim, check, check_finished, claimed, clear, foreign, marks, read_mark
 from alp.places import check_place
 from alp.reproducibility import note, write_text
 from tests.canary import plant, snapshot
@@ -335,6 +335,20 @@ def test_marks_are_the_same_bytes_wherever_and_whenever(tmp_path: Path) -> None:
         _make(tmp_path / name)
     one, two = ((tmp_path / name / ".alp" / "train" / "mark.json").read_bytes() for name in ("one", "two"))
     assert one == two
+
+
+def test_clearing_removes_what_is_marked_and_nothing_else(tmp_path: Path) -> None:
+    """`make clean` removed every folder below results/."""
+    for name in ("grid/arm/seed0", "grid/arm/seed1", "alone"):
+        _make(tmp_path / name)
+    (tmp_path / "alone" / "checkpoints").mkdir()
+    (tmp_path / "alone" / "checkpoints" / "step").write_text("")
+    plant(tmp_path / "mine")
+    (tmp_path / "grid" / "arm" / "seed1" / "model" / "notes").write_text("mine")
+    left = {name: value for name, value in snapshot(tmp_path).items() if name.startswith(("mine", "grid/arm/seed1/model/notes"))}
+    assert len(clear(tmp_path)) == 3
+    found = snapshot(tmp_path)
+    assert found == left | {name: found[name] for name in ("grid", "grid/arm", "grid/arm/seed1", "grid/arm/seed1/model")}
 
 
 # ---- two at once -----------------------------------------------------------------------------------------------------
