@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from alp.ownership import claimed, read_mark
+from tests.canary import plant, snapshot
 from tests.test_tracking import expected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,8 +144,6 @@ def test_a_module_s_edit_runs_the_rules_whose_code_it_is(house: Path, module: st
 def test_a_job_by_hand_gives_the_same_bytes(house: Path, tmp_path: Path) -> None:
     run = _runs(house)[-1]
     words = (house / "results/smoke/logs/train/seq_alp_seed1.log").read_text(encoding="utf-8").splitlines()[0]
-    import shlex
-
     command = [word for word in shlex.split(words)[1:] if not word.startswith(("run.dir=", "run.tracking="))]
     done = subprocess.run(
         [sys.executable, "-m", "alp.cli", *command, f"run.dir='{tmp_path}/again'", "run.tracking=null"],
@@ -198,8 +199,9 @@ def _verify(house: Path) -> subprocess.CompletedProcess[str]:
 def test_a_mistake_that_a_job_finds_is_on_the_screen(house: Path, tmp_path: Path) -> None:
     """The log that holds it is one of many, and its line would otherwise be read by nobody; a log of an earlier start is silent."""
     logs = house / "results" / "faulty" / "logs"
-    logs.mkdir(parents=True)
-    (logs / "old.log").write_text("alp: error: mended since\n")
+    with claimed(logs.parent, "grid", {"identity": "faulty"}, outputs=["logs/"]):
+        logs.mkdir()
+        (logs / "old.log").write_text("alp: error: mended since\n")
     grid = tmp_path / "faulty.yaml"
     words = [f"task.train=[{{path: '{tmp_path}/none.jsonl'}}]", "task.test={}"]
     grid.write_text(
@@ -217,9 +219,7 @@ def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Pa
     manifest = json.loads((house / "results/smoke/manifest.json").read_text(encoding="utf-8"))
     listed = set(manifest["files"])
     built = {path.relative_to(house / "results/smoke").as_posix() for path in (house / "results/smoke").rglob("*") if path.is_file()}
-    apart = {
-        name for name in built - listed if not name.startswith("logs/") and "timings.jsonl" not in name and not name.endswith("run.lock")
-    }
+    apart = {name for name in built - listed if not name.startswith("logs/") and "timings.jsonl" not in name and ".alp/" not in name}
     assert apart == {"manifest.json", "manifest_values.json", "mlflow.json"}
     assert listed <= built
     done = _verify(house)
@@ -237,6 +237,49 @@ def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Pa
     assert "differs  arithmetic/arithmetic_tiny/grpo/seed0/metrics.jsonl: differing entries: 1, 1 of them numbers" in done.stdout
     assert re.search(r"line \d: reward/mean: 0\.\d+ there, 0\.\d+ here", done.stdout)
     assert "1 differing files, 0 missing" in done.stdout
+
+
+def test_results_without_marks_are_kept(house: Path, tmp_path: Path) -> None:
+    """Those of a version that left none: refused before a rule runs (Snakemake would delete its outputs first), with how to keep them."""
+    copy = tmp_path / "house"
+    shutil.copytree(house, copy, symlinks=True)
+    for folder in list((copy / "results").rglob(".alp")):
+        shutil.rmtree(folder)
+    plant(copy / "results" / "smoke" / "mine")
+    before = snapshot(copy / "results")
+    for words in ([], ["--forceall"], ["--dry-run"]):
+        done = _snakemake(copy, *words)
+        assert done.returncode == 2
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith("alp: error: --config results: results/smoke holds ")
+        assert said.endswith("to keep what is there move it, or build elsewhere: --config results=<another folder>")
+    assert snapshot(copy / "results") == before
+
+
+def test_an_edited_method_replaces_its_own_results_alone(house: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "house"
+    shutil.copytree(house, copy, symlinks=True)
+    run, other = _runs(copy)[-1], _runs(copy)[0]
+    plant(run / "mine")
+    (run / "model" / "notes.txt").write_text("a user's")
+    mine, kept = snapshot(run / "mine"), snapshot(other)
+    before = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "model/model.safetensors", "evaluation/test.json")}
+    target = str((run / "evaluation" / "test.json").relative_to(copy))
+    with _edited(copy / "configs/method/seq_alp.yaml", "std: 0.02", "std: 0.03"):
+        done = _snakemake(copy, target)
+        assert done.returncode == 0, done.stderr[-3000:]
+        by_hand = (copy / "results/smoke/logs/train/seq_alp_seed1.log").read_text(encoding="utf-8").splitlines()[0]
+    assert all((run / name).read_bytes() != content for name, content in before.items())
+    assert read_mark(run, "train")["state"] == read_mark(run, "evaluate.test")["state"] == "finished"  # type: ignore[index]
+    assert snapshot(run / "mine") == mine
+    assert (run / "model" / "notes.txt").read_text(encoding="utf-8") == "a user's"
+    assert snapshot(other) == kept
+    # By hand, without the word that the rules say, the results of the edited method would not have been touched.
+    words = [word for word in shlex.split(by_hand)[1:] if word != "run.replace=true"]
+    command = [sys.executable, "-m", "alp.cli", *words]
+    done = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "another identity (method.perturbation.std: 0.03 there, 0.02 here); name another: run.dir=" in done.stderr
 
 
 def test_a_killed_workflow_goes_on_where_it_was(house: Path, tmp_path: Path) -> None:
