@@ -7,6 +7,7 @@ start anything.
 
 import fcntl
 import json
+import re
 import shlex
 import signal
 import sys
@@ -24,7 +25,10 @@ from alp.lifetime import end_with_parent
 from alp.reproducibility import code_hash
 
 try:
-    GRID = alp_grid.load(str(config.get("grid", "quick")))
+    NAMED = alp_grid.plain_word("grid", config.get("grid", "quick"))
+    RESULTS = alp_grid.results_root(config.get("results", "results"))
+    alp_grid.check_checkout(ROOT, Path(sys.executable).parent)
+    GRID = alp_grid.load(NAMED)
     unknown = sorted(set(config) - {"grid", "results"})
     if unknown:
         raise UserError(
@@ -34,7 +38,6 @@ except UserError as error:
     print(f"alp: error: {error}", file=sys.stderr)
     sys.exit(2)
 
-RESULTS = str(config.get("results", "results"))
 FOLDER = str(GRID.folder(RESULTS))
 DATA, BASE, MODEL = (
     str(GRID.data_dir(RESULTS)),
@@ -56,8 +59,10 @@ elif GRID.fetched:
 else:
     START = [f"{MODEL}/{name}" for name in MODEL_FILES]
 # Jobs run the `alp` of the environment Snakemake itself runs in, on the source beside this Snakefile, and end with Snakemake.
+# Modules of the user's own on the Python path stay there. Snakemake formats the prefix: braces stand twice.
 shell.prefix(
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))} ALP_PARENT=$PPID ALP_SHELL=$$; "
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}} "
+    "ALP_PARENT=$PPID ALP_SHELL=$$; ".replace("{", "{{").replace("}", "}}")
 )
 MODULES = {
     "prepare": "alp.tasks.prepare",
@@ -94,7 +99,7 @@ if workflow.is_main_process:
 
 
 wildcard_constraints:
-    arm="|".join(arm.name for arm in GRID.arms),
+    arm="|".join(re.escape(arm.name) for arm in GRID.arms),
     seed=r"\d+",
 
 
