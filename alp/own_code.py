@@ -62,7 +62,11 @@ def _searching() -> Iterator[None]:
 def _find(name: str, path: list[str] | None) -> ModuleSpec | None:
     """What Python would import under that full name, without importing it or its parents; ``path`` are the places of the parent."""
     for finder in sys.meta_path:
-        spec = finder.find_spec(name, path)
+        try:
+            spec = finder.find_spec(name, path)
+        except KeyError:  # a package without a file in it asks for its parent among what is imported
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [str(Path(place) / name.rpartition(".")[2]) for place in path or ()]
         if spec is not None:
             return spec
     return None
@@ -97,8 +101,7 @@ def _chain(dotted: str, specs: dict[str, ModuleSpec | None]) -> Iterator[ModuleS
         yield spec
         if spec.submodule_search_locations is None:
             return
-        # Of a package without a file in it: asking for its places would look for its parent among what is imported.
-        places = list(getattr(spec.submodule_search_locations, "_path", spec.submodule_search_locations))
+        places = list(spec.submodule_search_locations)
 
 
 def _own(spec: ModuleSpec, found: Closure) -> Path | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from alp.errors import UserError
+from alp.errors import UserError, printable
 from alp.models import text_config
 from alp.rollout import prompts
 from alp.rollout.engine import Completion, Request, Sampling
@@ -110,7 +110,7 @@ def _lost(tokenizer: PreTrainedTokenizerBase, text: str, doubtful: set[str]) -> 
 
 
 def _named(character: str) -> str:
-    return f"'{character}' (U+{ord(character):04X})"
+    return f"'{printable(character)}' (U+{ord(character):04X})"
 
 
 def check_completions(completions: list[Completion], requests: list[Request], sampling: Sampling, vocabulary: int | None) -> None:

@@ -11,7 +11,6 @@ def grid_words(wildcards):
     )
 
 
-
 rule aggregate:
     input:
         **everything(),

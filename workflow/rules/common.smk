@@ -88,7 +88,10 @@ def claim():
     except OSError:
         return handle
     for lock in place.glob("locks/*.lock"):
-        if any(line.startswith(f"{FOLDER}/") for line in lock.read_text(encoding="utf-8").splitlines()):
+        if any(
+            line.startswith(f"{FOLDER}/")
+            for line in lock.read_text(encoding="utf-8").splitlines()
+        ):
             lock.unlink()
     return handle
 
