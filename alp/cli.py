@@ -14,7 +14,7 @@ from typing import Any
 
 from alp import __version__
 from alp.errors import TRY_AGAIN, Interrupted, UserError, nearest
-from alp.lifetime import end_with_parent, unblock
+from alp.lifetime import end_with_parent, hold_standard_streams, unblock
 
 _SUMMARIES = {
     "prepare": "problems of a task -> JSONL, with counts and a content hash",
@@ -27,7 +27,7 @@ _SUMMARIES = {
     "track": "every finished run of a grid, with its evaluation, into MLflow (what is there already is left alone)",
     "report": "one page with every table and figure of a grid",
     "manifest": "hash of every result of a grid, with what it was made from",
-    "verify": "do the files of a grid equal its manifest; where not, what differs and by how much",
+    "verify": "are the files of a grid those of its manifest, all of them and no other; where not, what differs and by how much",
     "diagnose": "ratios and mismatch of log-probs that another trainer dumped",
     "methods": "the presets as a table: what each really does",
 }
@@ -38,11 +38,12 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0; 2 with one line on stderr for a user's mistake; 75 after a signal, to be tried again;
-    1 for a failure, or for results that differ from their manifest."""
+    1 for a failure, or for results that differ from their manifest (2 where that cannot be told)."""
     words = sys.argv[1:] if arguments is None else arguments
     if arguments is None:  # a process of its own
+        hold_standard_streams()
         end_with_parent()
-        sys.stdout, sys.stderr = unblock(sys.stdout), unblock(sys.stderr)
+        sys.stdout, sys.stderr = unblock(sys.stdout, 1), unblock(sys.stderr, 2)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     try:
@@ -227,18 +228,18 @@ def _manifest(loaded: Any) -> str:
     from alp import grid
     from alp.analysis.manifest import write_manifest
 
-    return str(write_manifest(grid.load(loaded.grid), Path(loaded.results)))
+    return str(write_manifest(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace))
 
 
 def _verify(words: list[str]) -> int:
-    """Compare, print, and return 0 when every file is the same, else 1."""
+    """Compare, print, and return the exit code: 0 the same, 1 differs, 2 cannot tell."""
     if not 1 <= len(words) <= 2 or words[0].startswith("-"):
         raise UserError("verify: give the manifest and perhaps the folder to compare: alp verify results/quick/manifest.json [folder]")
-    from alp.analysis.manifest import verify
+    from alp.analysis.verify import verify
 
-    lines, same = verify(Path(words[0]), Path(words[1]) if words[1:] else None)
+    lines, code = verify(Path(words[0]), Path(words[1]) if words[1:] else None)
     print("\n".join(lines))
-    return 0 if same else 1
+    return code
 
 
 def _diagnose(loaded: Any) -> str:

@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
+from alp import own_code
 from alp.errors import UserError, nearest
-from alp.reproducibility import module_source, sha256_file
+from alp.reproducibility import sha256_file
 from alp.schema import VERBS, Strict
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -212,11 +213,14 @@ def _with_content(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     found = {key: value if key == "options" else _with_content(value) for key, value in node.items()}
-    for key, file in (("path", Path), ("tokenizer", _tokenizer), ("module", module_source), ("grader", module_source)):
+    for key, file in (("path", Path), ("tokenizer", _tokenizer)):
         place = file(node[key]) if isinstance(node.get(key), str) else None
         if place is not None and place.is_file():
             found[f"{key}_sha256"] = sha256_file(place)
-            found[key] = node[key] if key in ("module", "grader") else None
+            found[key] = None
+    for key in ("module", "grader"):
+        if isinstance(node.get(key), str) and (digest := own_code.sha256(node[key])) is not None:
+            found[f"{key}_sha256"] = digest
     return found
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +19,18 @@ from jsonschema import Draft202012Validator
 
 from alp import config
 from alp.errors import UserError, nearest
+from alp.foreign import read_text, reading
+from alp.schema_base import NAME_RULE, is_name
 
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "grid.schema.json"
+_SHOWN = 200  # characters of a user's text in a message
+_LARGEST = 100_000  # entries of a grid file
+_UNSPEAKABLE = (
+    "Cc",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # control characters, bytes that are no text, separators of lines: Snakemake's files hold a path a line
 
 
 @dataclass(frozen=True)
@@ -134,8 +146,40 @@ class Grid:
 
 
 def quoted(value: str | Path) -> str:
-    """Hydra's grammar reads some characters of paths as syntax: quote them."""
-    return "'" + str(value).replace("'", "\\'") + "'"
+    """Hydra's grammar reads some characters of paths as syntax, OmegaConf those of an interpolation: quote and escape them."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def plain_word(key: str, value: object) -> str:
+    """A word of ``snakemake --config``, which reads values as numbers, truth values, lists and mappings where it can.
+
+    Raises UserError for what is no text, and for characters that no path of a workflow can hold.
+    """
+    if value is None or value == "":
+        raise UserError(f"--config: {key} is empty: write {key}=<name>, or leave it out")
+    if not isinstance(value, str):
+        kind = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "a mapping"}.get(type(value), "no text")
+        raise UserError(f"--config: {key}: Snakemake reads the value as {kind} ({str(value)[:100]}), not as text; write {key}=./<name>")
+    for character in value:
+        if unicodedata.category(character) in _UNSPEAKABLE:
+            raise UserError(f"--config: {key}: {value[:100]!r} holds {character!a}, a character that no path of a workflow can hold")
+    return value
+
+
+def results_root(value: object) -> str:
+    """The folder of ``snakemake --config results=…``. Raises UserError for a path that Snakemake cannot carry."""
+    text = plain_word("results", value)
+    if found := sorted(set("{}") & set(text)):
+        raise UserError(f"--config: results: '{text[:100]}' holds '{found[0]}', which Snakemake reads as a wildcard; choose another folder")
+    return text
+
+
+def check_checkout(*folders: Path) -> None:
+    """Refuse a checkout or environment whose place the search paths of a shell cannot hold. Raises UserError."""
+    for folder in folders:
+        if ":" in str(folder):
+            raise UserError(f"{folder}: a colon parts folders in PATH and PYTHONPATH: move the checkout or its environment elsewhere")
 
 
 def check_results(results: str) -> None:
@@ -151,17 +195,42 @@ def names() -> list[str]:
 
 def load(name: str) -> Grid:
     """Read and check a grid by its name in ``configs/grid`` or by path. Raises :class:`UserError` with one line."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else config.CONFIGS / "grid" / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"unknown grid '{name}'{nearest(name, names())}" if path.parent.name == "grid" else f"no grid file at {path}")
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {error}") from None
+    if name.endswith((".yaml", ".yml")):
+        path, missing = Path(name), f"no grid file at {_short(name)}"
+    else:
+        path, missing = config.CONFIGS / "grid" / f"{name}.yaml", f"unknown grid '{_short(name)}'{nearest(name[:_SHOWN], names())}"
+        if not is_name(name):
+            raise UserError(missing)
+    with reading("grid", _short(name)):
+        if not path.is_file():
+            raise UserError(missing)
+        if not is_name(path.stem):
+            raise UserError(f"grid: {_short(name)}: a grid is called as its file, and '{_short(path.stem)}' is no name ({NAME_RULE})")
+        plain = _parsed(path)
     _check_schema(path, plain)
     grid = _build(path.stem, plain)
     _check_arms(path, grid)
     return grid
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _parsed(path: Path) -> Any:
+    """A grid file as plain data; a few lines of YAML whose aliases stand for millions are refused before anything walks through them."""
+    try:
+        plain = yaml.safe_load(read_text("grid", path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {error}") from None
+    todo, count = [plain], 0
+    while todo:
+        node = todo.pop()
+        count += 1
+        if count + len(todo) > _LARGEST:
+            raise UserError(f"grid: {path} holds more than {_LARGEST} entries once its aliases are followed")
+        todo += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return plain
 
 
 def _check_schema(path: Path, plain: Any) -> None:
@@ -174,8 +243,12 @@ def _check_schema(path: Path, plain: Any) -> None:
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         allowed = list(error.schema["properties"])
         unknown = next(key for key in error.instance if key not in allowed)
-        raise UserError(f"{path.name}: unknown field '{unknown}' at {where}{nearest(str(unknown), allowed)}")
-    raise UserError(f"{path.name}: {where}: {error.message}")
+        raise UserError(f"{path.name}: unknown field '{_short(str(unknown))}' at {where}{nearest(str(unknown)[:_SHOWN], allowed)}")
+    group = str(error.path[-1]) if error.path else ""
+    if group in ("task", "model", "method", "variant") and isinstance(error.instance, str):
+        hint = nearest(error.instance.strip()[:_SHOWN], config.choices(group))
+        raise UserError(f"{path.name}: {where}: {_short(repr(error.instance))} is no name of a {group} ({NAME_RULE}){hint}")
+    raise UserError(f"{path.name}: {where}: {_short(error.message)}")
 
 
 def _build(name: str, plain: dict[str, Any]) -> Grid:
@@ -192,7 +265,7 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
         description=plain["description"],
         task=plain["task"],
         model=plain["model"],
-        seeds=tuple(plain["seeds"]),
+        seeds=tuple(map(int, plain["seeds"])),  # 1.0 is an integer to JSON
         arms=tuple(arms),
         published_label=entry["label"],
         published=entry["accuracy"],
@@ -230,6 +303,8 @@ def _check_arms(path: Path, grid: Grid) -> None:
         if arm.name in seen:
             raise UserError(f"{path.name}: arms.{position}: '{arm.name}' stands twice; give one a variant label of its own")
         seen.add(arm.name)
+        if not is_name(arm.name):
+            raise UserError(f"{path.name}: arms.{position}: '{_short(arm.name)}' is no name of an arm ({NAME_RULE}); shorten its parts")
         if arm.variant and not arm.overrides and arm.variant not in config.choices("variant"):
             hint = nearest(arm.variant, config.choices("variant"))
             raise UserError(f"{path.name}: arms.{position}: unknown variant '{arm.variant}' without overrides{hint}")

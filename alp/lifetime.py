@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
@@ -89,9 +90,25 @@ class _Unblocked(io.TextIOBase):
         return True
 
 
-def unblock(stream: TextIO) -> Any:
-    """``stream`` unless it is no terminal: then one that a full or broken pipe, or a full disk, cannot stop."""
+def hold_standard_streams() -> None:
+    """Put the null device where standard input, output or error is closed: the next file to be opened would take its number, and
+    whatever is printed would go into that file."""
+    for handle in range(3):  # in this order: a new one gets the lowest number that is free
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # of the processes started from here too
+
+
+def unblock(stream: TextIO | None, handle: int = 1) -> Any:
+    """``stream`` unless it is no terminal: then one that a full or broken pipe, or a full disk, cannot stop.
+
+    None, which Python makes of a stream that was closed when it started, becomes the one behind ``handle``.
+    """
+    if stream is None or stream.closed:
+        return _Unblocked(handle)
     if stream.isatty():
         return stream
-    stream.flush()
+    with suppress(OSError):  # the reader is gone
+        stream.flush()
     return _Unblocked(stream.fileno())

@@ -34,7 +34,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One id per character of ``alphabet``, after padding (0) and end of sequence (1); encoding any other one raises."""
+    """One id per character of ``alphabet``, after padding (0) and end of sequence (1).
+
+    Any other character is lost in encoding: ``alp.rollout.contract`` refuses prompts that hold one.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, *alphabet])}

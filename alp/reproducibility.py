@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -194,17 +193,6 @@ def import_closure(module: str) -> list[Path]:
         if "." in name:
             todo.append(name.rpartition(".")[0])
     return sorted(set(seen.values()))
-
-
-def module_source(dotted: str) -> Path | None:
-    """Source file of a user's module, or of the module that holds the function of that name, without importing it."""
-    parts = dotted.split(".")
-    for base in (Path.cwd(), *map(Path, sys.path)):
-        for stem in (base.joinpath(*parts), base.joinpath(*parts[:-1]) if len(parts) > 1 else None):
-            for path in () if stem is None else (stem.with_name(stem.name + ".py"), stem / "__init__.py"):
-                if path.is_file():
-                    return path
-    return None
 
 
 @cache

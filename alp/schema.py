@@ -203,7 +203,7 @@ class Trainer(Strict):
 class Evaluation(Strict):
     """avg@k, greedy accuracy and pass@k of one model on one set, never perturbed."""
 
-    set: str  # test, validation, train or an evaluation set that the task names
+    set: Name  # test, validation, train or an evaluation set that the task names
     samples: Positive
     greedy: bool
     temperature: PositiveFloat

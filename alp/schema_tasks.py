@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from alp.schema_base import NonNegative, Positive, Share, Strict
+from alp.schema_base import NAME_RULE, NonNegative, Positive, Share, Strict, is_name
 
 SPLITS = ("train", "validation", "test")
 
@@ -158,8 +158,8 @@ class MathematicsTask(_Task):
     @model_validator(mode="after")
     def _names(self) -> MathematicsTask:
         for name in self.test:
-            if name in ("train", "validation", "all") or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"test: '{name}' is no name for an evaluation set: letters, digits, - and _; not train, validation or all")
+            if name in ("train", "validation", "all") or not is_name(name):
+                raise ValueError(f"test: '{name}' is no name for an evaluation set: {NAME_RULE}; not train, validation or all")
         if "test" in self.test and len(self.test) > 1:
             raise ValueError("test: 'test' is all evaluation sets together: give the one of that name another")
         return self

@@ -106,3 +106,104 @@ def test_faulty_grid_is_one_line(tmp_path: Path, changes: dict[str, Any], messag
         grid.load(_write(tmp_path, **changes))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+BAD_NAMES = [
+    "'grpo'",
+    "grpo ",
+    "grpo\n",
+    "../grpo",
+    "..",
+    "a/grpo",
+    "",
+    "g" * 101,
+    "ｇrpo",
+    "grpо",
+    "-grpo",
+    ".grpo",
+    "grpo\x00",
+    "$(grpo)",
+    "{grpo}",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_is_a_name_wherever_it_comes_from(tmp_path: Path, name: str) -> None:
+    """A raw text that Hydra would strip or parse never becomes a folder; the nearest choice is named."""
+    places: list[dict[str, Any]] = [
+        {"arms": [{"method": name}]},
+        {"task": name},
+        {"model": name},
+        {"arms": [{"method": "grpo", "variant": name, "overrides": ["trainer.steps=3"]}]},
+    ]
+    for changes in places:
+        with pytest.raises(UserError, match=r"is no name of a (method|task|model|variant)") as caught:
+            grid.load(_write(tmp_path, **changes))
+        assert len(str(caught.value)) < 700
+        if "method" in str(changes) and "variant" not in str(changes) and 0 < len(name) < 12 and name != "..":
+            assert "did you mean 'grpo'?" in str(caught.value), name
+    if name:
+        with pytest.raises(UserError, match="unknown grid"):
+            grid.load(name)
+
+
+@pytest.mark.parametrize("stem", ["my grid", "'quick'", "grid{seed}", "-x", "é", "g" * 101, "a$(touch x)"])
+def test_a_grid_is_called_as_its_file(tmp_path: Path, stem: str) -> None:
+    path = tmp_path / f"{stem}.yaml"
+    path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    with pytest.raises(UserError, match="is no name"):
+        grid.load(str(path))
+
+
+def test_parts_that_are_short_make_no_long_arm(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no name of an arm"):
+        grid.load(_write(tmp_path, arms=[{"method": "grpo", "variant": "v" * 99, "overrides": ["trainer.steps=3"]}]))
+
+
+def test_a_seed_is_written_as_an_integer(tmp_path: Path) -> None:
+    assert (
+        grid.load(_write(tmp_path, seeds=[1.0])).run_dir("results", "grpo", grid.load(_write(tmp_path, seeds=[1.0])).seeds[0]).name
+        == "seed1"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"title: \xe9",
+        b"[" * 5000,
+        b"".join(b"%c: &%c [%s]\n" % (97 + n, 97 + n, b",".join([b"*%c" % (96 + n) if n else b"x"] * 9)) for n in range(9))
+        + b"title: *i\n",
+        b"title: &a [*a]",
+        b"title: 1999-13-45",
+        b"\x00",
+        b"- 1",
+        b"",
+    ],
+    ids=["Latin-1", "deep", "aliases", "loop", "date", "NUL", "list", "empty"],
+)
+def test_a_file_that_is_no_grid_is_one_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(text)
+    with pytest.raises(UserError) as caught:
+        grid.load(str(tmp_path / "mine.yaml"))
+    assert len(str(caught.value)) < 700
+
+
+def test_the_names_of_the_schema_are_those_of_the_configuration() -> None:
+    """The pattern of the grid schema and alp.schema_base.Name accept the same texts."""
+    import json
+    import re
+
+    from hypothesis import given, settings
+    from hypothesis import strategies as st
+
+    from alp.schema_base import is_name
+
+    rule = json.loads(grid.SCHEMA.read_text(encoding="utf-8"))["$defs"]["name"]
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.text("aZ09_.-\n /'", max_size=6) | st.text(max_size=4) | st.from_regex(rule["pattern"]))
+    def same(text: str) -> None:
+        assert is_name(text) == (re.search(rule["pattern"], text) is not None and len(text) <= rule["maxLength"])
+
+    same()

@@ -14,6 +14,8 @@ from alp.reproducibility import PACKAGE, import_closure, write_json, write_text
 
 FLOORS = {
     "errors": 0,
+    "foreign": 1,
+    "own_code": 1,
     "schema": 1,
     "schema_base": 1,
     "schema_models": 1,

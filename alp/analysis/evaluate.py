@@ -24,6 +24,7 @@ from alp.config import identity, origin_of
 from alp.ownership import Claim, check_finished
 from alp.progress import Progress
 from alp.reproducibility import code_hash, fix_threads, json_line, sha256_files, write_json, write_text
+from alp.rollout import contract
 from alp.rollout.engine import Purpose
 from alp.rollout.episodes import collect, response_text
 from alp.rollout.hf import HFEngine
@@ -93,6 +94,15 @@ class Sampler:
             )
             for greedy in (False, True)
         }
+        self._limits = contract.limits_of(self._folder, self._tokenizer)
+        contract.check_prompts(
+            self._tokenizer,
+            self._task,
+            {config.evaluation.set: self.problems},
+            model=config.model,
+            limits=self._limits,
+            max_new_tokens=config.evaluation.max_new_tokens,
+        )
         self._engine: HFEngine | None = None
 
     @cached_property
@@ -131,6 +141,7 @@ class Sampler:
             purpose=Purpose.EVALUATION,
             seed=self._config.evaluation.seed,
             first_problem=first,
+            vocabulary=self._limits.vocabulary,
         )
         texts = [response_text(self._tokenizer, item.response_ids, finished=item.finished) for item in found]
         return [

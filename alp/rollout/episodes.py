@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from alp.rollout.contract import check_completions, graded
 from alp.rollout.engine import Engine, Purpose, Request, Sampling
 from alp.rollout.prompts import prompt_ids
 from alp.schema_models import Model
@@ -42,11 +43,13 @@ def collect(
     seed: int,
     step: int = 0,
     first_problem: int = 0,
+    vocabulary: int | None = None,
 ) -> list[Trajectory]:
     """``samples`` graded responses to each problem, those of one problem side by side (``group`` = its place in the list).
 
     ``model`` says how its prompts are put (``alp.rollout.prompts``). The random numbers of a response follow from (purpose, seed,
     step, place of the problem, sample) alone; ``first_problem`` is the place of ``problems[0]`` when a set is worked through in pieces.
+    What the engine and the task give is checked here (``alp.rollout.contract``); ``vocabulary`` is the number of ids the model knows.
     """
     prompts = [tuple(prompt_ids(tokenizer, task, problem, model)) for problem in problems]
     requests = [
@@ -55,10 +58,11 @@ def collect(
         for sample in range(samples)
     ]
     completions = engine.generate(requests, sampling)
+    check_completions(completions, requests, sampling, vocabulary)
     # An answer cut at the length limit was never finished: it earns nothing, whatever it says so far.
     finished = [place for place, completion in enumerate(completions) if completion.finished]
     texts = [response_text(tokenizer, completions[place].token_ids, finished=True) for place in finished]
-    rewards = dict(zip(finished, task.grade_all([problems[place // samples] for place in finished], texts), strict=True))
+    rewards = dict(zip(finished, graded(task, [problems[place // samples] for place in finished], texts), strict=True))
     found = []
     for index, (request, completion) in enumerate(zip(requests, completions, strict=True)):
         ids = completion.token_ids

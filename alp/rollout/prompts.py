@@ -17,21 +17,29 @@ _MARK = "MARK"
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, task: Task, problem: Problem, model: Model) -> list[int]:
-    """Ids of one problem for one model, used by training, validation and evaluation alike.
+    """Ids of one problem for one model, used by training, validation and evaluation alike."""
+    return encode(tokenizer, prompt_text(tokenizer, task, problem, model), model)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, model: Model) -> list[int]:
+    """Ids of a prompt's text; in a chat the template has written every special token already."""
+    return list(tokenizer.encode(text, add_special_tokens=not model.chat))
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, task: Task, problem: Problem, model: Model) -> str:
+    """What one model is given of one problem.
 
     With ``model.chat`` the task's system message (``model.system`` where set) and its examples are turns before the question; without,
     examples are lines before it, each closed by the end token. Raises UserError for a tokenizer without a chat template.
     """
     examples, question = task.examples(problem), task.prompt(problem)
     if not model.chat:
-        solved = "".join(f"{asked} {answer}{tokenizer.eos_token}\n" for asked, answer in examples)
-        return list(tokenizer.encode(solved + question))
+        return "".join(f"{asked} {answer}{tokenizer.eos_token}\n" for asked, answer in examples) + question
     system = model.system if model.system is not None else task.system
     turns = [{"role": "system", "content": system}] if system else []
     for asked, answer in examples:
         turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    text = _render(tokenizer, [*turns, {"role": "user", "content": question}], add_generation_prompt=True)
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    return _render(tokenizer, [*turns, {"role": "user", "content": question}], add_generation_prompt=True)
 
 
 def sampling(tokenizer: PreTrainedTokenizerBase, model: Model, *, temperature: float, max_new_tokens: int) -> Sampling:

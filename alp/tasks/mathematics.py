@@ -10,7 +10,7 @@ from alp.errors import UserError
 from alp.reproducibility import stream
 from alp.schema_tasks import MathematicsTask, Source
 from alp.tasks import sources
-from alp.tasks.custom import named
+from alp.tasks.custom import grader
 from alp.tasks.grading import grade_all
 from alp.tasks.sources import Step
 from alp.tasks.task import Problem, Task, check_set, read_problems
@@ -22,7 +22,7 @@ class Mathematics(Task):
     def __init__(self, config: MathematicsTask) -> None:
         self._config = config
         self.system, self.sets = config.system, config.sets
-        self._grader = None if config.grader is None else named(config.grader, "task.grader")
+        self._grader = None if config.grader is None else grader(config.grader, "task.grader")
         self._names = _names(config.train)
         self._styles = dict(zip(self._names, (source.style for source in config.train), strict=True))
         self._styles |= {name: source.style for name, source in config.test.items()}
@@ -44,7 +44,7 @@ class Mathematics(Task):
     def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
         """Many at once: formulas are spread over processes."""
         if self._grader is not None:
-            return [float(self._grader(response, problem.answer)) for problem, response in zip(problems, responses, strict=True)]
+            return [self._grader(problem, response) for problem, response in zip(problems, responses, strict=True)]
         rewards = [0.0] * len(problems)
         for style in dict.fromkeys(map(self._style, problems)):
             places = [place for place, problem in enumerate(problems) if self._style(problem) == style]

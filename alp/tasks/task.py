@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from alp.errors import UserError, nearest
+from alp.foreign import read_text
 from alp.reproducibility import stream
 from alp.schema_tasks import SPLITS, ArithmeticTask, ReasoningGymTask, SumsInWordsTask
 
-__all__ = ["SPLITS", "Generated", "Problem", "Task", "check_disjoint", "check_set", "read_problems", "select"]
+__all__ = ["SPLITS", "Generated", "Problem", "Task", "check_disjoint", "check_problems", "check_set", "read_problems", "select"]
 
 Config = TypeVar("Config", ArithmeticTask, SumsInWordsTask, ReasoningGymTask)
 
@@ -92,16 +93,35 @@ def read_problems(folder: Path, split: str) -> list[Problem]:
     if not path.is_file():
         raise UserError(f"task.data: no {path}; build it with: alp prepare run.dir={folder}")
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # a problem may hold other line breaks
+    for number, line in enumerate(read_text("task.data", path).split("\n"), start=1):  # a problem may hold other line breaks
         if not line:
             continue
         try:
             problems.append(Problem(**json.loads(line)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise UserError(f"task.data: {path}, line {number}: fields id, problem, answer, source expected") from None
     if not problems:
         raise UserError(f"task.data: {path} holds no problem")
-    return problems
+    return check_problems(problems, f"task.data: {path}")
+
+
+def check_problems(problems: object, where: str) -> list[Problem]:
+    """A set's problems as a list. Raises UserError, beginning with ``where``, unless they are Problems of texts with an id each."""
+    if not isinstance(problems, list | tuple):
+        raise UserError(f"{where}: a list of problems is needed, this is a {type(problems).__name__}")
+    seen: set[str] = set()
+    for place, problem in enumerate(problems):
+        if not isinstance(problem, Problem):
+            raise UserError(f"{where}: number {place} is a {type(problem).__name__}, not an alp.tasks.task.Problem")
+        for name, value in asdict(problem).items():
+            if not isinstance(value, str):
+                raise UserError(f"{where}: number {place}: {name} must be a text, this is a {type(value).__name__}")
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise UserError(f"{where}: number {place}: {name} holds half a character that is no text")
+        if not problem.id or problem.id in seen:
+            raise UserError(f"{where}: number {place}: its id '{problem.id[:80]}' is {'used twice' if problem.id else 'empty'}")
+        seen.add(problem.id)
+    return list(problems)
 
 
 def check_disjoint(splits: dict[str, list[Problem]]) -> None:

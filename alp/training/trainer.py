@@ -19,11 +19,11 @@ from alp.ownership import Claim, check_finished
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
 from alp.progress import Progress
 from alp.reproducibility import code_hash, fix_threads, json_line, provenance, sha256_files, write_json, write_text
-from alp.rollout import choose, prompts
+from alp.rollout import choose, contract, prompts
 from alp.rollout.engine import Engine, Purpose
 from alp.rollout.episodes import Trajectory, collect
 from alp.rollout.hf import HFEngine
-from alp.schema import HFRollout, TrainConfig
+from alp.schema import HFRollout, TrainConfig, VLLMRollout
 from alp.tasks.catalogue import load_task
 from alp.tasks.task import Problem, check_disjoint, select
 from alp.training import checkpoint
@@ -90,6 +90,7 @@ class Job:
         self.sampling = prompts.sampling(
             self.tokenizer, config.model, temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens
         )
+        self.limits = self._check_prompts(folder)
         self.model = models.load_model(folder, self.device)
         self._check_room()
         if config.model.gradient_checkpointing:
@@ -111,6 +112,17 @@ class Job:
         self.records = dict.fromkeys(RECORDS, "")
         self.done = 0  # steps
         self.current: UnderWay | None = None
+
+    def _check_prompts(self, folder: Path) -> contract.Limits:
+        """Refuse problems that this model cannot be asked; a validation set that nothing reads may be empty."""
+        trainer, rollout, model = self.config.trainer, self.config.rollout, self.config.model
+        most = rollout.max_length if isinstance(rollout, VLLMRollout) else None
+        limits = contract.limits_of(folder, self.tokenizer, most)
+        sets = {"train": self.problems}
+        if self.validation or trainer.validate_every or trainer.probe_every or isinstance(rollout, VLLMRollout):
+            sets["validation"] = self.validation
+        contract.check_prompts(self.tokenizer, self.task, sets, model=model, limits=limits, max_new_tokens=rollout.max_new_tokens)
+        return limits
 
     def _check_room(self) -> None:
         trainer, rollout = self.config.trainer, self.config.rollout
@@ -262,6 +274,7 @@ class Job:
             purpose=Purpose.TRAINING,
             seed=trainer.seed,
             step=step,
+            vocabulary=self.limits.vocabulary,
         )
         clock.lap("rollout")
         batch = collate(
@@ -360,6 +373,7 @@ class Job:
             purpose=Purpose.VALIDATION,
             seed=self.config.trainer.seed,
             step=step,
+            vocabulary=self.limits.vocabulary,
         )
 
     def _validate(self, step: int) -> dict[str, float]:

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from alp.analysis import manifest
-from alp.analysis.manifest import FORMAT, VALUES, verify
+from alp.analysis.manifest import FORMAT, VALUES
+from alp.analysis.verify import verify
 from alp.reproducibility import sha256_file, write_json
 
 TEXTS = {
@@ -30,7 +31,11 @@ def published(tmp_path: Path) -> Path:
         (root / name).write_text(text)
     (root / "figure.png").write_bytes(bytes(range(100)))
     save_file({"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}, root / "model.safetensors")
-    files = {path.relative_to(root).as_posix(): {"sha256": sha256_file(path)} for path in root.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(root).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in root.rglob("*")
+        if path.is_file()
+    }
     write_json(root / VALUES, TEXTS)
     made_from: dict[str, Any] = {"commit": "c0ffee", "versions": {"torch": "0.0.1"}}
     content = {"format": FORMAT, "grid": "small", "files": files, "made_from": made_from, "values_sha256": sha256_file(root / VALUES)}
@@ -39,13 +44,13 @@ def published(tmp_path: Path) -> Path:
 
 
 def _lines(root: Path, folder: Path | None = None) -> list[str]:
-    lines, same = verify(root / "manifest.json", folder)
-    assert not same
+    lines, code = verify(root / "manifest.json", folder)
+    assert code == 1
     return lines
 
 
 def test_the_same_files_verify(published: Path) -> None:
-    assert verify(published / "manifest.json", None) == (["5 files of small compared: 0 differing files, 0 missing"], True)
+    assert verify(published / "manifest.json", None) == (["5 files of small compared: 0 differing files, 0 missing"], 0)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +94,7 @@ def test_a_rebuild_in_another_folder(published: Path, tmp_path: Path) -> None:
 
     rebuilt = tmp_path / "rebuilt"
     shutil.copytree(published, rebuilt, ignore=shutil.ignore_patterns("manifest*"))
-    assert verify(published / "manifest.json", rebuilt)[1]
+    assert verify(published / "manifest.json", rebuilt)[1] == 0
     save_file({"a": np.full((2, 3), 0.25, np.float32), "b": np.ones(4, np.float32)}, rebuilt / "model.safetensors")
     (rebuilt / "figure.png").write_bytes(bytes([*range(50), 0, *range(51, 100)]))
     lines = _lines(published, rebuilt)

@@ -99,3 +99,67 @@ def test_a_changed_module_is_another_configuration(tmp_path: Path, monkeypatch: 
 def test_a_module_must_be_named() -> None:
     with pytest.raises(UserError, match=r"task\.module: name your module"):
         load_task(config.load("prepare", ["task=custom"]).task)
+
+
+OWN = """
+import sys
+from alp.tasks.task import Problem, Task as Base
+class Task(Base):
+    def __init__(self, options): self.o = options
+    def problems(self, split):
+        {problems}
+        return [Problem(f"{{split}}-1", "1+1=", "2", "own")]
+    def prompt(self, problem):
+        {prompt}
+        return problem.problem
+    def grade(self, problem, response):
+        {grade}
+        return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "said"),
+    [
+        ("problems", "1 / 0", r"problems\('train'\) fails: ZeroDivisionError: division by zero"),
+        ("problems", "return None", r"problems\('train'\): a list of problems is needed, this is a NoneType"),
+        ("problems", "return [1]", r"number 0 is a int, not an alp.tasks.task.Problem"),
+        ("problems", "return [Problem(1, 'a', 'b', 'c')]", r"number 0: id must be a text, this is a int"),
+        ("problems", "return [Problem('a', 'a', 2, 'c')]", r"number 0: answer must be a text, this is a int"),
+        ("problems", "return [Problem('a', 'a', 'b', 'c')] * 2", r"number 1: its id 'a' is used twice"),
+        ("problems", "return [Problem('', 'a', 'b', 'c')]", r"number 0: its id '' is empty"),
+        ("problems", "sys.exit(0)", r"problems\('train'\) fails: SystemExit: 0"),
+        ("prompt", "return None", r"prompt of problem 'train-1' must be a text, this is a NoneType"),
+        ("prompt", "raise ValueError('no\\nway')", r"prompt fails at problem 'train-1': ValueError: no way"),
+        ("grade", "raise KeyError('x')", r"grade fails at problem 'train-1': KeyError: 'x'"),
+        ("grade", "sys.exit(0)", r"grade fails at problem 'train-1': SystemExit: 0"),
+    ],
+)
+def test_what_the_user_s_code_does_wrong_is_one_line(
+    where: str, code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    name = f"own_{abs(hash((where, code)))}"
+    parts = {part: code if part == where else "pass" for part in ("problems", "prompt", "grade")}
+    (tmp_path / f"{name}.py").write_text(OWN.format(**parts))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    task = load_task(config.load("prepare", ["task=custom", f"task.module={name}"]).task)
+
+    def use() -> None:
+        (problem,) = task.problems("train")
+        task.prompt(problem)
+        task.grade_all([problem], ["2"])
+
+    with pytest.raises(UserError, match=said) as caught:
+        use()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sets", ["['train', '../x', 'validation', 'test']", "['train', 'test']", "'train'", "[1]"])
+def test_sets_of_a_custom_task_are_names(sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"own_sets_{abs(hash(sets))}"
+    (tmp_path / f"{name}.py").write_text(OWN.format(problems="pass", prompt="pass", grade="pass") + f"    sets = {sets}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    with pytest.raises(UserError, match=rf"task\.module: {name}: sets "):
+        load_task(config.load("prepare", ["task=custom", f"task.module={name}"]).task)

@@ -1,14 +1,18 @@
 # Tables, figures, the report and the manifest of the grid.
 from alp.analysis import runs as alp_runs
 
-GRID_WORDS = shlex.join(
-    [
-        f"grid={alp_grid.quoted(config.get('grid', 'quick'))}",
-        f"results={alp_grid.quoted(RESULTS)}",
-        "replace=true",
-    ]
-)
 GRID_CONTENT = GRID.content_hash
+
+
+def grid_words(wildcards):
+    """The words of a verb that works on the whole grid; a function, since Snakemake looks for wildcards in a string."""
+    return shlex.join(
+        [
+            f"grid={alp_grid.quoted(NAMED)}",
+            f"results={alp_grid.quoted(RESULTS)}",
+            "replace=true",
+        ]
+    )
 
 
 rule aggregate:
@@ -26,11 +30,11 @@ rule aggregate:
     conda:
         "../../environment.yml"
     params:
-        words=GRID_WORDS,
+        words=grid_words,
         config=GRID_CONTENT,
         code=code("aggregate"),
     shell:
-        "exec alp aggregate {params.words} > {log} 2>&1"
+        "exec alp aggregate {params.words} > {log:q} 2>&1"
 
 
 rule figures:
@@ -51,11 +55,11 @@ rule figures:
     conda:
         "../../environment.yml"
     params:
-        words=GRID_WORDS,
+        words=grid_words,
         config=GRID_CONTENT,
         code=code("figures"),
     shell:
-        "exec alp figures {params.words} > {log} 2>&1"
+        "exec alp figures {params.words} > {log:q} 2>&1"
 
 
 rule report:
@@ -71,11 +75,11 @@ rule report:
     conda:
         "../../environment.yml"
     params:
-        words=GRID_WORDS,
+        words=grid_words,
         config=GRID_CONTENT,
         code=code("report"),
     shell:
-        "exec alp report {params.words} > {log} 2>&1"
+        "exec alp report {params.words} > {log:q} 2>&1"
 
 
 rule manifest:
@@ -95,11 +99,11 @@ rule manifest:
     conda:
         "../../environment.yml"
     params:
-        words=GRID_WORDS,
+        words=grid_words,
         config=GRID_CONTENT,
         code=code("manifest"),
     shell:
-        "exec alp manifest {params.words} > {log} 2>&1"
+        "exec alp manifest {params.words} > {log:q} 2>&1"
 
 
 rule track:
@@ -112,8 +116,8 @@ rule track:
     conda:
         "../../environment.yml"
     params:
-        words=GRID_WORDS,
-        config=GRID.content_hash,
+        words=grid_words,
+        config=GRID_CONTENT,
         code=code("track"),
     shell:
-        "exec alp track {params.words} > {log} 2>&1"
+        "exec alp track {params.words} > {log:q} 2>&1"

@@ -16,7 +16,7 @@ rule prepare:
         config=identity("prepare"),
         code=code("prepare"),
     shell:
-        "exec alp prepare {params.words} > {log} 2>&1"
+        "exec alp prepare {params.words} > {log:q} 2>&1"
 
 
 rule pretrain:
@@ -36,7 +36,7 @@ rule pretrain:
         config=identity("pretrain"),
         code=code("pretrain"),
     shell:
-        "exec alp pretrain {params.words} > {log} 2>&1"
+        "exec alp pretrain {params.words} > {log:q} 2>&1"
 
 
 rule fetch:
@@ -51,7 +51,7 @@ rule fetch:
         config=identity("fetch"),
         code=code("fetch"),
     shell:
-        "exec alp fetch {params.words} > {log} 2>&1"
+        "exec alp fetch {params.words} > {log:q} 2>&1"
 
 
 rule evaluate_base:
@@ -70,4 +70,4 @@ rule evaluate_base:
         config=identity("evaluate"),
         code=code("evaluate"),
     shell:
-        "exec alp evaluate {params.words} > {log} 2>&1"
+        "exec alp evaluate {params.words} > {log:q} 2>&1"

@@ -6,6 +6,7 @@ start anything.
 """
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -25,16 +26,17 @@ from alp.reproducibility import code_hash
 from filelock import FileLock, Timeout
 
 try:
-    GRID = alp_grid.load(str(config.get("grid", "quick")))
+    NAMED = alp_grid.plain_word("grid", config.get("grid", "quick"))
+    RESULTS = alp_grid.results_root(config.get("results", "results"))
+    alp_grid.check_checkout(ROOT, Path(sys.executable).parent)
+    GRID = alp_grid.load(NAMED)
     unknown = sorted(set(config) - {"grid", "results"})
     if unknown:
         raise UserError(
             f"--config: unknown key '{unknown[0]}'; choose from grid, results"
         )
-    RESULTS = str(config.get("results", "results"))
     FOLDER = str(GRID.folder(RESULTS))
     if workflow.is_main_process:
-        alp_grid.check_results(RESULTS)
         check(FOLDER, "--config results")
 except UserError as error:
     print(f"alp: error: {error}", file=sys.stderr)
@@ -60,8 +62,10 @@ elif GRID.fetched:
 else:
     START = [f"{MODEL}/{name}" for name in MODEL_FILES]
 # Jobs run the `alp` of the environment Snakemake itself runs in, on the source beside this Snakefile, and end with Snakemake.
+# Modules of the user's own on the Python path stay there. Snakemake formats the prefix: braces stand twice.
 shell.prefix(
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))} ALP_PARENT=$PPID ALP_SHELL=$$; "
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}} "
+    "ALP_PARENT=$PPID ALP_SHELL=$$; ".replace("{", "{{").replace("}", "}}")
 )
 MODULES = {
     "prepare": "alp.tasks.prepare",
@@ -87,7 +91,10 @@ def claim():
     except Timeout:
         return held
     for lock in place.glob("locks/*.lock"):
-        if any(line.startswith(f"{FOLDER}/") for line in lock.read_text(encoding="utf-8").splitlines()):
+        if any(
+            line.startswith(f"{FOLDER}/")
+            for line in lock.read_text(encoding="utf-8").splitlines()
+        ):
             lock.unlink()
     return held
 
@@ -105,7 +112,7 @@ if workflow.is_main_process:
 
 
 wildcard_constraints:
-    arm="|".join(arm.name for arm in GRID.arms),
+    arm="|".join(re.escape(arm.name) for arm in GRID.arms),
     seed=r"\d+",
 
 

@@ -24,7 +24,7 @@ rule train:
         config=identity("train"),
         code=code("train"),
     shell:
-        "exec alp train {params.words} > {log} 2>&1"
+        "exec alp train {params.words} > {log:q} 2>&1"
 
 
 rule evaluate:
@@ -43,4 +43,4 @@ rule evaluate:
         config=identity("evaluate"),
         code=code("evaluate"),
     shell:
-        "exec alp evaluate {params.words} > {log} 2>&1"
+        "exec alp evaluate {params.words} > {log:q} 2>&1"
