@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 
 from alp import config
 from alp.errors import UserError, nearest
+from alp.tracking_uri import NAME, SQLITE, located
 
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "grid.schema.json"
 
@@ -98,8 +99,10 @@ class Grid:
         return self.folder(results) / self.task / self.model / arm / f"seed{seed}"
 
     def tracking_uri(self, results: str | Path) -> str:
-        """The MLflow database all grids of a results root share."""
-        return f"sqlite:///{Path(results)}/mlflow.db"
+        """The MLflow database all grids of a results root share. Raises UserError for a root whose name a URI cannot hold."""
+        uri = f"{SQLITE}{Path(results)}/{NAME}"
+        located(uri)
+        return uri
 
     def overrides(self, verb: str, results: str | Path, *, arm: str | None = None, seed: int = 0) -> list[str]:
         """The ``key=value`` words of one job; ``alp <verb>`` with them is that job.
