@@ -128,8 +128,10 @@ def _revision(path: Path, ours: bool) -> str:
     """The revision of a sound database. Raises Broken, UserError for one that is not MLflow's, sqlite3.Error when it cannot tell."""
     try:
         with _connection(path) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            mlflow = tables & (_tables() | {"alembic_version"})
+            query = "SELECT t.name, c.name FROM sqlite_master t JOIN pragma_table_info(t.name) c WHERE t.type = 'table'"
+            columns = {(table, column) for table, column in connection.execute(query)}
+            tables = {table for table, _ in columns}
+            mlflow = tables & ({table for table, _ in _columns()} | {"alembic_version"})
             if not mlflow and (tables or not ours):
                 raise UserError(f"run.tracking: {path} is not a database of MLflow; it is left as it is, name another file")
             if not mlflow:
@@ -147,8 +149,8 @@ def _revision(path: Path, ours: bool) -> str:
         raise Broken("its making was interrupted: it names no version")
     if versions[0] not in _revisions():
         raise RuntimeError(f"{path} is of another MLflow than the one installed (revision {versions[0]}); it is left as it is")
-    if versions[0] == _head() and (missing := _tables() - tables):
-        raise Broken(f"its table {min(missing)} is missing")
+    if versions[0] == _head() and (missing := _columns() - columns):
+        raise Broken(f"{'.'.join(min(missing))} is missing in its tables")
     return str(versions[0])
 
 
@@ -261,11 +263,12 @@ def _scripts() -> ScriptDirectory:
 
 
 @functools.cache
-def _tables() -> frozenset[str]:
+def _columns() -> frozenset[tuple[str, str]]:
+    """Table and column of everything that the installed MLflow stores."""
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - fills the list below
     from mlflow.store.db.base_sql_model import Base
 
-    return frozenset(Base.metadata.tables)
+    return frozenset((table.name, column.name) for table in Base.metadata.tables.values() for column in table.columns)
 
 
 def _relocate(connection: sqlite3.Connection, artifacts: Path) -> None:

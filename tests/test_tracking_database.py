@@ -87,12 +87,16 @@ def _table_lost(path: Path) -> None:
     _sql(path, "DROP TABLE metrics")
 
 
+def _column_lost(path: Path) -> None:
+    _sql(path, "ALTER TABLE metrics RENAME COLUMN step TO stop")
+
+
 def _in_the_middle(path: Path) -> None:
     """An early revision's name over the tables of the last: what follows cannot be done a second time."""
     _sql(path, "UPDATE alembic_version SET version_num = '451aebb31d03'")
 
 
-BROKEN = [_empty, _garbage, _truncated, _flipped, _no_version, _version_unwritten, _table_lost, _in_the_middle]
+BROKEN = [_empty, _garbage, _truncated, _flipped, _no_version, _version_unwritten, _table_lost, _column_lost, _in_the_middle]
 
 
 @pytest.mark.parametrize("spoil", BROKEN)

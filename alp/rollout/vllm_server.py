@@ -215,6 +215,7 @@ class Server:
     ) -> list[Any]:
         """vLLM's finished outputs, in the order of the prompts."""
         from vllm import SamplingParams, TokensPrompt
+        from vllm.exceptions import VLLMClientError
 
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             parameters = SamplingParams(
@@ -229,7 +230,7 @@ class Server:
             )
             try:
                 self._engine.add_request(str(place), TokensPrompt(prompt_token_ids=prompt), parameters)
-            except (ValueError, TypeError, NotImplementedError) as error:  # vLLM's words for a request that it cannot serve
+            except (VLLMClientError, ValueError, TypeError, NotImplementedError) as error:  # its words for what it cannot serve
                 self._engine.abort_request([str(earlier) for earlier in range(place)])
                 raise Refused(f"prompt {place} of {len(prompt)} tokens: {error}") from error
         finished: dict[str, Any] = {}

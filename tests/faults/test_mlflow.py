@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from alp import tracking
+from alp import tracking, tracking_database
 from tests.faults import jobs
 from tests.faults.conftest import ALL, Ledger, Words
 from tests.test_tracking import JOB, expected, folder, history
@@ -120,6 +120,28 @@ def test_half_made_databases_are_set_aside(tmp_path: Path, ledger: Ledger) -> No
         place = tmp_path / f"results{number}"
         _killed_while_making(make(place), share * whole)
         _recovered(run, place / "mlflow.db", ledger, kind, 1)
+
+
+def test_damaged(tmp_path: Path, migrated: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off, zeroed or overwritten at random places: the next call has a run with every number, in this database or a new one."""
+    monkeypatch.setattr(tracking_database, "_make", lambda path: shutil.copy(migrated, path))  # making one takes seconds
+    monkeypatch.setattr(tracking_database, "SETTLE_SECONDS", 0.0)
+    run, dice, whole = folder(tmp_path / "run"), random.Random(7), migrated.read_bytes()
+    for number in range(150 if ALL else 8):
+        database = tmp_path / f"results{number}" / "mlflow.db"
+        database.parent.mkdir()
+        place, size = dice.randrange(len(whole)), dice.choice([16, 512, 8192])
+        size = min(size, len(whole) - place)
+        content = [
+            whole[:place],
+            whole[:place] + bytes(size) + whole[place + size :],
+            whole[:place] + dice.randbytes(size) + whole[place + size :],
+        ]
+        database.write_bytes(content[number % 3])
+        found = tracking.sync(run, uri=f"sqlite:///{database}", finished=None, **JOB)
+        lost = found is None or history(database, found) != expected(run)
+        ledger.tried("MLflow's database damaged", 1, int(lost))
+        assert not lost, (number, place, size)
 
 
 def test_deleted(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, database: Path) -> None:

@@ -17,9 +17,9 @@ if WAY.startswith("exit "):
     print("the last words", flush=True)
     os._exit(int(WAY.split()[1]))
 
-import torch
+import torch  # noqa: E402
 
-from alp.rollout import vllm_server
+from alp.rollout import vllm_server  # noqa: E402
 
 
 def pack_as_on_amx() -> None:
