@@ -213,7 +213,7 @@ def _track(loaded: Any) -> str:
     from alp import grid
     from alp.tracking import track
 
-    return str(track(grid.load(loaded.grid), Path(loaded.results)))
+    return str(track(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace))
 
 
 def _report(loaded: Any) -> str:

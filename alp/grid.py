@@ -21,6 +21,7 @@ from alp import config
 from alp.errors import UserError, nearest
 from alp.foreign import read_text, reading
 from alp.schema_base import NAME_RULE, is_name
+from alp.tracking_uri import NAME, SQLITE, located
 
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "grid.schema.json"
 _SHOWN = 200  # characters of a user's text in a message
@@ -115,8 +116,10 @@ class Grid:
         return self.folder(results) / self.task / self.model / arm / f"seed{seed}"
 
     def tracking_uri(self, results: str | Path) -> str:
-        """The MLflow database all grids of a results root share."""
-        return f"sqlite:///{Path(results)}/mlflow.db"
+        """The MLflow database all grids of a results root share. Raises UserError for a root whose name a URI cannot hold."""
+        uri = f"{SQLITE}{Path(results)}/{NAME}"
+        located(uri)
+        return uri
 
     def overrides(self, verb: str, results: str | Path, *, arm: str | None = None, seed: int = 0) -> list[str]:
         """The ``key=value`` words of one job; ``alp <verb>`` with them is that job.

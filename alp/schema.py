@@ -16,6 +16,7 @@ from alp.errors import nearest
 from alp.schema_base import Name, NonNegative, Positive, PositiveFloat, Strict
 from alp.schema_models import Model, Pretrain
 from alp.schema_tasks import ArithmeticTask, CustomTask, MathematicsTask, ReasoningGymTask, SumsInWordsTask, Task
+from alp.tracking_uri import located
 
 __all__ = ["VERBS", "ArithmeticTask", "CustomTask", "MathematicsTask", "ReasoningGymTask", "Strict", "SumsInWordsTask", "Task"]
 
@@ -228,6 +229,13 @@ class Run(Strict):
     def of(cls, folder: Path) -> Run:
         """A folder by itself, of no grid."""
         return cls(dir=str(folder), grid=None, arm=None, tracking=None)
+
+    @field_validator("tracking")
+    @classmethod
+    def _names_one_file(cls, uri: str | None) -> str | None:
+        if uri is not None:
+            located(uri)
+        return uri
 
 
 class PrepareConfig(Strict):

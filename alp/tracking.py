@@ -9,25 +9,23 @@ A step that was logged once stays as it is, even if a resumed job that is not de
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
 import os
 import re
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import yaml
 
-from alp import config
-from alp.errors import UserError
+from alp import config, tracking_database
+from alp.foreign import reading
 from alp.grid import Grid
+from alp.ownership import claimed
 from alp.reproducibility import write_json
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 LOG = logging.getLogger("alp.tracking")
-LOCK_SECONDS = 60.0  # wait for the calls of other jobs; the first one migrates the database and takes about 5 s
-BUSY_SECONDS = 10.0  # wait for other writers of the database, such as the UI
 CLOSE_SECONDS = 120.0  # the longest that the end of a training job waits for one call
 METRICS, PAIRS, KEY, PARAM, TAG = 1000, 100, 250, 6000, 8000  # MLflow's limits: entries in one call, then characters
 _BEHIND = "MLflow is behind the files of %s, everything else goes on: %s"
@@ -82,25 +78,27 @@ def sync_evaluation(run_dir: Path, *, uri: str | None) -> str | None:
     return _attempt(run_dir, uri, None, None)
 
 
-def track(grid: Grid, results: Path) -> Path:
+def track(grid: Grid, results: Path, *, replace: bool = False) -> Path:
     """Bring every run of a finished grid up to date, evaluations too; writes and returns ``mlflow.json`` (run ids by folder).
 
-    Raises UserError when a run could not be logged (the warnings say why): the next call catches up.
+    A run that could not be logged is null there and a warning says so: MLflow is a view, no grid fails for want of it. The next call
+    catches up. Raises UserError for a folder whose configuration cannot be read.
     """
     uri = grid.tracking_uri(results)
     ids: dict[str, str | None] = {}
     for arm in grid.arms:
         for seed in grid.seeds:
             folder = grid.run_dir(results, arm.name, seed)
-            if sync(folder, uri=uri, finished=True, **describe(folder)):
-                ids[f"{arm.name}/seed{seed}"] = sync_evaluation(folder, uri=uri)
-            else:
-                ids[f"{arm.name}/seed{seed}"] = None
-    missing = [name for name, run_id in ids.items() if run_id is None]
-    if missing:
-        raise UserError(f"track: {len(missing)} of {len(ids)} runs could not be logged to {uri}, the first is {missing[0]}")
+            with reading("track", folder / "config.yaml"):
+                identity = describe(folder)
+            logged = sync(folder, uri=uri, finished=True, **identity)
+            ids[f"{arm.name}/seed{seed}"] = sync_evaluation(folder, uri=uri) if logged else None
     path = grid.folder(results) / "mlflow.json"
-    write_json(path, ids)
+    with claimed(path.parent, "track", grid.origin, outputs=[path.name], key="results", replace=replace, beside=True):
+        write_json(path, ids)
+    if missing := [name for name, run_id in ids.items() if run_id is None]:
+        text = "%d of %d runs could not be logged to %s, the first is %s: null in %s; the same `alp track` logs them later"
+        LOG.warning(text, len(missing), len(ids), uri, missing[0], path)
     return path
 
 
@@ -159,9 +157,10 @@ def _sync(run_dir: Path, uri: str, identity: Identity | None, status: str | None
     identity = identity or describe(run_dir)
     _import_mlflow()  # seconds, before the lock is taken
     from mlflow import MlflowClient
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    with _exclusive(uri) as database:
-        client = MlflowClient(f"sqlite:///{database}" if database else uri)  # absolute: MLflow keeps connections per URI
+    with tracking_database.exclusive(uri) as database:
+        client = MlflowClient(tracking_database.address(database) if database else uri)
         records = _records(run_dir / "metrics.jsonl")
         tags = _tags(run_dir, identity["tags"], database)
         experiment = _experiment(client, identity["experiment"], database)
@@ -177,15 +176,11 @@ def _sync(run_dir: Path, uri: str, identity: Identity | None, status: str | None
             client.update_run(run_id, status=status)
         elif status in ("FINISHED", "FAILED") and run.info.status != status:
             client.set_terminated(run_id, status)
-        if status != "RUNNING":
+        if status != "RUNNING":  # not by the client, which remembers for a whole process where a run's artifacts once lay
+            store = get_artifact_repository(str(run.info.artifact_uri), tracking_uri=client.tracking_uri)
             for path in filter(Path.is_file, (run_dir / "config.yaml", run_dir / "active.json", *run_dir.glob("evaluation/*.json"))):
-                client.log_artifact(run_id, str(path), None if path.parent == run_dir else "evaluation")
+                store.log_artifact(str(path), None if path.parent == run_dir else "evaluation")
     return run_id
-
-
-def _database(uri: str) -> Path | None:
-    """The file behind a sqlite URI; a relative one means the working directory of this moment."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
 
 
 def _import_mlflow() -> None:
@@ -193,34 +188,11 @@ def _import_mlflow() -> None:
         os.environ.setdefault(f"MLFLOW_{name}", "true")
     for name, value in (("MAX_RETRIES", "2"), ("TIMEOUT", "20")):  # a server that is down costs seconds, not minutes
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")  # a pool would go on with a database that was replaced
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - the first client would import it later, with the lock held
 
     for name in ("mlflow", "alembic"):  # progress of migrations, tracebacks of errors that are reported here
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def _exclusive(uri: str) -> Iterator[Path | None]:
-    """One call at a time per sqlite database, whose first client migrates it. Checked here, as MLflow retries for minutes."""
-    database = _database(uri)
-    if database is None:
-        yield None
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{database}.lock", "a", encoding="utf-8") as lock:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"another process holds {lock.name}") from None
-                time.sleep(0.05)
-        with closing(sqlite3.connect(database, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        yield database
 
 
 def _experiment(client: MlflowClient, name: str, database: Path | None) -> str:
@@ -230,7 +202,7 @@ def _experiment(client: MlflowClient, name: str, database: Path | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, (database.parent / "mlartifacts").as_uri() if database else None))
+            return str(client.create_experiment(name, (database.parent / tracking_database.ARTIFACTS).as_uri() if database else None))
         except MlflowException:  # another writer (the UI, another job through a server) was faster
             found = client.get_experiment_by_name(name)
             if found is None:

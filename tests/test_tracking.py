@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from alp import config, tracking
+from alp import config, tracking, tracking_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +47,8 @@ def run_dir(database: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(tracking_database, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(tracking_database, "SETTLE_SECONDS", 0.1)
 
 
 def folder(path: Path, steps: int = 3) -> Path:
@@ -303,12 +304,13 @@ def _no_folder(database: Path) -> None:
     database.parent.write_text("a file where the folder should be")
 
 
-def _no_database(database: Path) -> None:
-    database.write_text("this is no database" * 100, encoding="utf-8")
+def _newer(database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'f00000000000'")
 
 
-@pytest.mark.parametrize("spoil", [_read_only, _no_folder, _no_database])
-def test_broken_database_is_one_warning(
+@pytest.mark.parametrize("spoil", [_read_only, _no_folder, _newer])
+def test_database_that_cannot_be_used_is_one_warning_and_left_as_it_is(
     spoil: Callable[[Path], None], tmp_path: Path, database: Path, uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoil(database)
@@ -323,12 +325,13 @@ def test_broken_database_is_one_warning(
     assert time.monotonic() - start < 5
     assert [(entry.levelname, "\n" in entry.getMessage()) for entry in caplog.records] == [("WARNING", False)]
     assert tracking.sync(run_dir, uri=uri, finished=None, **JOB) is None
+    assert not list(database.parent.glob("*broken*")) if database.parent.is_dir() else True
 
 
 def test_locked_database_is_caught_up(
     run_dir: Path, database: Path, uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(tracking_database, "LOCK_SECONDS", 0.1)
     with sqlite3.connect(database, isolation_level=None) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         assert tracking.sync(run_dir, uri=uri, finished=None, **JOB) is None

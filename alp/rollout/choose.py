@@ -91,8 +91,12 @@ def make(
     seed: int,
     prompts: list[list[int]],
     reference: Reference,
+    scratch: Path | None = None,
 ) -> Engine:
-    """The engine of a training job whose policy is ``model``; ``prompts`` and ``reference`` are for the probe of vLLM."""
+    """The engine of a training job whose policy is ``model``; ``prompts`` and ``reference`` are for the probe of vLLM.
+
+    ``scratch`` is an existing folder for vLLM's temporary files; None: the system's.
+    """
     if isinstance(rollout, HFRollout):
         return HFEngine(
             model.config, dtype=rollout.dtype, device=device, batch_size=rollout.batch_size, weight_noise=rollout.weight_noise, seed=seed
@@ -108,6 +112,7 @@ def make(
         reference_dtype="bfloat16" if device.type == "cuda" else "float32",  # training/forward.py: autocast on a GPU
         sequences=probe_sequences(prompts, len(model.get_input_embeddings().weight), seed),
         seed=seed,
+        scratch=scratch,
     )
 
 

@@ -8,17 +8,11 @@ but the current weights stops the job. Does not import vLLM (``alp.rollout.vllm_
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,11 +21,10 @@ import torch
 from torch import Tensor
 
 from alp.errors import UserError
-from alp.reproducibility import ROOT
-from alp.rollout import vllm_server
 from alp.rollout.engine import Completion, Request, Sampling
 from alp.rollout.readback import differing
-from alp.rollout.wire import Channel, Closed, TimedOut
+from alp.rollout.vllm_process import EngineLost, advice
+from alp.rollout.vllm_process import Process as _Process
 from alp.schema import VLLMRollout
 
 logger = logging.getLogger(__name__)
@@ -41,11 +34,6 @@ Reference = Callable[[list[list[int]], float], list[list[float]]]
 # Largest mean |log-prob difference| between engine and training code, relative to the mean |log-prob| where that is above 1.
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 _QUANTISED_READBACK = 0.1  # of the largest element: 8-bit formats with 3 mantissa bits round by 1/16
-_PATIENCE = 10.0  # seconds for an orderly end
-
-
-class EngineLost(Exception):
-    """The engine process died, hung, or failed at what it was asked: a new one may do better."""
 
 
 class StaleWeights(RuntimeError):
@@ -57,7 +45,7 @@ class VLLMEngine:
 
     ``names`` are the training model's parameters: nothing else goes over. ``kinds`` says how each is read back
     (``readback.layout``), ``aliases`` which names share a tensor in the training model (tied embeddings): those are sent under
-    every name, for the engine may hold copies.
+    every name, for the engine may hold copies. ``scratch`` is where the engine process gets its temporary folder; None: the system's.
     """
 
     def __init__(
@@ -73,6 +61,7 @@ class VLLMEngine:
         reference_dtype: str,
         sequences: list[list[int]],
         seed: int = 0,
+        scratch: Path | None = None,
     ) -> None:
         self._settings, self._model, self._log = settings, model, run_dir / "vllm.log"
         self._names, self._kinds, self._aliases, self._seed = names, kinds, aliases, seed
@@ -80,7 +69,9 @@ class VLLMEngine:
         self._tolerance = max(PROBE_TOLERANCE[settings.dtype], PROBE_TOLERANCE[reference_dtype])
         if settings.quantization:
             self._tolerance *= 4
+        self._scratch = scratch
         self._process: _Process | None = None
+        self._proven = False  # whether an engine has answered a batch on this machine
         self._weights: dict[str, Tensor] = {}  # what the engine must hold, in its dtype, on the CPU: a restart loads it again
         self._loaded: int | None = None  # version the running process has
         self._figures: dict[str, float] = {}
@@ -111,6 +102,7 @@ class VLLMEngine:
         prompts = [list(request.prompt_ids) for request in requests]
         seeds = [seed_of(request.key) for request in requests]
         found = self._persist(lambda: self._sample(prompts, seeds, sampling))
+        self._proven = True
         ends = found["lengths"].cumsum(0).tolist()
         ids, log_probs = found["ids"].tolist(), found["log_probs"].tolist()
         completions = []
@@ -131,14 +123,23 @@ class VLLMEngine:
             raise RuntimeError(f"{name}: no weights yet, call sync_weights first")
 
     def _persist(self, action: Callable[[], Result]) -> Result:
-        """Do it with a running engine that holds the current weights; after a loss, start again and repeat it whole."""
+        """Do it with a running engine that holds the current weights; after a loss, start again and repeat it whole.
+
+        Raises UserError where a new engine would be lost likewise: one that has never answered and dies by its own doing, or is
+        killed while it starts for the second time in a row.
+        """
+        killed = 0
         for attempt in range(self._settings.restarts + 1):
             try:
                 self._ensure()
                 return action()
             except EngineLost as error:
+                starting = self._process is None
                 self._abandon()
                 self._deaths += 1
+                killed = killed + 1 if starting and error.killed else 0
+                if (error.certain and not self._proven) or killed == 2:
+                    raise UserError(advice(error, self._settings, self._log)) from None
                 what = "given up" if attempt == self._settings.restarts else "starting it again, the batch is repeated"
                 logger.warning("the vLLM engine was lost (%s): %s; its log is %s", error, what, self._log)
                 lost = error
@@ -167,7 +168,7 @@ class VLLMEngine:
 
     def _start(self) -> _Process:
         clock = time.perf_counter()
-        process = _Process(self._log, self._settings.threads)
+        process = _Process(self._log, self._settings, self._scratch)
         logger.info("starting the vLLM engine (process %d, log %s)", process.pid, self._log)
         try:
             process.send({"seeded": self._settings.seeded, "sleep_level": self._settings.sleep_level, "engine": self._arguments()}, 60.0)
@@ -213,6 +214,8 @@ class VLLMEngine:
         assert self._process is not None
         size = self._process.send({"operation": operation, **(header or {})}, self._settings.time_limit, tensors)
         answer, found = self._process.receive(self._settings.time_limit)
+        if "refused" in answer:  # it would be again
+            raise UserError(f"rollout=vllm: the engine refuses a request: {answer['refused']} (log: {self._log})")
         if "error" in answer:
             raise EngineLost(answer["error"])
         return answer | ({"bytes": size} if operation == "sync" else {}), found
@@ -267,80 +270,6 @@ class VLLMEngine:
         if self._process is not None:
             self._process.kill()
         self._process, self._loaded = None, None
-
-
-class _Process:
-    """The engine process, the channel to it, and its certain end."""
-
-    def __init__(self, log: Path, threads: int) -> None:
-        ours, theirs = socket.socketpair()
-        with log.open("ab") as output, theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", vllm_server.__name__, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(threads),
-                start_new_session=True,  # an interrupt at the terminal is the trainer's to handle; its own children end with its group
-            )
-        self._channel = Channel(ours)
-        # At the latest when the interpreter ends: a trainer that dies without ending takes it along (vllm_server.end_with).
-        self._finalizer = weakref.finalize(self, _kill, self._process)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def send(self, header: dict[str, Any], limit: float, tensors: dict[str, Tensor] | None = None) -> int:
-        """Bytes of the tensors sent. Raises EngineLost."""
-        return self._guarded(lambda: self._channel.send(header, tensors, deadline=time.monotonic() + limit), limit)
-
-    def receive(self, limit: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The next answer. Raises EngineLost."""
-        return self._guarded(lambda: self._channel.receive(deadline=time.monotonic() + limit), limit)
-
-    def _guarded(self, action: Callable[[], Result], limit: float) -> Result:
-        try:
-            return action()
-        except TimedOut:
-            raise EngineLost(f"no answer in {limit:g} s") from None
-        except Closed as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_PATIENCE)
-            code = self._process.returncode
-            how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-            raise EngineLost(f"{error}, {how}") from None
-
-    def stop(self) -> None:
-        """Ask it to end, then make sure."""
-        with contextlib.suppress(Closed, TimedOut, subprocess.TimeoutExpired):
-            self._channel.send({"operation": "stop"}, deadline=time.monotonic() + _PATIENCE)
-            self._process.wait(_PATIENCE)
-        self.kill()
-
-    def kill(self) -> None:
-        """End it now, its group with it."""
-        self._channel.close()
-        self._finalizer()
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own
-        process.wait()
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """One engine in one process, a fixed thread count, nothing from the network."""
-    return os.environ | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-    }
 
 
 def seed_of(key: tuple[int, ...]) -> int:

@@ -28,6 +28,10 @@ from alp.rollout.wire import Channel, Closed
 _PR_SET_PDEATHSIG = 1
 
 
+class Refused(Exception):
+    """The engine will not serve this request, now or later."""
+
+
 def main(arguments: list[str]) -> int:
     """Serve one trainer until it hangs up. The first message holds the settings (``VLLMEngine._settings``)."""
     descriptor, parent = int(arguments[0]), int(arguments[1])
@@ -50,7 +54,10 @@ def main(arguments: list[str]) -> int:
 
 
 def serve(channel: Channel, server: Server) -> None:
-    """Answer requests until ``stop``. A failed one is answered with its error; the trainer then starts a new process."""
+    """Answer requests until ``stop``.
+
+    A failed one is answered with its error: the trainer then starts a new process. One that vLLM refuses is answered with ``refused``.
+    """
     while True:
         header, tensors = channel.receive()
         operation = header.pop("operation")
@@ -58,10 +65,28 @@ def serve(channel: Channel, server: Server) -> None:
             return
         try:
             answer, values = server.answer(operation, header, tensors)
+        except Refused as error:
+            answer, values = {"refused": str(error)}, {}
         except Exception as error:
             traceback.print_exc()
             answer, values = {"error": f"{operation}: {type(error).__name__}: {error}"}, {}
         channel.send(answer, values)
+
+
+def use_amx(namespace: Any = torch.cpu) -> str:
+    """Ask Linux for the tiles of AMX, before vLLM looks for them; where they are refused, have vLLM take the CPU for one without.
+
+    Linux gives them only to a process that asks; a kernel of vLLM that uses them unasked ends the process with SIGILL. Returns
+    ``absent``, ``granted`` or ``refused``.
+    """
+    supported, ask = (getattr(namespace, name, None) for name in ("_is_amx_tile_supported", "_init_amx"))
+    if supported is None or not supported():
+        return "absent"
+    if ask is not None and ask():
+        return "granted"
+    namespace._is_amx_tile_supported = lambda: False
+    print("AMX: this CPU has it, the system does not grant it; vLLM runs without", flush=True)
+    return "refused"
 
 
 def end_with(parent: int, stream: socket.socket) -> None:
@@ -86,6 +111,7 @@ class Server:
     """The engine and what can be asked of it: ``sync``, ``readback``, ``generate``, ``describe``."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        use_amx()
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -122,11 +148,12 @@ class Server:
         import vllm
 
         config = self._engine.vllm_config
-        dtypes, quantised = self._worker(_inspect)[0]
+        dtypes, quantised, widened = self._worker(_inspect)[0]
         return {
             "engine": "vllm",
             "vllm_version": vllm.__version__,
             "rollout_dtype": dtypes,
+            "float32_biases": widened,
             "quantised_weights": quantised,
             "log_prob_mode": str(getattr(config.model_config.logprobs_mode, "value", config.model_config.logprobs_mode)),
             "prefix_cache": bool(config.cache_config.enable_prefix_caching),
@@ -188,6 +215,7 @@ class Server:
     ) -> list[Any]:
         """vLLM's finished outputs, in the order of the prompts."""
         from vllm import SamplingParams, TokensPrompt
+        from vllm.exceptions import VLLMClientError
 
         for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             parameters = SamplingParams(
@@ -200,7 +228,11 @@ class Server:
                 ignore_eos=True,  # the engine's own idea of an end token: ours are in the line above
                 detokenize=False,
             )
-            self._engine.add_request(str(place), TokensPrompt(prompt_token_ids=prompt), parameters)
+            try:
+                self._engine.add_request(str(place), TokensPrompt(prompt_token_ids=prompt), parameters)
+            except (VLLMClientError, ValueError, TypeError, NotImplementedError) as error:  # its words for what it cannot serve
+                self._engine.abort_request([str(earlier) for earlier in range(place)])
+                raise Refused(f"prompt {place} of {len(prompt)} tokens: {error}") from error
         finished: dict[str, Any] = {}
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
@@ -243,13 +275,26 @@ def _collected(outputs: list[Any]) -> dict[str, Tensor]:
     }
 
 
-def _inspect(worker: Any) -> tuple[str, int]:
-    """In the worker: the dtype all parameters share (or all of them, joined), and the number of quantised layers."""
+def _inspect(worker: Any) -> tuple[str, int, int]:
+    """In the worker: the dtype the engine computes in (or all of them, joined), and the numbers of quantised layers and widened biases.
+
+    That dtype is the configured one and that of every parameter, biases apart that are kept in float32 to be added to the sums of
+    narrower products: so vLLM packs small layers on CPUs with AMX. It keeps an empty weight in such a layer's dtype.
+    """
     model = worker.get_model()
-    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in model.parameters()})
+    widened = {id(module.bias) for module in model.modules() if _widened(module)}
+    dtypes = {value.dtype for value in model.parameters() if id(value) not in widened} | {worker.model_config.dtype}
     methods = [type(getattr(module, "quant_method", None)).__name__ for module in model.modules()]
     quantised = [name for name in methods if name != "NoneType" and not name.startswith("Unquantized")]
-    return "+".join(dtypes), len(quantised)
+    return "+".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)), len(quantised), len(widened)
+
+
+def _widened(module: torch.nn.Module) -> bool:
+    """Whether a layer of 16-bit weights holds its bias in float32."""
+    weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
+    if weight is None or bias is None:
+        return False
+    return bool(bias.dtype == torch.float32 and weight.dtype in (torch.bfloat16, torch.float16))
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
         Claim(run_dir, "train", outputs=OUTPUTS, replace=config.run.replace, dependents="evaluate") as claim,
         StopRequest() as stop,
     ):
-        job = Job(config, run_dir, on_step, stop, accept=claim.compare)
+        job = Job(config, run_dir, on_step, stop, accept=claim.compare, scratch=claim.scratch)
         claim.begin(job.origin)
         try:
             job.run()
@@ -63,7 +63,8 @@ def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
 class Job:
     """One training job: everything it holds, built and checked before anything is computed.
 
-    ``accept`` is told what the results follow from before the weights are read, and may refuse.
+    ``accept`` is told what the results follow from before the weights are read, and may refuse. ``scratch`` is a folder for temporary
+    files, there once the job runs.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Job:
         on_step: Observer,
         stop: StopRequest | None = None,
         accept: Callable[[dict[str, Any]], object] = bool,
+        scratch: Path | None = None,
     ) -> None:
         self.config, self.run_dir, self.on_step, self.stop = config, run_dir, on_step, stop or StopRequest()
         folder = models.check_model(config.model)
@@ -96,7 +98,7 @@ class Job:
         if config.model.gradient_checkpointing:
             models.checkpoint_layers(self.model)
         self.reference = models.load_model(folder, self.device).requires_grad_(False) if config.trainer.kl else None
-        self.engine = self._engine(folder)
+        self.engine = self._engine(folder, scratch)
         batch_size = config.rollout.batch_size if isinstance(config.rollout, HFRollout) else _VALIDATION_BATCH
         self.validator = HFEngine(self.model.config, dtype="float32", device=self.device, batch_size=batch_size)
         self.perturbation = self._perturbation()
@@ -130,12 +132,13 @@ class Job:
         tokens = 2 * trainer.prompts * trainer.samples * rollout.max_new_tokens  # prompts as long as responses
         checkpoint.check_room(self.run_dir, weights=weights, tokens=tokens, every=trainer.checkpoint_every)
 
-    def _engine(self, folder: Path) -> Engine:
+    def _engine(self, folder: Path, scratch: Path | None) -> Engine:
         return choose.make(
             self.config.rollout,
             self.model,
             folder,
             run_dir=self.run_dir,
+            scratch=scratch,
             device=self.device,
             seed=self.config.trainer.seed,
             prompts=[prompts.prompt_ids(self.tokenizer, self.task, problem, self.config.model) for problem in self.validation[:8]],

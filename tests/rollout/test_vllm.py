@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +21,7 @@ import torch
 
 from alp import config, models
 from alp.errors import UserError
-from alp.rollout import choose, vllm
+from alp.rollout import choose, vllm, vllm_server
 from alp.rollout.engine import Completion, Purpose, Request, Sampling
 from alp.rollout.vllm import StaleWeights, VLLMEngine, seed_of
 from alp.training.forward import sequence_log_probs
@@ -54,7 +57,7 @@ def untied(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _engine(model: Any, folder: Path, run_dir: Path, *words: str) -> VLLMEngine:
+def _engine(model: Any, folder: Path, run_dir: Path, *words: str, scratch: Path | None = None) -> VLLMEngine:
     rollout = config.load("train", [*SMALL, *words]).rollout
     choose.check(rollout, folder)
     made = choose.make(
@@ -66,6 +69,7 @@ def _engine(model: Any, folder: Path, run_dir: Path, *words: str) -> VLLMEngine:
         seed=0,
         prompts=[list(prompt) for prompt in PROMPTS],
         reference=lambda sequences, temperature: sequence_log_probs(model, sequences, temperature),
+        scratch=scratch,
     )
     assert isinstance(made, VLLMEngine)
     return made
@@ -207,7 +211,7 @@ def test_sync_refuses_foreign_weights(engine: VLLMEngine) -> None:
         engine.sync_weights([("other.weight", torch.zeros(1))], version=1)
 
 
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("fault", [signal.SIGSEGV, signal.SIGSTOP])  # SIGKILL: the five kills below
 def test_killed_or_hanging_engine_is_replaced_and_the_batch_repeated(
     engine: VLLMEngine, model: Any, fault: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,13 +219,164 @@ def test_killed_or_hanging_engine_is_replaced_and_the_batch_repeated(
     engine.sync_weights(model.named_parameters(), version=1)
     whole = engine.generate(_requests(), SAMPLING)
     assert engine._process is not None
-    old = engine._process.pid
+    old, scratch = engine._process.pid, engine._process.folder
+    assert stat.S_IMODE(scratch.stat().st_mode) == 0o700
+    assert list(scratch.glob("vllm_dist_*")), "what vLLM leaves is in there"
     os.kill(old, fault)
     assert engine.generate(_requests(), SAMPLING) == whole
     assert engine._process.pid != old
     assert "the batch is repeated" in caplog.text
-    assert ("SIGKILL" if fault == signal.SIGKILL else "no answer in 10 s") in caplog.text
+    assert ("SIGSEGV" if fault == signal.SIGSEGV else "no answer in 10 s") in caplog.text
     assert not _alive(old)
+    assert not scratch.exists()
+
+
+def test_a_request_the_engine_refuses_is_not_tried_again(engine: VLLMEngine) -> None:
+    whole = engine.generate(_requests(), SAMPLING)
+    assert engine._process is not None
+    old, deaths = engine._process.pid, engine._deaths
+    for prompt in ((3,) * 600, ()):
+        with pytest.raises(UserError, match=rf"the engine refuses a request: prompt 2 of {len(prompt)} tokens: "):
+            engine.generate([*_requests()[:2], Request(prompt, (0, 0, 0, 0, 0)), *_requests()], SAMPLING)
+        assert engine.generate(_requests(), SAMPLING) == whole
+    assert (engine._process.pid, engine._deaths) == (old, deaths)
+
+
+def _prepared(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """The next engine processes run ``tests/rollout/prepared_server.py``."""
+    monkeypatch.setattr(vllm_server, "__name__", "tests.rollout.prepared_server")
+    monkeypatch.setenv("ALP_TEST_ENGINE", way)
+
+
+@pytest.mark.parametrize(
+    ("way", "starts", "message"),
+    [
+        (
+            "signal SIGILL",
+            1,
+            r"dies of SIGILL before it has answered a batch \(an instruction .*; CPU .+, rollout.dtype=bfloat16\): .*"
+            r"set rollout.dtype=float32, .* or rollout=hf \(log: ",
+        ),
+        ("signal SIGSEGV", 1, r"dies of SIGSEGV before .* \(a crash of vLLM itself; CPU "),
+        ("signal SIGABRT", 1, r"dies of SIGABRT before "),
+        (
+            "signal SIGKILL",
+            2,
+            r"was killed twice while it started \(SIGKILL: .*memory\); .* \(rollout.kv_cache_gib \(now 0.05\)\)",
+        ),
+        ("exit 3", 1, r"ends while it starts, with exit code 3: the last words \(log: "),
+    ],
+)
+def test_a_start_that_dies_is_one_line_and_not_tried_for_ever(
+    way: str, starts: int, message: str, folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+    _prepared(monkeypatch, way)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    engine = _engine(model, folder, tmp_path, scratch=scratch)
+    with pytest.raises(UserError, match=message):
+        engine.sync_weights(model.named_parameters(), version=0)
+    assert caplog.text.count("starting the vLLM engine") == starts
+    assert not list(scratch.iterdir())
+
+
+def test_small_layers_packed_as_on_amx(folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own branch for CPUs with AMX, its two kernels replaced: weights packed away, biases in float32. Loaded twice, read back."""
+    _prepared(monkeypatch, "packed")
+    model.load_state_dict(models.load_model(folder, CPU).state_dict())
+    engine = _engine(model, folder, tmp_path, "rollout.dtype=bfloat16")
+    try:
+        for version in (0, 1):
+            engine.sync_weights(model.named_parameters(), version)
+            assert 1e-5 < float(_gaps(model, _requests(), engine.generate(_requests(), SAMPLING)).mean()) < 0.1
+            _move(model, 1.2)
+        active = engine.describe()
+        names = len(list(model.named_parameters(remove_duplicate=False)))
+        assert (active["rollout_dtype"], active["float32_biases"]) == ("bfloat16", model.config.num_hidden_layers)
+        assert active["weights_read_back"] == f"{names} of {names}"
+        for lost in ("model.layers.1.self_attn.v_proj.bias", "model.layers.0.mlp.down_proj.weight"):
+            monkeypatch.setattr(engine, "_outgoing", lambda lost=lost: {k: v for k, v in engine._weights.items() if k != lost})
+            with pytest.raises(StaleWeights, match=rf"{lost}$".replace(".", r"\.")):
+                engine.sync_weights(model.named_parameters(), version=2)
+            monkeypatch.undo()
+            _prepared(monkeypatch, "packed")
+            engine.sync_weights(model.named_parameters(), version=3)
+            _move(model, 1.2)
+    finally:
+        engine.close()
+
+
+HAS = {
+    "amx": getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)(),
+    "avx512_bf16": torch.cpu.get_capabilities().get("avx512_bf16", False),
+    "avx512": torch.cpu.get_capabilities().get("avx512_f", False),
+}
+
+
+@pytest.mark.parametrize(("way", "needs"), [("tiles refused", "amx"), ("no avx512_bf16", "avx512_bf16"), ("no avx512", "avx512")])
+def test_every_instruction_path_that_this_machine_has(
+    way: str, needs: str, folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest path is what every other test runs; here the older ones, which the machine has too."""
+    if not HAS[needs]:
+        pytest.skip(f"this CPU has no {needs}: its path without it is the one of all other tests")
+    _prepared(monkeypatch, way)
+    if way == "no avx512":
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    engine = _engine(model, folder, tmp_path, "rollout.dtype=bfloat16")
+    try:
+        for version in (0, 1):
+            engine.sync_weights(model.named_parameters(), version)
+            found = engine.generate(_requests(), SAMPLING)
+            assert engine.generate(_requests(), SAMPLING) == found
+            assert 1e-5 < float(_gaps(model, _requests(), found).mean()) < 0.1
+            _move(model, 1.1)
+        assert engine.describe()["rollout_dtype"] == "bfloat16"
+    finally:
+        engine.close()
+    assert ("AMX: this CPU has it, the system does not grant it" in (tmp_path / "vllm.log").read_text(encoding="utf-8")) == (needs == "amx")
+
+
+def _cpu(has: bool, grants: bool | None) -> SimpleNamespace:
+    found = SimpleNamespace(_is_amx_tile_supported=lambda: has)
+    if grants is not None:
+        found._init_amx = lambda: grants
+    return found
+
+
+@pytest.mark.parametrize(
+    ("namespace", "answer", "used"),
+    [
+        (_cpu(False, False), "absent", False),
+        (_cpu(True, True), "granted", True),
+        (_cpu(True, False), "refused", False),
+        (_cpu(True, None), "refused", False),
+    ],
+)
+def test_amx_is_used_only_where_the_system_grants_it(namespace: SimpleNamespace, answer: str, used: bool) -> None:
+    assert vllm_server.use_amx(namespace) == answer
+    assert namespace._is_amx_tile_supported() is used
+    assert vllm_server.use_amx(SimpleNamespace()) == "absent"
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "configured", "found"),
+    [
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16, ("bfloat16", 0, 0)),
+        (torch.bfloat16, torch.float32, torch.bfloat16, ("bfloat16", 0, 1)),
+        (torch.float32, torch.float32, torch.float32, ("float32", 0, 0)),
+        (torch.float32, torch.float32, torch.bfloat16, ("bfloat16+float32", 0, 0)),
+        (torch.float32, torch.bfloat16, torch.bfloat16, ("bfloat16+float32", 0, 0)),
+        (torch.bfloat16, torch.bfloat16, torch.float32, ("bfloat16+float32", 0, 0)),
+    ],
+)
+def test_only_biases_may_be_wider_than_the_engine(weight: torch.dtype, bias: torch.dtype, configured: torch.dtype, found: Any) -> None:
+    layer = torch.nn.Linear(4, 4)
+    layer.weight, layer.bias = torch.nn.Parameter(torch.empty(0, dtype=weight)), torch.nn.Parameter(torch.zeros(4, dtype=bias))
+    worker = SimpleNamespace(get_model=lambda: torch.nn.Sequential(layer), model_config=SimpleNamespace(dtype=configured))
+    assert vllm_server._inspect(worker) == found
 
 
 def _alive(pid: int) -> bool:
@@ -275,7 +430,10 @@ while True:
 
 def test_the_engine_is_gone_when_its_trainer_is_killed(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _OWNER, str(folder), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as owner:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], env=environment) as owner:
         assert owner.stdout is not None
         engine = int(owner.stdout.readline())
         assert _alive(engine)
@@ -284,6 +442,8 @@ def test_the_engine_is_gone_when_its_trainer_is_killed(folder: Path, tmp_path: P
     while _alive(engine) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _alive(engine)
+    (left,) = temporary.iterdir()
+    assert (left.name[:9], stat.S_IMODE(left.stat().st_mode)) == ("alp-vllm-", 0o700)
 
 
 def _job(folder: Path, run_dir: Path) -> Any:

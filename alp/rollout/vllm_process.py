@@ -1,0 +1,179 @@
+"""The engine process of vLLM seen from the trainer: started in a temporary folder of its own, talked to, and certainly ended.
+
+``EngineLost`` says how it went; ``advice`` turns a death that will come again into the sentence that the user gets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from alp.reproducibility import ROOT
+from alp.rollout import vllm_server
+from alp.rollout.wire import Channel, Closed, TimedOut
+from alp.schema import VLLMRollout
+
+Result = TypeVar("Result")
+_PATIENCE = 10.0  # seconds for an orderly end
+# Deaths by the process's own doing: the same start ends the same way.
+_CERTAIN = tuple(getattr(signal, f"SIG{name}") for name in ("ILL", "SEGV", "BUS", "FPE", "ABRT", "TRAP", "SYS"))
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")  # what vLLM's kernels are chosen by
+_SOCKET_NAME = 60  # bytes of a folder in which programs can make Unix sockets: the kernel allows 108 with the name in it
+
+
+class EngineLost(Exception):
+    """The engine process died, hung, or failed at what it was asked: a new one may do better. ``code``: minus the signal, or exit code."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def certain(self) -> bool:
+        """Whether a new process in its place would end likewise."""
+        return self.code is not None and (self.code > 0 or -self.code in _CERTAIN)
+
+    @property
+    def killed(self) -> bool:
+        """Whether someone else ended it: the kernel, short of memory, or a user."""
+        return self.code == -signal.SIGKILL
+
+
+def advice(lost: EngineLost, settings: VLLMRollout, log: Path) -> str:
+    """One sentence on an engine that does not start: how it ended, on what, and what to set."""
+    assert lost.code is not None
+    if lost.code >= 0:
+        return f"rollout=vllm: the engine ends while it starts, with exit code {lost.code}: {_last_line(log)} (log: {log}); or rollout=hf"
+    name = signal.Signals(-lost.code).name
+    if lost.killed:
+        key = "rollout.memory_share" if settings.kv_cache_gib is None else f"rollout.kv_cache_gib (now {settings.kv_cache_gib:g})"
+        return (
+            f"rollout=vllm: the engine was killed twice while it started ({name}: by hand, or by the kernel for want of memory); "
+            f"give it less ({key}) or more memory to the job, or rollout=hf (log: {log})"
+        )
+    what = "an instruction this CPU, or the system on it, does not grant" if name == "SIGILL" else "a crash of vLLM itself"
+    other = "rollout.dtype=float32, which runs other kernels, or " if settings.dtype != "float32" else ""
+    return (
+        f"rollout=vllm: the engine dies of {name} before it has answered a batch ({what}; {cpu()}, rollout.dtype={settings.dtype}): "
+        f"it would again, so set {other}rollout=hf (log: {log})"
+    )
+
+
+def cpu() -> str:
+    """Model and the flags that matter to vLLM, as Linux names them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "CPU unknown"
+    model = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.M)
+    have = [flag for flag in _FLAGS if flags and flag in flags[1].split()]
+    return f"CPU {model[1].strip() if model else 'unknown'} with {' '.join(have) or 'none of ' + ' '.join(_FLAGS)}"
+
+
+def _last_line(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip()[:300] if lines else "it said nothing"
+    return "it said nothing"
+
+
+class Process:
+    """The engine process, the channel to it, its temporary folder (mode 0700, in ``scratch`` or the system's), and its certain end."""
+
+    def __init__(self, log: Path, settings: VLLMRollout, scratch: Path | None) -> None:
+        sockets = settings.tensor_parallel > 1  # one process a device, which talk through sockets in the folder
+        if scratch is not None and sockets and len(os.fsencode(scratch.absolute())) > _SOCKET_NAME:
+            scratch = None
+        self.folder = Path(tempfile.mkdtemp(prefix="alp-vllm-", dir=scratch)).absolute()
+        ours, theirs = socket.socketpair()
+        try:
+            with log.open("ab") as output, theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", vllm_server.__name__, str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=_environment(settings.threads, self.folder),
+                    start_new_session=True,  # an interrupt at the terminal is the trainer's to handle; its own children end with its group
+                )
+        except BaseException:
+            ours.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        self._channel = Channel(ours)
+        # At the latest when the interpreter ends: a trainer that dies without ending takes it along (vllm_server.end_with).
+        self._finalizer = weakref.finalize(self, _kill, self._process, self.folder)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, header: dict[str, Any], limit: float, tensors: dict[str, Tensor] | None = None) -> int:
+        """Bytes of the tensors sent. Raises EngineLost."""
+        return self._guarded(lambda: self._channel.send(header, tensors, deadline=time.monotonic() + limit), limit)
+
+    def receive(self, limit: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The next answer. Raises EngineLost."""
+        return self._guarded(lambda: self._channel.receive(deadline=time.monotonic() + limit), limit)
+
+    def _guarded(self, action: Callable[[], Result], limit: float) -> Result:
+        try:
+            return action()
+        except TimedOut:
+            raise EngineLost(f"no answer in {limit:g} s") from None
+        except Closed as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE)
+            code = self._process.returncode
+            how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+            raise EngineLost(f"{error}, {how}", code) from None
+
+    def stop(self) -> None:
+        """Ask it to end, then make sure."""
+        with contextlib.suppress(Closed, TimedOut, subprocess.TimeoutExpired):
+            self._channel.send({"operation": "stop"}, deadline=time.monotonic() + _PATIENCE)
+            self._process.wait(_PATIENCE)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it now, its group with it; its temporary folder goes too."""
+        self._channel.close()
+        self._finalizer()
+
+
+def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own
+        process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(threads: int, folder: Path) -> dict[str, str]:
+    """One engine in one process, a fixed thread count, nothing from the network, temporary files in its own folder alone."""
+    return os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
+        # It would compile the count of likelier tokens, which nobody reads: half a minute of a C++ compiler and 150 MB of temporary files.
+        "TORCHDYNAMO_DISABLE": os.environ.get("TORCHDYNAMO_DISABLE", "1"),
+    }
