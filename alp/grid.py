@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonschema import Draft202012Validator
 
 from alp import config
 from alp.errors import UserError, nearest
+from alp.foreign import is_file, read_json, read_yaml, reading, shortened
 
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "grid.schema.json"
 
@@ -141,20 +141,19 @@ def names() -> list[str]:
 def load(name: str) -> Grid:
     """Read and check a grid by its name in ``configs/grid`` or by path. Raises :class:`UserError` with one line."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else config.CONFIGS / "grid" / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"unknown grid '{name}'{nearest(name, names())}" if path.parent.name == "grid" else f"no grid file at {path}")
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {error}") from None
-    _check_schema(path, plain)
+    if not is_file(path):
+        shown = shortened(name)
+        raise UserError(f"unknown grid '{shown}'{nearest(name, names())}" if path.parent.name == "grid" else f"no grid file at {shown}")
+    plain = read_yaml("grid", path)
+    with reading("grid", path):
+        _check_schema(path, plain)
     grid = _build(path.stem, plain)
     _check_arms(path, grid)
     return grid
 
 
 def _check_schema(path: Path, plain: Any) -> None:
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    schema = read_json("grid", SCHEMA)
     errors = sorted(Draft202012Validator(schema).iter_errors(plain), key=lambda error: list(map(str, error.path)))
     if not errors:
         return
@@ -164,15 +163,15 @@ def _check_schema(path: Path, plain: Any) -> None:
         allowed = list(error.schema["properties"])
         unknown = next(key for key in error.instance if key not in allowed)
         raise UserError(f"{path.name}: unknown field '{unknown}' at {where}{nearest(str(unknown), allowed)}")
-    raise UserError(f"{path.name}: {where}: {error.message}")
+    raise UserError(f"{path.name}: {shortened(where)}: {shortened(error.message)}")
 
 
 def _build(name: str, plain: dict[str, Any]) -> Grid:
-    published = yaml.safe_load((config.CONFIGS / "published.yaml").read_text(encoding="utf-8"))
+    published = _published(config.CONFIGS / "published.yaml")
     setting = plain.get("published")
     if setting is not None and setting not in published:
         raise UserError(f"grid {name}: unknown published setting '{setting}'{nearest(setting, published)}")
-    entry = published.get(setting, {"label": "", "accuracy": {}})
+    entry: dict[str, Any] = {"label": "", "accuracy": {}} if setting is None else published[setting]
     model = config.load("evaluate", [f"task={plain['task']}", f"model={plain['model']}"]).model
     arms = [Arm(arm["method"], arm.get("variant"), tuple(arm.get("overrides", ()))) for arm in plain["arms"]]
     return Grid(
@@ -189,6 +188,16 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
         fetched=model.path is None and model.source is not None,
         _overrides={verb: tuple(words) for verb, words in plain.get("overrides", {}).items()},
     )
+
+
+def _published(path: Path) -> dict[str, Any]:
+    """Published accuracies by setting: a label each, and percentages by arm. Raises UserError."""
+    plain = read_yaml("grid", path)
+    with reading("grid", path):
+        for entry in plain.values():
+            if not isinstance(entry["label"], str) or not all(isinstance(share, int | float) for share in entry["accuracy"].values()):
+                raise ValueError("a label and numbers under accuracy expected in each entry")
+    return dict(plain)
 
 
 def _check_words(path: Path, place: str, words: Iterable[str], own: tuple[str, ...]) -> None:

@@ -90,8 +90,13 @@ class _Unblocked(io.TextIOBase):
 
 
 def unblock(stream: TextIO) -> Any:
-    """``stream`` unless it is no terminal: then one that a full or broken pipe, or a full disk, cannot stop."""
+    """``stream`` unless it is no terminal: then one that a full or broken pipe, or a full disk, cannot stop.
+
+    A terminal without a character that is printed shows it spelled out.
+    """
     if stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
         return stream
     stream.flush()
     return _Unblocked(stream.fileno())

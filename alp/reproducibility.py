@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from alp.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
+_BELOW = 256  # characters of a path that a run folder's own files may take
 _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "mlflow", "snakemake", "hydra-core")
 
 
@@ -58,13 +60,30 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Refuse a folder in which nothing can be made, before anything is computed for it. Leaves no trace. Raises UserError."""
-    nearest = next(above for above in [folder.absolute(), *folder.absolute().parents] if above.exists())
+    """Refuse a folder that cannot be or in which nothing can be made, before anything is computed for it. Raises UserError.
+
+    Leaves no trace. Links that lead nowhere or in a circle and names that the disk does not take are found on the way.
+    """
+    place = folder.absolute()
     try:
-        with tempfile.TemporaryFile(dir=nearest):
+        while not os.path.lexists(place):
+            place = place.parent
+        place.stat()
+        _check_names(folder.absolute(), place)
+        with tempfile.TemporaryFile(dir=place):
             pass
-    except OSError as error:
-        raise UserError(f"{key}: nothing can be written in {nearest}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        shown = str(place) if len(str(place)) <= 200 else f"{str(place)[:200]} …"
+        raise UserError(f"{key}: nothing can be written in {shown}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_names(folder: Path, place: Path) -> None:
+    """Raise OSError or ValueError where the disk of ``place`` cannot hold ``folder`` and what is written below it."""
+    if "\0" in str(folder):
+        raise ValueError("a null character stands in its name")
+    longest = max(len(part.encode()) for part in folder.parts)
+    if longest > os.pathconf(place, "PC_NAME_MAX") or len(str(folder).encode()) + _BELOW > os.pathconf(place, "PC_PATH_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,14 +105,6 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sha256_files(folder: Path, pattern: str) -> str:
-    """One digest over names and contents of a folder's files that match."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob(pattern)):
-        digest.update(f"{path.name}\0{sha256_file(path)}\0".encode())
-    return digest.hexdigest()
 
 
 def stream(purpose: str, *key: int) -> Generator:

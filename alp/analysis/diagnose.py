@@ -7,7 +7,6 @@ an earlier diagnosis of the same input are never replaced.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import os
 import tempfile
@@ -29,6 +28,7 @@ from alp.analysis.dumps import Dump
 from alp.analysis.report import Shown, environment, markdown_table
 from alp.analysis.tables import Table, significant, to_csv, to_latex, to_markdown
 from alp.errors import UserError, nearest
+from alp.foreign import read_json, reading, shortened
 from alp.policy.ratio import LOG_RATIO_BOUND
 from alp.schema import DiagnoseConfig
 
@@ -63,10 +63,11 @@ def diagnose(config: DiagnoseConfig) -> str:
     folder = Path(config.output) if config.output is not None else DEFAULT / source.stem
     preflight(folder, source.name)
     wanted = config.fields.model_dump()
-    try:
-        dump = dumps.check(dump_formats.read(source, wanted))
-    except UserError as error:
-        raise UserError(f"diagnose: {source.name}: {error}") from None
+    with reading("diagnose", source.name):
+        try:
+            dump = dumps.check(dump_formats.read(source, wanted))
+        except UserError as error:
+            raise UserError(f"diagnose: {shortened(source.name)}: {error}") from None
     reproducibility.fix_threads(config.threads)
     figures = measures.diagnostics(dump)
     parts = measures.step_figures(dump)
@@ -145,10 +146,10 @@ def _standing(folder: Path) -> Path:
 def _ours(folder: Path, name: str) -> bool:
     """Whether an earlier diagnosis of a file of this name stands in the folder."""
     try:
-        earlier = json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        earlier = read_json("diagnose", folder / "diagnostics.json")
+    except UserError:
         return False
-    return isinstance(earlier, dict) and earlier.get("input/name") == name and "input/sha256" in earlier
+    return earlier.get("input/name") == name and "input/sha256" in earlier
 
 
 def _take_over(made: Path, folder: Path) -> None:

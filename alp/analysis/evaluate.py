@@ -21,7 +21,7 @@ from alp.analysis.samples import Chunks, Sample, record
 from alp.analysis.statistics import interval
 from alp.config import identity
 from alp.progress import Progress
-from alp.reproducibility import code_hash, fix_threads, json_line, sha256_files, write_json, write_text
+from alp.reproducibility import code_hash, fix_threads, json_line, write_json, write_text
 from alp.rollout.engine import Purpose
 from alp.rollout.episodes import collect, response_text
 from alp.rollout.hf import HFEngine
@@ -89,7 +89,7 @@ class Sampler:
         parts = {
             "config": identity(self._config),
             "code": code_hash("alp.analysis.evaluate"),
-            "model": sha256_files(self._folder, "*.*"),
+            "model": models.content_hash(self._folder),
             "problems": "".join(json_line(asdict(problem)) for problem in self.problems),
         }
         return hashlib.sha256(json_line(parts).encode()).hexdigest()

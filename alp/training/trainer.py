@@ -17,7 +17,7 @@ from alp.errors import Interrupted, UserError
 from alp.lifetime import StopRequest
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
 from alp.progress import Progress
-from alp.reproducibility import code_hash, fix_threads, json_line, provenance, sha256_files, write_json, write_text
+from alp.reproducibility import code_hash, fix_threads, json_line, provenance, write_json, write_text
 from alp.rollout import choose, prompts
 from alp.rollout.engine import Engine, Purpose
 from alp.rollout.episodes import Trajectory, collect
@@ -71,6 +71,7 @@ class Job:
             self.tokenizer, config.model, temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens
         )
         self.model = models.load_model(folder, self.device)
+        self.read_from: dict[str, int] = self.model.read_from
         self._check_room()
         if config.model.gradient_checkpointing:
             models.checkpoint_layers(self.model)
@@ -354,6 +355,8 @@ class Job:
         write_json(self.run_dir / "provenance.json", self.provenance)
         active = describe_active(self.config, self.engine, self.model, self.updater)
         check_active(self.config, active)
+        if set(self.read_from) != {"float32"}:
+            active["weights_read_from"] = self.read_from
         write_json(self.run_dir / "active.json", active)
 
 
@@ -364,7 +367,7 @@ def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[st
         "environment_hash": hashlib.sha256(json_line(versions).encode()).hexdigest(),
         "config_hash": identity(config),
         "code_hash": code_hash("alp.training.trainer"),
-        "model_hash": sha256_files(model, "*.*"),
+        "model_hash": models.content_hash(model),
         "data_hash": hashlib.sha256("".join(json_line(asdict(problem)) for problem in problems).encode()).hexdigest(),
     }
     return parts | {"identity": hashlib.sha256(json_line(parts).encode()).hexdigest()}
