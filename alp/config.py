@@ -19,10 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from yaml import YAMLError
 
 from alp import own_code
 from alp.errors import UserError, nearest
+from alp.foreign import is_file, read_yaml, reason, shortened
 from alp.reproducibility import sha256_file
 from alp.schema import VERBS, Strict
 
@@ -43,10 +43,15 @@ def _groups() -> frozenset[str]:
 def _parse(text: str) -> Override:
     if "=" not in text:
         raise UserError(f"'{text}' is not an override: write key=value, for example trainer.steps=20")
+    shown = shortened(text)
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError(f"cannot read the override '{shown}': it is no UTF-8")
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException:
-        raise UserError(f"cannot read the override '{text}': quote values that hold =, ~, spaces or colons: key='value'") from None
+        raise UserError(f"cannot read the override '{shown}': quote values that hold =, ~, spaces or colons: key='value'") from None
+    except Exception as error:  # brackets nested thousands deep, numbers of thousands of digits
+        raise UserError(f"cannot read the override '{shown}': {reason(error)}") from error
     if parsed.is_sweep_override():
         raise UserError(f"'{text}' names several values: one run takes one; quote a text with commas: key='a,b'")
     if parsed.type is not OverrideType.CHANGE:
@@ -62,13 +67,33 @@ def _compose(verb: str, overrides: list[str]) -> DictConfig:
 @cache
 def _selected(verb: str, selections: tuple[str, ...]) -> DictConfig:
     """Compose with group choices alone: what the dotted overrides are then checked against and applied to."""
+    for path in _files(verb, selections):
+        _check_file(verb, path)
     try:
         return _compose(verb, list(selections))
     except (HydraException, OmegaConfBaseException) as error:
         culprit = selections[-1] if selections else f"configs/{verb}.yaml"
         raise UserError(f"{verb}: {culprit} does not fit the other choices: {str(error).splitlines()[0]}") from None
-    except YAMLError as error:
-        raise UserError(f"{verb}: a file under configs/ is no valid YAML: {error}") from None
+    except Exception as error:
+        raise UserError(f"{verb}: a file under {CONFIGS} cannot be read: {reason(error)}") from error
+
+
+def _files(verb: str, selections: tuple[str, ...]) -> list[Path]:
+    """The YAML files that a verb's configuration is made of."""
+    path = CONFIGS / f"{verb}.yaml"
+    chosen = {group: choice for entry in _check_file(verb, path) for group, choice in entry.items()}
+    chosen |= {parsed.key_or_group: str(parsed.value()) for parsed in map(_parse, selections)}
+    paths = [CONFIGS / group / f"{choice}.yaml" for group, choice in chosen.items()]
+    return [path for path in paths if is_file(path)]  # Hydra says what is missing
+
+
+@cache
+def _check_file(verb: str, path: Path) -> list[dict[str, str]]:
+    """Refuse a file that is no plain mapping before Hydra reads it; returns the groups it names. Raises UserError."""
+    plain = read_yaml(verb, path)
+    if not isinstance(plain, dict):
+        raise UserError(f"{verb}: {path} holds no mapping of keys")
+    return [entry for entry in plain.get("defaults") or () if isinstance(entry, dict)]
 
 
 def _leaves(node: Any, prefix: str = "") -> list[str]:

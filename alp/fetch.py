@@ -80,12 +80,14 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     from alp import models
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False)
     except ImportError:
         raise UserError("fetch: reading GGUF files needs the packages gguf and accelerate: make install EXTRAS=dev,parity,smol") from None
+    if lacking := [f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, names))[:3])}" for kind, names in report.items() if names]:
+        raise UserError(f"fetch: {gguf.name} is not whole: {'; '.join(lacking)}")
     config = loaded.config
     del config.quantization_config  # a model that was loaded quantised refuses to be saved: its weights go into one that was not
     config.name_or_path = ""

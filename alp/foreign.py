@@ -7,15 +7,21 @@ not pass for a bad file.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from alp.errors import Interrupted, UserError
 
 _OURS = (UserError, Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # troubles of this machine, which the command line reports in its own words
 _LONGEST = 300  # characters of a library's message
+_YAML_NODES = 100_000  # of a document with its aliases written out
+_YAML_BYTES = 2**20
 
 
 @contextmanager
@@ -42,13 +48,134 @@ def reading(key: str, place: str | Path) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """One line of what a library says, with the kind of its error."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = " ".join(text.split())
-    shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
-    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+    return f"{type(error).__name__}: {shortened(line)}" if line else type(error).__name__
+
+
+def shortened(line: str) -> str:
+    """A message of a library's with what it quotes cut off."""
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file, links followed; no path is too long, too odd or too circular to ask for."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """The same of a folder."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def check_file(key: str, path: Path) -> None:
+    """Refuse what is no regular file: a pipe or a device would be waited for. Raises UserError."""
+    with reading(key, path):
+        path.stat()
+    if not path.is_file():
+        raise UserError(f"{key}: {path} is no file")
 
 
 def read_text(key: str, path: Path) -> str:
     """A text file as UTF-8, whatever the locale; a byte order mark is no part of it. Raises UserError."""
+    check_file(key, path)
     with reading(key, path):
         return path.read_text(encoding="utf-8-sig")
+
+
+def parse_json(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """A JSON value whose texts can be written again as UTF-8; ``hook`` makes its objects. Raises ValueError, RecursionError."""
+    value = json.loads(text, object_pairs_hook=hook)
+    if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():  # type: ignore[operator]  # half of a pair of surrogates
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def read_json(key: str, path: Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises UserError."""
+    text = read_text(key, path)
+    with reading(key, path):
+        value = parse_json(text)
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: {path} holds no JSON object")
+    return value
+
+
+def read_lines(key: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers from 1 and objects of a JSONL file; blank lines are passed over. Raises UserError naming the line."""
+    for number, line in enumerate(read_text(key, path).split("\n"), start=1):  # texts hold other line breaks
+        if line.strip():
+            with reading(key, f"{path}, line {number}"):
+                value = parse_json(line)
+            if not isinstance(value, dict):
+                raise UserError(f"{key}: {path}, line {number}: a JSON object expected")
+            yield number, value
+
+
+def read_yaml(key: str, path: Path) -> Any:
+    """The one document of a YAML file as plain data. Raises UserError, also for a key that stands twice and for aliases that explode."""
+    text = read_text(key, path)
+    with reading(key, path):
+        try:
+            return parse_yaml(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}: {path} is no valid YAML: {shortened(' '.join(str(error).split()))}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """``yaml.safe_load`` of a document of bounded size, aliases written out, without repeated keys. Raises ValueError, YAMLError."""
+    if len(text) > _YAML_BYTES:
+        raise ValueError(f"{len(text)} characters, more than {_YAML_BYTES}")
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_nodes(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    """Raise ValueError for repeated keys, an alias inside of what it names, and more nodes than a document may have."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in open_nodes:
+            raise ValueError(f"line {node.start_mark.line + 1}: an alias stands inside of what it names")
+        open_nodes.add(id(node))
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        found = 1 + sum(map(size, children))
+        if found > _YAML_NODES:
+            raise ValueError(f"line {node.start_mark.line + 1}: more than {_YAML_NODES} values once its aliases are written out")
+        open_nodes.remove(id(node))
+        sizes[id(node)] = found
+        return found
+
+    size(root)
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    seen: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: the key '{key.value}' stands twice")
+            seen.add((key.tag, key.value))

@@ -14,18 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonschema import Draft202012Validator
 
 from alp import config
 from alp.errors import UserError, nearest
-from alp.foreign import read_text, reading
+from alp.foreign import is_file, read_json, read_yaml, reading, shortened
 from alp.schema_base import NAME_RULE, is_name
 from alp.tracking_uri import NAME, SQLITE, located
 
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "grid.schema.json"
 _SHOWN = 200  # characters of a user's text in a message
-_LARGEST = 100_000  # entries of a grid file
 _UNSPEAKABLE = (
     "Cc",
     "Cs",
@@ -199,45 +197,25 @@ def names() -> list[str]:
 def load(name: str) -> Grid:
     """Read and check a grid by its name in ``configs/grid`` or by path. Raises :class:`UserError` with one line."""
     if name.endswith((".yaml", ".yml")):
-        path, missing = Path(name), f"no grid file at {_short(name)}"
+        path, missing = Path(name), f"no grid file at {shortened(name)}"
     else:
-        path, missing = config.CONFIGS / "grid" / f"{name}.yaml", f"unknown grid '{_short(name)}'{nearest(name[:_SHOWN], names())}"
+        path, missing = config.CONFIGS / "grid" / f"{name}.yaml", f"unknown grid '{shortened(name)}'{nearest(name[:_SHOWN], names())}"
         if not is_name(name):
             raise UserError(missing)
-    with reading("grid", _short(name)):
-        if not path.is_file():
-            raise UserError(missing)
-        if not is_name(path.stem):
-            raise UserError(f"grid: {_short(name)}: a grid is called as its file, and '{_short(path.stem)}' is no name ({NAME_RULE})")
-        plain = _parsed(path)
-    _check_schema(path, plain)
+    if not is_file(path):
+        raise UserError(missing)
+    if not is_name(path.stem):
+        raise UserError(f"grid: {shortened(name)}: a grid is called as its file, and '{shortened(path.stem)}' is no name ({NAME_RULE})")
+    plain = read_yaml("grid", path)
+    with reading("grid", path):
+        _check_schema(path, plain)
     grid = _build(path.stem, plain)
     _check_arms(path, grid)
     return grid
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _parsed(path: Path) -> Any:
-    """A grid file as plain data; a few lines of YAML whose aliases stand for millions are refused before anything walks through them."""
-    try:
-        plain = yaml.safe_load(read_text("grid", path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {error}") from None
-    todo, count = [plain], 0
-    while todo:
-        node = todo.pop()
-        count += 1
-        if count + len(todo) > _LARGEST:
-            raise UserError(f"grid: {path} holds more than {_LARGEST} entries once its aliases are followed")
-        todo += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return plain
-
-
 def _check_schema(path: Path, plain: Any) -> None:
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    schema = read_json("grid", SCHEMA)
     errors = sorted(Draft202012Validator(schema).iter_errors(plain), key=lambda error: list(map(str, error.path)))
     if not errors:
         return
@@ -246,20 +224,20 @@ def _check_schema(path: Path, plain: Any) -> None:
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         allowed = list(error.schema["properties"])
         unknown = next(key for key in error.instance if key not in allowed)
-        raise UserError(f"{path.name}: unknown field '{_short(str(unknown))}' at {where}{nearest(str(unknown)[:_SHOWN], allowed)}")
+        raise UserError(f"{path.name}: unknown field '{shortened(str(unknown))}' at {where}{nearest(str(unknown)[:_SHOWN], allowed)}")
     group = str(error.path[-1]) if error.path else ""
     if group in ("task", "model", "method", "variant") and isinstance(error.instance, str):
         hint = nearest(error.instance.strip()[:_SHOWN], config.choices(group))
-        raise UserError(f"{path.name}: {where}: {_short(repr(error.instance))} is no name of a {group} ({NAME_RULE}){hint}")
-    raise UserError(f"{path.name}: {where}: {_short(error.message)}")
+        raise UserError(f"{path.name}: {where}: {shortened(repr(error.instance))} is no name of a {group} ({NAME_RULE}){hint}")
+    raise UserError(f"{path.name}: {shortened(where)}: {shortened(error.message)}")
 
 
 def _build(name: str, plain: dict[str, Any]) -> Grid:
-    published = yaml.safe_load((config.CONFIGS / "published.yaml").read_text(encoding="utf-8"))
+    published = _published(config.CONFIGS / "published.yaml")
     setting = plain.get("published")
     if setting is not None and setting not in published:
         raise UserError(f"grid {name}: unknown published setting '{setting}'{nearest(setting, published)}")
-    entry = published.get(setting, {"label": "", "accuracy": {}})
+    entry: dict[str, Any] = {"label": "", "accuracy": {}} if setting is None else published[setting]
     model = config.load("evaluate", [f"task={plain['task']}", f"model={plain['model']}"]).model
     arms = [Arm(arm["method"], arm.get("variant"), tuple(arm.get("overrides", ()))) for arm in plain["arms"]]
     return Grid(
@@ -276,6 +254,16 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
         fetched=model.path is None and model.source is not None,
         _overrides={verb: tuple(words) for verb, words in plain.get("overrides", {}).items()},
     )
+
+
+def _published(path: Path) -> dict[str, Any]:
+    """Published accuracies by setting: a label each, and percentages by arm. Raises UserError."""
+    plain = read_yaml("grid", path)
+    with reading("grid", path):
+        for entry in plain.values():
+            if not isinstance(entry["label"], str) or not all(isinstance(share, int | float) for share in entry["accuracy"].values()):
+                raise ValueError("a label and numbers under accuracy expected in each entry")
+    return dict(plain)
 
 
 def _check_words(path: Path, place: str, words: Iterable[str], own: tuple[str, ...]) -> None:
@@ -307,7 +295,7 @@ def _check_arms(path: Path, grid: Grid) -> None:
             raise UserError(f"{path.name}: arms.{position}: '{arm.name}' stands twice; give one a variant label of its own")
         seen.add(arm.name)
         if not is_name(arm.name):
-            raise UserError(f"{path.name}: arms.{position}: '{_short(arm.name)}' is no name of an arm ({NAME_RULE}); shorten its parts")
+            raise UserError(f"{path.name}: arms.{position}: '{shortened(arm.name)}' is no name of an arm ({NAME_RULE}); shorten its parts")
         if arm.variant and not arm.overrides and arm.variant not in config.choices("variant"):
             hint = nearest(arm.variant, config.choices("variant"))
             raise UserError(f"{path.name}: arms.{position}: unknown variant '{arm.variant}' without overrides{hint}")

@@ -103,11 +103,14 @@ def hold_standard_streams() -> None:
 def unblock(stream: TextIO | None, handle: int = 1) -> Any:
     """``stream`` unless it is no terminal: then one that a full or broken pipe, or a full disk, cannot stop.
 
-    None, which Python makes of a stream that was closed when it started, becomes the one behind ``handle``.
+    None, which Python makes of a stream that was closed when it started, becomes the one behind ``handle``. A terminal without a character
+    that is printed shows it spelled out.
     """
     if stream is None or stream.closed:
         return _Unblocked(handle)
     if stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
         return stream
     with suppress(OSError):  # the reader is gone
         stream.flush()

@@ -1,7 +1,15 @@
-"""Causal language models and tokenizers as files: build the embedded ones, load, save. The only module that loads weights."""
+"""Causal language models and tokenizers as files: build the embedded ones, load, save. The only module that loads weights.
+
+A model is loaded whole or not at all (docs/models.md): nothing of it is ever initialised at random.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +26,18 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
+from alp import model_files
 from alp.errors import UserError
+from alp.foreign import reading
+from alp.model_files import FLOATING, Stored, content_hash, listed
 from alp.reproducibility import install, partial_folder, write_json
 from alp.schema_models import Model as ModelConfig
 
+__all__ = ["check_folder", "content_hash", "load_model", "load_tokenizer", "save_model"]
+
+logger = logging.getLogger(__name__)
 PAD, EOS = "<pad>", "<eos>"
+_SPARE = 2**30  # bytes that a model may need beyond its weights (masks, tables of positions) before a configuration is disbelieved
 transformers_logging.disable_progress_bar()  # a bar per loaded file is noise in a job's log
 
 
@@ -68,25 +83,42 @@ def build_embedded(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed
 
 
 def check_folder(path: str | None, key: str = "model.path") -> Path:
-    """The folder of a saved model. Raises UserError with what is missing and the nearest folder that exists."""
+    """The folder of a saved model, whole as far as the headers of its files tell. Raises UserError with what is wrong.
+
+    What is missing is named with the nearest folder that exists.
+    """
     if path is None:
         raise UserError(f"{key}: no model given; make the embedded one with `alp pretrain`, then pass {key}=<its run.dir>/model")
     folder = Path(path)
-    for name in ("config.json", "*.safetensors", "tokenizer_config.json"):
-        if not any(folder.glob(name)):
-            parent = next(above for above in [folder, *folder.parents] if above.is_dir())
-            raise UserError(f"{key}: no model in {folder} (no {name}); the nearest folder that exists is {parent}")
+    with reading(key, str(folder)[:200]):
+        for name in ("config.json", "*.safetensors", "tokenizer_config.json"):
+            if not any(folder.glob(name)):
+                parent = next(above for above in [folder, *folder.parents] if above.is_dir())
+                raise UserError(f"{key}: no model in {folder} (no {name}); the nearest folder that exists is {parent}")
+    model_files.check(folder, key)
     return folder
 
 
 def _load(kind: Any, folder: Path, **options: Any) -> Any:
-    """Read what ``save_pretrained`` wrote. Raises UserError for a model that comes with code of its own."""
+    """Read what ``save_pretrained`` wrote. Raises UserError for what cannot be read, and for a model that comes with code of its own."""
+    with reading("model.path", folder), _silent():
+        try:
+            return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise UserError(f"model.path: {folder} cannot be read as it is: it brings code of its own, which is never run") from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """transformers reports at length what is refused here in one line."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
-        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise UserError(f"model.path: {folder} cannot be read as it is: it brings code of its own, which is never run") from None
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def check_model(model: ModelConfig) -> Path:
@@ -127,17 +159,98 @@ def depth_of(folder: Path) -> int:
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """The model in ``dtype``, in evaluation mode (no dropout: a policy has one distribution)."""
-    model = _load(AutoModelForCausalLM, folder, dtype=dtype, use_safetensors=True)
+    """The model in ``dtype``, in evaluation mode (no dropout: a policy has one distribution).
+
+    Its ``read_from`` counts the stored tensors by dtype, and a line is logged where that is not ``dtype``. Raises UserError for a model
+    that is not whole: tensors missing, not expected, of another shape, of integers in place of floating ones, not finite.
+    """
+    stored = model_files.check(folder, "model.path")
+    planned = _planned(folder, stored)
+    model, report = _load(
+        AutoModelForCausalLM, folder, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    with reading("model.path", folder):
+        _check_whole(folder, model, planned, stored, report)
+    kinds = Counter(FLOATING[tensor.dtype] for tensor in stored.values() if tensor.dtype in FLOATING)
+    model.read_from = dict(sorted(kinds.items()))
+    wanted = str(dtype).removeprefix("torch.")
+    if others := [f"{count} tensors of {kind}" for kind, count in model.read_from.items() if kind != wanted]:
+        logger.info("%s: %s read into %s", folder, ", ".join(others), wanted)
     return model.to(device).eval()
 
 
+def _planned(folder: Path, stored: dict[str, Stored]) -> Any:
+    """The model that the configuration describes, without values. Raises UserError where the files cannot hold that much."""
+    config = _load(AutoConfig, folder)
+    with reading("model.path", folder), _silent(), torch.device("meta"):
+        planned = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    parts = {id(part): part for part in (*planned.parameters(), *planned.buffers())}
+    needed = sum(part.numel() * 4 for part in parts.values())
+    given = sum(4 * torch.Size(tensor.shape).numel() for tensor in stored.values())
+    if needed > 2 * given + _SPARE:
+        differ = {name: part.shape for name, part in planned.state_dict().items() if name in stored and part.shape != stored[name].shape}
+        named = listed("mis-shaped", (f"{name}: {list(stored[name].shape)} for {list(shape)}" for name, shape in differ.items()))
+        raise UserError(f"model.path: {folder}: config.json asks for {needed:.3g} bytes of float32, the files hold {given:.3g}: {named}")
+    return planned
+
+
+def _check_whole(folder: Path, model: Any, planned: Any, stored: dict[str, Stored], report: dict[str, Any]) -> None:
+    """Every value of the model comes from its files, as it stands there. Raises UserError with all that is wrong."""
+    values = dict(model.named_parameters()) | dict(model.state_dict())
+    shapes = (f"{name}: {list(there)} for {list(here)}" for name, there, here in report["mismatched_keys"])
+    untied = planned.all_tied_weights_keys.keys() - model.all_tied_weights_keys.keys()
+    kinds = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "mis-shaped": shapes,
+        "integer": _integers(values, stored),
+        "doubly stored": (f"{name}: tied by config.json, and stored with other values" for name in untied),
+        "non-finite": _not_finite(model),
+    }
+    faults = [listed(kind, names) for kind, names in ((kind, list(names)) for kind, names in kinds.items()) if names]
+    if faults:
+        raise UserError(f"model.path: {folder} is not whole: {'; '.join(faults)}")
+
+
+def _integers(values: dict[str, torch.Tensor], stored: dict[str, Stored]) -> list[str]:
+    """Stored integers that became floating values, which transformers casts without a word."""
+    found = []
+    for name, tensor in stored.items():
+        if tensor.dtype not in FLOATING:
+            targets = [value for other, value in values.items() if f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}")]
+            if any(value.is_floating_point() for value in targets):
+                found.append(f"{name}: {tensor.dtype} in {tensor.file}")
+    return found
+
+
+def _not_finite(model: Any) -> list[str]:
+    """Parameters, kept buffers and rotary frequencies with a NaN or an infinity; a tied one once."""
+    values = {id(value): (name, value) for name, value in reversed(list(model.state_dict(keep_vars=True).items()))}
+    tables = [(name, value) for name, value in model.named_buffers() if re.search(r"inv_freq$", name)]
+    return [name for name, value in (*values.values(), *tables) if value.is_floating_point() and not torch.isfinite(value).all()]
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside a model; padding falls back to the end token, which no mask ever counts as padding."""
+    """The tokenizer saved beside a model; padding falls back to the end token, which no mask ever counts as padding.
+
+    Raises UserError for one whose ids the model has no embeddings for.
+    """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, folder)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    with reading("model.path", folder):
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        _check_ids(tokenizer, folder)
     return tokenizer
+
+
+def _check_ids(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    rows = getattr(text_config(folder), "vocab_size", None)
+    added = tokenizer.get_added_vocab()
+    ids = [number for token, number in tokenizer.get_vocab().items() if token not in added]
+    ids += [number for number in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) if number is not None]
+    if rows is not None and (not ids or not 0 <= min(ids) <= max(ids) < rows):
+        given = f"{min(ids)} … {max(ids)}" if ids else "none"
+        raise UserError(f"model.path: the tokenizer in {folder} has the ids {given}, the model has embeddings for 0 … {rows - 1}")
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, beside: dict[str, Any] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from alp.errors import UserError
 
 _SOURCE = Path(__file__).resolve().parent.parent
+_BELOW = 256  # bytes of a path that a folder's own files may take
 _CHECKOUTS = (".git", ".hg", ".svn", ".jj", ".bzr")
 
 
@@ -42,13 +44,15 @@ def check_place(text: str | Path, key: str) -> Path:
 
 def _check_exists_or_can(real: Path) -> None:
     """Raise OSError unless the path is a folder or could become one."""
+    if len(os.fsencode(real)) + _BELOW > os.pathconf("/", "PC_PATH_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     for path in (real, *real.parents):
         try:
             os.lstat(path)
         except FileNotFoundError:
             continue
         if not path.is_dir():
-            raise NotADirectoryError(20, f"{path} is a file, not a folder")
+            raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file, not a folder")
         return
 
 

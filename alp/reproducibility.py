@@ -131,14 +131,6 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_files(folder: Path, pattern: str) -> str:
-    """One digest over names and contents of a folder's files that match."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob(pattern)):
-        digest.update(f"{path.name}\0{sha256_file(path)}\0".encode())
-    return digest.hexdigest()
-
-
 def stream(purpose: str, *key: int) -> Generator:
     """A random generator of its own for ``purpose`` and ``key``: two purposes never share numbers, whatever their keys."""
     word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")

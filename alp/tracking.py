@@ -20,10 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import yaml
-
 from alp import config, tracking_database
-from alp.foreign import reading
+from alp.foreign import read_json, read_yaml, reading
 from alp.grid import Grid
 from alp.ownership import claimed
 from alp.reproducibility import write_json
@@ -49,13 +47,14 @@ class Identity(TypedDict):
 
 def describe(run_dir: Path) -> Identity:
     """Experiment (the grid), run name and tags of a training folder, from its ``config.yaml``. Callers may add tags."""
-    chosen = config.validate("train", yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
+    chosen = config.validate("train", read_yaml("run", run_dir / "config.yaml"))
     tags = {"method": chosen.method.name, "task": chosen.task.name, "model": chosen.model.name, "seed": str(chosen.trainer.seed)}
     arm = chosen.run.arm or chosen.method.name
     tags |= {"config_hash": config.identity(chosen), "variant": arm.removeprefix(chosen.method.name).removeprefix("-") or "none"}
     if (run_dir / "provenance.json").is_file():  # of the training, not of the moment of logging
-        origin = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))
-        tags |= {"commit": str(origin["commit"]), "dirty": str(origin["dirty"]).lower(), "alp.identity": origin["identity"]}
+        origin = read_json("run", run_dir / "provenance.json")
+        with reading("run", run_dir / "provenance.json"):
+            tags |= {"commit": str(origin["commit"]), "dirty": str(origin["dirty"]).lower(), "alp.identity": str(origin["identity"])}
     return Identity(experiment=chosen.run.grid or "adhoc", name=f"{arm}/seed{chosen.trainer.seed}", tags=tags)
 
 
@@ -235,7 +234,7 @@ def _tags(run_dir: Path, tags: dict[str, str], database: Path | None) -> dict[st
     found["alp.run_dir"] = named.as_posix()
     active = run_dir / "active.json"
     if active.is_file():
-        found["alp.active"] = json.dumps(json.loads(active.read_text(encoding="utf-8")), sort_keys=True)
+        found["alp.active"] = json.dumps(read_json("run", active), sort_keys=True)
     return {key: value[:TAG] for key, value in found.items()}
 
 
@@ -252,7 +251,7 @@ def _log_pairs(client: MlflowClient, run: Run, path: Path, tags: dict[str, str])
     """Params of the configuration that are not there yet (they can never change) and tags that differ."""
     from mlflow.entities import Param, RunTag
 
-    params = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+    params = _flat(read_yaml("run", path)) if path.is_file() else ()
     new = [Param(key, value) for key, value in params if key not in run.data.params]
     for start in range(0, len(new), PAIRS):
         client.log_batch(run.info.run_id, params=new[start : start + PAIRS])
@@ -270,7 +269,7 @@ def _figures(folder: Path) -> dict[str, float]:
     """The headline figures of every evaluation, by metric name."""
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json("run", path)
         figures = {"accuracy": result.get("accuracy"), "greedy": result.get("greedy")}
         figures |= {f"pass_at_{k}": value for k, value in (result.get("pass_at_k") or {}).items()}
         found |= {f"evaluation/{path.stem}/{key}": value for key, value in figures.items()}

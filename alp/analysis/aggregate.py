@@ -14,7 +14,8 @@ import numpy as np
 
 from alp.analysis import passk, runs, statistics
 from alp.analysis.mismatch import mismatch_table
-from alp.analysis.runs import ArmRuns, Evaluation, Floats, Results
+from alp.analysis.records import Evaluation, Floats
+from alp.analysis.runs import ArmRuns, Results
 from alp.analysis.statistics import Interval
 from alp.analysis.tables import Cell, Table, number, percent, to_csv, to_latex, to_markdown, with_interval
 from alp.grid import Grid

@@ -24,6 +24,7 @@ from alp.analysis.dumps import Dump
 from alp.analysis.report import Shown, environment, markdown_table
 from alp.analysis.tables import Table, significant, to_csv, to_latex, to_markdown
 from alp.errors import UserError, nearest
+from alp.foreign import reading, shortened
 from alp.ownership import Claim, check
 from alp.policy.ratio import LOG_RATIO_BOUND
 from alp.schema import DiagnoseConfig
@@ -65,10 +66,11 @@ def diagnose(config: DiagnoseConfig) -> str:
 
 
 def _diagnose(config: DiagnoseConfig, source: Path, wanted: dict[str, str], claim: Claim, origin: dict[str, Any]) -> str:
-    try:
-        dump = dumps.check(dump_formats.read(source, wanted))
-    except UserError as error:
-        raise UserError(f"diagnose: {source.name}: {error}") from None
+    with reading("diagnose", source.name):
+        try:
+            dump = dumps.check(dump_formats.read(source, wanted))
+        except UserError as error:
+            raise UserError(f"diagnose: {shortened(source.name)}: {error}") from None
     reproducibility.fix_threads(config.threads)
     figures = measures.diagnostics(dump)
     parts = measures.step_figures(dump)

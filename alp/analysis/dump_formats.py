@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 
 from alp.analysis.dumps import Floats, Ints, Raw, choose_fields
 from alp.errors import UserError, nearest
+from alp.foreign import is_file, parse_json
 from alp.progress import Progress
 
 _MEGABYTE = 2**20
+_UNPACKED, _GROWTH = 2**30, 200  # what may be unpacked: so many bytes, or so many times the file
 _EVERY = 256  # lines between two looks at the clock
 SCALAR_PER_SEQUENCE = ("step", "advantages")  # `advantages` may also come per token
 
@@ -23,12 +26,12 @@ def read(path: Path, wanted: Mapping[str, str]) -> Raw:
     """The file's fields, unchecked. ``wanted`` maps field → name in the file. Raises :class:`UserError`."""
     if path.suffix not in READERS:
         raise UserError(f"unknown suffix '{path.suffix}' of {path.name}{nearest(path.suffix, READERS)}")
-    if not path.exists():
+    if not is_file(path):
+        if path.exists():
+            raise UserError(f"{path} is no file")
         folder = path.parent if path.parent.is_dir() else None
         known = [] if folder is None else [one.name for one in folder.iterdir() if one.suffix in READERS]
         raise UserError(f"no file {path}{nearest(path.name, known)}" if folder else f"no file {path}: no folder {path.parent}")
-    if not path.is_file():
-        raise UserError(f"{path} is no file")
     if not path.stat().st_size:
         raise UserError(f"{path} is empty")
     try:
@@ -86,7 +89,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line.rstrip(), object_pairs_hook=_once)
+                record = parse_json(line.rstrip(), _once)
             except RecursionError:
                 raise UserError(f"line {number} is nested too deeply: one object of lists expected") from None
             except ValueError as error:  # bytes that are no UTF-8 are a ValueError too
@@ -172,6 +175,10 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Raw:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
         chosen = choose_fields(names, wanted)
+        groups = (file.metadata.row_group(place) for place in range(file.metadata.num_row_groups))
+        columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+        read = [one.num_values for one in columns if one.path_in_schema.partition(".")[0] in chosen.values()]
+        _check_growth(path, 8 * sum(read))
         table = file.read(columns=list(dict.fromkeys(chosen.values())))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from None
@@ -232,6 +239,7 @@ def _read_npz(path: Path, wanted: Mapping[str, str]) -> Raw:
         raise UserError(f"{path} is no NPZ file (or was cut off): write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
+            _check_growth(path, sum(_claimed(archive.zip, entry) for entry in archive.zip.infolist()))
             names = archive.files
             chosen = choose_fields(names, wanted)
             arrays = {field: _array(archive, field, name) for field, name in chosen.items()}
@@ -254,6 +262,27 @@ def _read_npz(path: Path, wanted: Mapping[str, str]) -> Raw:
             tokens[field] = array.astype(np.float64).ravel()
             lengths[field] = np.full(array.shape[0], array.shape[1], dtype=np.int64)
     return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))), whole)
+
+
+def _claimed(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
+    """Bytes that an entry unpacks to. Raises UserError where the array's own header claims more, before that is allocated."""
+    with archive.open(entry) as stream:
+        try:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+        except ValueError:  # no array, or of a kind that is refused where it is read
+            return entry.file_size
+        claimed = math.prod(shape) * dtype.itemsize
+        if claimed > entry.file_size:
+            raise UserError(f"array {entry.filename} is damaged: it claims {claimed} bytes, the file has {entry.file_size} of it")
+    return max(entry.file_size, 0)
+
+
+def _check_growth(path: Path, size: int) -> None:
+    """Refuse a file that unpacks to very much more than it is. Raises UserError."""
+    if size > max(_UNPACKED, _GROWTH * path.stat().st_size):
+        raise UserError(f"{path.name} of {path.stat().st_size} bytes unpacks to {size:.3g}, as no log-probs do: write it uncompressed")
 
 
 def _array(archive: Any, field: str, name: str) -> Any:

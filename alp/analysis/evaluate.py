@@ -23,7 +23,7 @@ from alp.analysis.statistics import interval
 from alp.config import identity, origin_of
 from alp.ownership import Claim, check_finished
 from alp.progress import Progress
-from alp.reproducibility import code_hash, fix_threads, json_line, sha256_files, write_json, write_text
+from alp.reproducibility import code_hash, fix_threads, json_line, write_json, write_text
 from alp.rollout import contract
 from alp.rollout.engine import Purpose
 from alp.rollout.episodes import collect, response_text
@@ -111,7 +111,7 @@ class Sampler:
         parts = {
             "config_hash": identity(self._config),
             "code_hash": code_hash("alp.analysis.evaluate"),
-            "model_hash": sha256_files(self._folder, "*.*"),
+            "model_hash": models.content_hash(self._folder),
             "data_hash": hashlib.sha256("".join(json_line(asdict(problem)) for problem in self.problems).encode()).hexdigest(),
         }
         return origin_of(parts, self._config)

@@ -17,7 +17,8 @@ from alp.analysis.figures_limit import limit
 from alp.analysis.figures_mismatch import mismatch
 from alp.analysis.figures_sets import sets
 from alp.analysis.plots import Look
-from alp.analysis.runs import ArmRuns, Floats, Results
+from alp.analysis.records import Floats
+from alp.analysis.runs import ArmRuns, Results
 from alp.grid import Grid
 from alp.ownership import claimed
 

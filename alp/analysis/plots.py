@@ -23,7 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from alp.analysis.runs import ArmRuns, Floats, Results, label
+from alp.analysis.records import Floats
+from alp.analysis.runs import ArmRuns, Results, label
 from alp.analysis.statistics import Interval
 from alp.reproducibility import write_bytes
 

@@ -20,8 +20,9 @@ from typing import Any
 import jinja2
 
 from alp import reproducibility
-from alp.analysis import mismatch, runs
+from alp.analysis import mismatch, records, runs
 from alp.analysis.runs import Results
+from alp.foreign import reading
 from alp.grid import Grid
 from alp.ownership import claimed
 
@@ -102,29 +103,33 @@ def _command(verb: str, grid: Grid, results: Path) -> str:
 
 
 def _caption(name: str) -> str:
-    return " ".join(runs.read_text(CAPTIONS / f"{name}.rst", "git checkout workflow/report").split())
+    return " ".join(records.read_text(CAPTIONS / f"{name}.rst", "git checkout workflow/report").split())
 
 
 def _figure(grid: Grid, results: Path, name: str) -> Shown:
-    text = runs.read_text(grid.folder(results) / "figures" / f"{name}.svg", _command("figures", grid, results))
+    text = records.read_text(grid.folder(results) / "figures" / f"{name}.svg", _command("figures", grid, results))
     # an <img> is a document of its own: ids of different figures cannot meet, as they would inline
     encoded = base64.b64encode(text.encode()).decode()
     return Shown(name, TITLES[name], _caption(name), f"data:image/svg+xml;base64,{encoded}")
 
 
 def _table(grid: Grid, results: Path, name: str) -> Shown:
-    text = runs.read_text(grid.folder(results) / "tables" / f"{name}.md", _command("aggregate", grid, results))
-    return Shown(name, TITLES[name], _caption(name), markdown_table(text))
+    path = grid.folder(results) / "tables" / f"{name}.md"
+    text = records.read_text(path, _command("aggregate", grid, results))
+    with reading("results", path):
+        return Shown(name, TITLES[name], _caption(name), markdown_table(text))
 
 
 def _leakage(grid: Grid, results: Path) -> Shown:
     """How much of the evaluation sets stands in the training set, as `alp prepare` found it."""
-    text = runs.read_text(grid.data_dir(results) / "leakage.md", shlex.join(["alp", "prepare", *grid.overrides("prepare", results)]))
-    return Shown("leakage", TITLES["leakage"], _caption("leakage"), markdown_table(text))
+    path = grid.data_dir(results) / "leakage.md"
+    text = records.read_text(path, shlex.join(["alp", "prepare", *grid.overrides("prepare", results)]))
+    with reading("results", path):
+        return Shown("leakage", TITLES["leakage"], _caption("leakage"), markdown_table(text))
 
 
 def _rows(grid: Grid, results: Path, name: str) -> list[Row]:
-    text = runs.read_text(grid.folder(results) / "tables" / f"{name}.csv", _command("aggregate", grid, results))
+    text = records.read_text(grid.folder(results) / "tables" / f"{name}.csv", _command("aggregate", grid, results))
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -214,13 +219,19 @@ SETTINGS = ("Numerator", "Denominator", "Level", "Clip range", "Dual clip", "Cor
 
 def _settings(loaded: Results, name: str, folder: Path) -> list[str]:
     """What was active in the arm's first seed, by its own record: name and one cell per entry of ``SETTINGS``."""
-    active = runs.read_json(folder / "active.json", runs.build_command(loaded.grid))
+    path = folder / "active.json"
+    active = records.read_json(path, runs.build_command(loaded.grid))
+    with reading("results", path):
+        return [runs.label(name), *_cells(active)]
+
+
+def _cells(active: dict[str, Any]) -> list[str]:
     low, high = active.get("clip_low"), active.get("clip_high")
     clip = f"[{1 - low:.6g}, {1 + high:.6g}]" if low is not None and high is not None else None
     cells = [active.get(key) for key in ("numerator", "denominator", "level")]
     cells += [clip, active.get("dual_clip"), _correction(active.get("correction")), _noise(active.get("perturbation"))]
     cells += [_rollout(active), active.get("train_dtype")]
-    return [runs.label(name), *("–" if cell in (None, "") else f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in cells)]
+    return ["–" if cell in (None, "") else f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in cells]
 
 
 def _rollout(active: dict[str, Any]) -> str:
@@ -259,7 +270,7 @@ def _layers(value: Any) -> str:
 def _origins(loaded: Results) -> list[tuple[str, int, dict[str, Any]]]:
     """Arm, seed and ``provenance.json`` of every run: what each was really trained with, whatever is checked out now."""
     every = (run for arm in loaded.arms for run in arm.runs)
-    return [(runs.label(run.arm), run.seed, runs.read_json(run.folder / "provenance.json", run.rebuild)) for run in every]
+    return [(runs.label(run.arm), run.seed, records.read_json(run.folder / "provenance.json", run.rebuild)) for run in every]
 
 
 def _distinct(origins: list[tuple[str, int, dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ Numpy alone: pandas, plotting and templates are imported by the modules that nee
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 from alp import config
 from alp import grid as grids
 from alp.analysis import statistics
+from alp.analysis.records import STEP, UPDATE, Evaluation, Floats, damaged, read_evaluation, read_lines
 from alp.analysis.statistics import Interval
-from alp.errors import UserError
 from alp.grid import Arm, Grid
 from alp.schema import HFRollout, Method, TrainConfig, VLLMRollout
 
@@ -44,7 +43,6 @@ FIGURES = (
     "sigma",
 )
 BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
-Floats = NDArray[np.float64]
 
 _ACRONYMS = {"grpo", "gspo", "mis", "tis", "alp"}
 _VARIANTS = {
@@ -62,29 +60,6 @@ _NOISE = re.compile(r"sigma0(\d+)")  # the usual label of a σ_0 override: sigma
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One model on one set. ``correct`` and ``greedy_correct`` are (problems,) in the order of ``problem_ids``."""
-
-    set: str
-    problems: int
-    samples: int
-    accuracy: float
-    greedy: float | None
-    correct: NDArray[np.int64]
-    greedy_correct: NDArray[np.int64] | None
-    response_length: float | None
-    truncated: float | None
-    problem_ids: tuple[str, ...]
-    config_hash: str | None
-
-    @property
-    def per_problem(self) -> Floats:
-        """Fraction of right samples (problems,)."""
-        fractions: Floats = self.correct / self.samples
-        return fractions
-
-
-@dataclass(frozen=True)
 class Run:
     """One training job and the evaluation of its last weights."""
 
@@ -98,7 +73,7 @@ class Run:
     @cached_property
     def updates(self) -> tuple[dict[str, Any], ...]:
         """Lines of ``updates.jsonl``; read on first use, tables never need them."""
-        return tuple(_read_lines(self.folder / "updates.jsonl", self.rebuild))
+        return tuple(read_lines(self.folder / "updates.jsonl", UPDATE, self.rebuild))
 
 
 @dataclass(frozen=True)
@@ -277,79 +252,19 @@ def evaluation_set(grid: Grid) -> str:
     return str(config.load("evaluate", grid.overrides("evaluate", "results")).evaluation.set)
 
 
-def read_text(path: Path, command: str) -> str:
-    """A result file's text; without the file a :class:`UserError` that names the command which builds it."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"no {path}: build it with '{command}'") from None
-
-
-def _damaged(path: Path, what: str, command: str) -> UserError:
-    return UserError(f"{path} {what}: delete it and build it again with '{command}'")
-
-
-def read_json(path: Path, command: str) -> dict[str, Any]:
-    """A JSON object from a result file."""
-    try:
-        value = json.loads(read_text(path, command))
-    except json.JSONDecodeError as error:
-        raise _damaged(path, f"is no valid JSON (line {error.lineno})", command) from None
-    if not isinstance(value, dict):
-        raise _damaged(path, "holds no JSON object", command)
-    return value
-
-
-def _read_lines(path: Path, command: str) -> list[dict[str, Any]]:
-    lines = []
-    for number, text in enumerate(read_text(path, command).splitlines(), start=1):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            raise _damaged(path, f"is no valid JSON at line {number}", command) from None
-    return lines
-
-
-def _read_evaluation(path: Path, command: str) -> Evaluation:
-    plain = read_json(path, command)
-    try:
-        greedy = plain.get("greedy_correct")
-        record = Evaluation(
-            set=plain["set"],
-            problems=plain["problems"],
-            samples=plain["samples"],
-            accuracy=plain["accuracy"],
-            greedy=plain.get("greedy"),
-            correct=np.asarray(plain["correct"], dtype=np.int64),
-            greedy_correct=None if greedy is None else np.asarray(greedy, dtype=np.int64),
-            response_length=plain.get("response_length"),
-            truncated=plain.get("truncated"),
-            problem_ids=tuple(map(str, plain["problem_ids"])),
-            config_hash=plain.get("config_hash"),
-        )
-    except KeyError as error:
-        raise _damaged(path, f"lacks {error}", command) from None
-    marks = record.problems if record.greedy_correct is None else len(record.greedy_correct) or record.problems
-    if not record.problems == len(record.correct) == len(record.problem_ids) == marks > 0:
-        raise _damaged(path, "counts its problems differently in different places", command)
-    if record.correct.min() < 0 or record.correct.max() > record.samples:
-        raise _damaged(path, f"has counts of right samples outside 0 ... {record.samples}", command)
-    return record
-
-
 def _read_run(grid: Grid, results: Path, arm: str, seed: int, name: str) -> Run:
     folder, command = grid.run_dir(results, arm, seed), build_command(grid)
-    metrics = _read_lines(folder / "metrics.jsonl", command)
-    if not metrics or not all("step" in line for line in metrics):
-        raise _damaged(folder / "metrics.jsonl", "is empty or has lines without a step", command)
-    evaluation = _read_evaluation(folder / "evaluation" / f"{name}.json", command)
+    metrics = read_lines(folder / "metrics.jsonl", STEP, command)
+    if not metrics or not all(isinstance(line.get("step"), int) for line in metrics):
+        raise damaged(folder / "metrics.jsonl", "is empty or has lines without a step", command)
+    evaluation = read_evaluation(folder / "evaluation" / f"{name}.json", command)
     return Run(arm, seed, folder, tuple(metrics), evaluation, command)
 
 
 def load(grid: Grid, results: str | Path) -> Results:
     """Read a finished grid. Raises :class:`UserError` for a missing or damaged file, or evaluations that cannot be compared."""
     root, name, command = Path(results), evaluation_set(grid), build_command(grid)
-    base = _read_evaluation(grid.base_dir(root) / "evaluation" / f"{name}.json", command)
+    base = read_evaluation(grid.base_dir(root) / "evaluation" / f"{name}.json", command)
     arms = []
     for arm in grid.arms:
         job = job_of(grid, arm)
@@ -358,11 +273,11 @@ def load(grid: Grid, results: str | Path) -> Results:
     for run in (run for arm in arms for run in arm.runs):
         if (run.evaluation.problem_ids, run.evaluation.samples) != (base.problem_ids, base.samples):
             path = run.folder / "evaluation" / f"{name}.json"
-            raise _damaged(path, "has other problems or samples than the base model's evaluation", command)
+            raise damaged(path, "has other problems or samples than the base model's evaluation", command)
     sets = _sets(grid.parts, base)
     if sets is None:
         path = grid.base_dir(root) / "evaluation" / f"{name}.json"
-        raise _damaged(path, f"does not hold the sets {', '.join(grid.parts)}, each in one piece", command)
+        raise damaged(path, f"does not hold the sets {', '.join(grid.parts)}, each in one piece", command)
     return Results(grid, base, tuple(arms), sets)
 
 

@@ -11,7 +11,6 @@ import gzip
 import json
 import logging
 import shutil
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +67,15 @@ class Chunks:
     def read(self, place: int, expected: Sequence[tuple[str, int | None]]) -> list[Sample] | None:
         """The samples of a finished chunk; None where there is none, or not exactly the ``expected`` (problem, sample) pairs in it."""
         path = self._path(place)
+        if path.exists() and not path.is_file():
+            logger.warning("%s is no file: its problems are sampled again", path)
+            return None
         try:
             lines = gzip.decompress(path.read_bytes()).decode().splitlines()
             found = [_sample(json.loads(line)) for line in lines]
         except FileNotFoundError:
             return None
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever a damaged file makes of its readers
             logger.warning("%s is damaged (%s): its problems are sampled again", path, error)
             return None
         if [(item.problem_id, item.sample) for item in found] != list(expected):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alp.errors import UserError, nearest
+from alp.foreign import is_file, is_folder, read_lines, reading
 from alp.schema_tasks import Length, Source
 from alp.tasks.task import Problem
 
@@ -41,21 +41,11 @@ def load(source: Source, name: str, length: Length | None, place: str) -> tuple[
 
 def _local(source: Source, place: str) -> tuple[list[Row], Step]:
     path = Path(str(source.path))
-    if not path.is_file():
-        parent = next(above for above in path.absolute().parents if above.is_dir())
+    if not is_file(path):
+        parent = next(above for above in path.absolute().parents if is_folder(above))
         hint = nearest(path.name, [found.name for found in parent.glob("*.jsonl")])
         raise UserError(f"{place}.path: no file {path}; the nearest folder that exists is {parent}{hint}")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # texts hold other line breaks than \n
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(f"{place}.path: {path}, line {number}: a JSON object expected")
-            rows.append(row)
-    return rows, {"source": path.name}
+    return [row for _, row in read_lines(f"{place}.path", path)], {"source": path.name}
 
 
 def _hub(source: Source, place: str) -> tuple[list[Row], Step]:
@@ -142,9 +132,10 @@ def _measure(length: Length) -> Callable[[str], int]:
     from transformers import AutoTokenizer
 
     folder = Path(length.tokenizer)
-    if not (folder / "tokenizer_config.json").is_file():
+    if not is_file(folder / "tokenizer_config.json"):
         raise UserError(f"task.length.tokenizer: no tokenizer in {folder} (no tokenizer_config.json)")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with reading("task.length.tokenizer", folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
 
 

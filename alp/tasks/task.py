@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from alp.errors import UserError, nearest
-from alp.foreign import read_text
+from alp.foreign import is_file, read_lines
 from alp.reproducibility import stream
 from alp.schema_tasks import SPLITS, ArithmeticTask, ReasoningGymTask, SumsInWordsTask
 
@@ -90,16 +89,13 @@ def check_set(name: str, known: Sequence[str]) -> None:
 def read_problems(folder: Path, split: str) -> list[Problem]:
     """Problems of a prepared split. Raises UserError naming the file and what is wrong with it."""
     path = folder / f"{split}.jsonl"
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"task.data: no {path}; build it with: alp prepare run.dir={folder}")
     problems = []
-    for number, line in enumerate(read_text("task.data", path).split("\n"), start=1):  # a problem may hold other line breaks
-        if not line:
-            continue
-        try:
-            problems.append(Problem(**json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            raise UserError(f"task.data: {path}, line {number}: fields id, problem, answer, source expected") from None
+    for number, row in read_lines("task.data", path):
+        if row.keys() != Problem.__annotations__.keys() or not all(isinstance(value, str) for value in row.values()):
+            raise UserError(f"task.data: {path}, line {number}: fields id, problem, answer, source expected, each a text")
+        problems.append(Problem(**row))
     if not problems:
         raise UserError(f"task.data: {path} holds no problem")
     return check_problems(problems, f"task.data: {path}")

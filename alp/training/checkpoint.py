@@ -72,6 +72,8 @@ def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     root = run_dir / "checkpoints"
     for folder in sorted(root.glob("step_*"), reverse=True):
         try:
+            if not all((folder / name).is_file() for name in ("checkpoint.json", "state.pt")):  # a pipe would be waited for
+                raise ValueError("a file of it is missing")
             card = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
             if card.get("format") != FORMAT:
                 logger.warning("%s has format %s, this version reads %d: not used", folder, card.get("format", 1), FORMAT)

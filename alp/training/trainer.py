@@ -18,7 +18,7 @@ from alp.lifetime import StopRequest
 from alp.ownership import Claim, check_finished
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
 from alp.progress import Progress
-from alp.reproducibility import code_hash, fix_threads, json_line, provenance, sha256_files, write_json, write_text
+from alp.reproducibility import code_hash, fix_threads, json_line, provenance, write_json, write_text
 from alp.rollout import choose, contract, prompts
 from alp.rollout.engine import Engine, Purpose
 from alp.rollout.episodes import Trajectory, collect
@@ -94,6 +94,7 @@ class Job:
         )
         self.limits = self._check_prompts(folder)
         self.model = models.load_model(folder, self.device)
+        self.read_from: dict[str, int] = self.model.read_from
         self._check_room()
         if config.model.gradient_checkpointing:
             models.checkpoint_layers(self.model)
@@ -392,6 +393,8 @@ class Job:
         write_json(self.run_dir / "provenance.json", self.provenance)
         active = describe_active(self.config, self.engine, self.model, self.updater)
         check_active(self.config, active)
+        if set(self.read_from) != {"float32"}:
+            active["weights_read_from"] = self.read_from
         write_json(self.run_dir / "active.json", active)
 
 
@@ -402,7 +405,7 @@ def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[st
         "environment_hash": hashlib.sha256(json_line(versions).encode()).hexdigest(),
         "config_hash": identity(config),
         "code_hash": code_hash("alp.training.trainer"),
-        "model_hash": sha256_files(model, "*.*"),
+        "model_hash": models.content_hash(model),
         "data_hash": hashlib.sha256("".join(json_line(asdict(problem)) for problem in problems).encode()).hexdigest(),
     }
     return parts | {"identity": hashlib.sha256(json_line(parts).encode()).hexdigest()}
