@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from alp.reproducibility import ROOT
+from alp.reproducibility import ROOT, note
 from alp.rollout import vllm_server
 from alp.rollout.wire import Channel, Closed, TimedOut
 from alp.schema import VLLMRollout
@@ -100,6 +100,7 @@ class Process:
         if scratch is not None and sockets and len(os.fsencode(scratch.absolute())) > _SOCKET_NAME:
             scratch = None
         self.folder = Path(tempfile.mkdtemp(prefix="alp-vllm-", dir=scratch)).absolute()
+        note(log)
         ours, theirs = socket.socketpair()
         try:
             with log.open("ab") as output, theirs:

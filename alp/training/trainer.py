@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from alp import models
-from alp.config import identity, to_yaml
+from alp.config import to_yaml
 from alp.errors import Interrupted, UserError
 from alp.lifetime import StopRequest
 from alp.ownership import Claim, check_finished
 from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
 from alp.progress import Progress
-from alp.reproducibility import code_hash, fix_threads, json_line, provenance, write_json, write_text
-from alp.rollout import choose, contract, prompts
+from alp.reproducibility import fix_threads, json_line, provenance, write_json, write_text
+from alp.rollout import choose, prompts
 from alp.rollout.engine import Engine, Purpose
 from alp.rollout.episodes import Trajectory, collect
 from alp.rollout.hf import HFEngine
-from alp.schema import HFRollout, TrainConfig, VLLMRollout
+from alp.schema import HFRollout, TrainConfig
 from alp.tasks.catalogue import load_task
-from alp.tasks.task import Problem, check_disjoint, select
-from alp.training import checkpoint
+from alp.tasks.task import select
+from alp.training import checkpoint, inputs
 from alp.training.active import check_active, check_perturbed, describe_active
 from alp.training.batch import Batch, collate
 from alp.training.forward import frozen_log_probs, sequence_log_probs, token_log_probs
@@ -79,20 +78,20 @@ class Job:
         self.config, self.run_dir, self.on_step, self.stop = config, run_dir, on_step, stop or StopRequest()
         folder = models.check_model(config.model)
         check_finished(folder, "model.path")
-        _check_layers(config, folder)
+        inputs.check_layers(config, folder)
         choose.check(config.rollout, folder)
         self.device = models.resolve_device(config.trainer.device)
         self.task = load_task(config.task)
         self.problems, self.validation = self.task.problems("train"), self.task.problems("validation")
-        _check_problems(self.problems, self.validation)
-        self.provenance = provenance() | origin(config, folder, [*self.problems, *self.validation])
+        inputs.check_problems(self.problems, self.validation)
+        self.provenance = provenance() | inputs.origin(config, folder, [*self.problems, *self.validation])
         accept(self.origin)
         fix_threads(config.trainer.threads)
         self.tokenizer = models.load_tokenizer(folder)
         self.sampling = prompts.sampling(
             self.tokenizer, config.model, temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens
         )
-        self.limits = self._check_prompts(folder)
+        self.limits = inputs.check_prompts(config, folder, self.tokenizer, self.task, self.problems, self.validation)
         self.model = models.load_model(folder, self.device)
         self.read_from: dict[str, int] = self.model.read_from
         self._check_room()
@@ -115,17 +114,6 @@ class Job:
         self.records = dict.fromkeys(RECORDS, "")
         self.done = 0  # steps
         self.current: UnderWay | None = None
-
-    def _check_prompts(self, folder: Path) -> contract.Limits:
-        """Refuse problems that this model cannot be asked; a validation set that nothing reads may be empty."""
-        trainer, rollout, model = self.config.trainer, self.config.rollout, self.config.model
-        most = rollout.max_length if isinstance(rollout, VLLMRollout) else None
-        limits = contract.limits_of(folder, self.tokenizer, most)
-        sets = {"train": self.problems}
-        if self.validation or trainer.validate_every or trainer.probe_every or isinstance(rollout, VLLMRollout):
-            sets["validation"] = self.validation
-        contract.check_prompts(self.tokenizer, self.task, sets, model=model, limits=limits, max_new_tokens=rollout.max_new_tokens)
-        return limits
 
     def _check_room(self) -> None:
         trainer, rollout = self.config.trainer, self.config.rollout
@@ -396,34 +384,3 @@ class Job:
         if set(self.read_from) != {"float32"}:
             active["weights_read_from"] = self.read_from
         write_json(self.run_dir / "active.json", active)
-
-
-def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[str, str]:
-    """Hashes of everything a job's results follow from, and ``identity`` over all of them: what may continue a checkpoint."""
-    versions = {name: version for name, version in provenance()["versions"].items() if name not in ("mlflow", "snakemake")}
-    parts = {
-        "environment_hash": hashlib.sha256(json_line(versions).encode()).hexdigest(),
-        "config_hash": identity(config),
-        "code_hash": code_hash("alp.training.trainer"),
-        "model_hash": models.content_hash(model),
-        "data_hash": hashlib.sha256("".join(json_line(asdict(problem)) for problem in problems).encode()).hexdigest(),
-    }
-    return parts | {"identity": hashlib.sha256(json_line(parts).encode()).hexdigest()}
-
-
-def _check_layers(config: TrainConfig, folder: Path) -> None:
-    """Refuse a band outside the model before its weights are read."""
-    if config.method.perturbation is None:
-        return
-    try:
-        config.method.perturbation.check_depth(models.depth_of(folder))
-    except ValueError as error:
-        raise UserError(f"train: {error}") from None
-
-
-def _check_problems(training: list[Problem], validation: list[Problem]) -> None:
-    """Refuse data in which a validation problem is trained on."""
-    try:
-        check_disjoint({"train": training, "validation": validation})
-    except ValueError as error:
-        raise UserError(f"task.data: {error}") from None
