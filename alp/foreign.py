@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alp.errors import Interrupted, UserError
+from alp.errors import GraderError, Interrupted, UserError
 
-_OURS = (UserError, Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit)
+_OURS = (UserError, GraderError, Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # troubles of this machine, which the command line reports in its own words
 _LONGEST = 300  # characters of a library's message
 
