@@ -107,9 +107,9 @@ class Worker:
             self._start()
         if module in self._ready:
             return
-        package = module.partition(".")[0]
+        packages = {name: _package_file(name) for name in ("alp", module.partition(".")[0])}
         try:
-            found = self._exchange({"package": package, "file": _package_file(package), "import": module}, _START_SECONDS)
+            found = self._exchange({"packages": packages, "import": module}, _START_SECONDS)
         except (OSError, EOFError, ValueError) as error:
             raise UnfitError(f"a worker does not start: {self._last_words() or type(error).__name__}") from error
         if "fault" in found:

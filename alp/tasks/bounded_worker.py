@@ -1,7 +1,7 @@
 """The other end of :mod:`alp.tasks.bounded_process`: answers each request in a fork of its own, which alone can be hurt by it.
 
-Started as a file, with nothing but the standard library; reads one JSON object a line. ``{"package", "file", "import"}`` takes a package
-from that very file, imports a module of it and answers ``{"libraries": {package: [file, version, distribution]}}``.
+Started as a file, with nothing but the standard library; reads one JSON object a line. ``{"packages": {name: file}, "import"}`` takes
+packages from those very files, imports a module and answers ``{"libraries": {package: [file, version, distribution]}}``.
 ``{"module", "job", "arguments", "cpu_seconds", "memory_bytes"}`` is answered with ``{"value"}`` or ``{"fault", "detail"}``. A fork has its
 time limit in CPU seconds and a limit on its address space; what it leaves behind in caches dies with it, so that no answer depends on the
 ones before. The worker ends when its input does.
@@ -41,23 +41,14 @@ def main() -> None:
 
 def _imported(request: dict[str, Any]) -> dict[str, Any]:
     """Import the module, and say what it and its libraries were taken from."""
-    name, file = request["package"], request["file"]
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[os.path.dirname(file)])
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = package = importlib.util.module_from_spec(spec)
-        root = os.path.dirname(os.path.dirname(file))
-        outside = [place for place in sys.path if os.path.realpath(place) == os.path.realpath(root)]
-        if not any("site-packages" in place or "dist-packages" in place for place in outside):
-            for place in outside:  # an editable install may name the checkout; what else lies there is no library
-                sys.path.remove(place)
-        spec.loader.exec_module(package)
+    for name, file in request["packages"].items():
+        if name not in sys.modules:
+            _take(name, file)
     module = importlib.import_module(request["import"])
-    home = os.path.realpath(os.path.dirname(file))
+    found: dict[str, Any] = {name: [sys.modules[name].__file__, None, None] for name in request["packages"]}
+    home = os.path.realpath(os.path.dirname(found[request["import"].partition(".")[0]][0]))
     if os.path.commonpath([os.path.realpath(str(module.__file__)), home]) != home:
         raise ImportError(f"{module.__name__} was imported from {module.__file__}")
-    found: dict[str, Any] = {name: [sys.modules[name].__file__, None, None]}
     for library, distribution in getattr(module, "LIBRARIES", {}).items():
         loaded = importlib.import_module(library)
         version = getattr(loaded, "__version__", None) or importlib.metadata.version(distribution)
@@ -66,6 +57,18 @@ def _imported(request: dict[str, Any]) -> dict[str, Any]:
     os.dup2(nowhere, 2)
     os.close(nowhere)
     return {"libraries": found}
+
+
+def _take(name: str, file: str) -> None:
+    """A package from that very file; the folder beside it is no place to find libraries in."""
+    root = os.path.realpath(os.path.dirname(os.path.dirname(file)))
+    if os.path.basename(root) not in ("site-packages", "dist-packages"):  # an editable install may name the checkout
+        sys.path[:] = [place for place in sys.path if os.path.realpath(place) != root]
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[os.path.dirname(file)])
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
 
 
 def _answer(request: dict[str, Any]) -> bytes:

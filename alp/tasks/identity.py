@@ -93,7 +93,7 @@ def _value(formula: Any, point: dict[Any, float]) -> Any:
         with mp.workdps(digits):
             try:
                 values.append(_at(formula, point))
-            except (ValueError, ArithmeticError, mpmath.libmp.NoConvergence):
+            except (ValueError, ArithmeticError, TypeError, NotImplementedError, mpmath.libmp.NoConvergence):
                 raise _UnknownError from None
     if values[1] == 0 or abs(values[0] - values[1]) > _SAME * abs(values[1]) / 1000:  # nothing but rounding is left of it
         raise _UnknownError

@@ -120,7 +120,7 @@ class _Measure:
             return _power(part, inside)
         if isinstance(part, _FACTORIALS):
             number = _number(digits[0])
-            return number * math.log10(number + 1), 1.0
+            return float(number * math.log10(number + 1)), 1.0
         if isinstance(part, binomial):
             return _choices(part, digits), 1.0
         if isinstance(part, NumberSymbol):
@@ -133,15 +133,12 @@ class _Measure:
 def _digits(number: int) -> float:
     """log10 of an integer's size; of 0 and 1: 0."""
     size = abs(int(number))
-    return (
-        (size.bit_length() - 60) * math.log10(2) + math.log10(size >> (size.bit_length() - 60))
-        if size >= 1 << 60
-        else math.log10(max(1, size))
-    )
+    rest = max(0, size.bit_length() - 60)
+    return rest * math.log10(2) + math.log10(max(1, size >> rest))
 
 
 def _number(digits: float) -> float:
-    return 10.0 ** min(digits, 300.0)
+    return float(10.0 ** min(digits, 300.0))
 
 
 def _power(part: Any, inside: list[tuple[float, float]]) -> tuple[float, float]:
@@ -158,7 +155,7 @@ def _power(part: Any, inside: list[tuple[float, float]]) -> tuple[float, float]:
             raise BeyondError(f"more than {MOST_TERMS} terms when multiplied out")
         shared = math.lgamma(count + terms) - math.lgamma(count + 1) - math.lgamma(terms)
         terms = math.exp(min(shared, 300.0)) if count else 1.0
-    return float(digits * max(times, 1.0)), terms
+    return float(digits * max(times, 1.0)), float(terms)
 
 
 def _choices(part: Any, digits: list[float]) -> float:
@@ -170,7 +167,8 @@ def _choices(part: Any, digits: list[float]) -> float:
 
 def _check_calculus(part: Any) -> None:
     inside = list(preorder_traversal(part.args[0]))
-    if any(isinstance(one, (*_RANGED, *_LIMITS)) for one in inside):
+    several = len(part.args) > 2 and not isinstance(part, Limit)  # sympy makes one of two within each other
+    if several or any(isinstance(one, (*_RANGED, *_LIMITS)) for one in inside):
         raise BeyondError("sums, integrals or limits within each other")
     endless = any(end.is_infinite for limit in part.args[1:] for end in getattr(limit, "args", ()))
     if (isinstance(part, _LIMITS) or endless) and len(inside) > MOST_CALCULUS:
