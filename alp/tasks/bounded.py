@@ -51,7 +51,7 @@ class Pool:
     def run(self, module: str, job: str, arguments: Sequence[Any], limits: Limits = LIMITS) -> Outcome:
         """``JOBS[job](*arguments)`` of ``module`` in a worker, tried once; arguments and value are what JSON can carry."""
         worker = self._idle.get()
-        worker.proven = False  # no longer fresh
+        worker.fresh = worker.proven = False
         try:
             return worker.run(module, job, arguments, limits)
         finally:
@@ -90,8 +90,7 @@ class Pool:
         with self._alone() as worker:
             _prove(worker, work, limits)
             outcome = worker.run(work.module, work.job, arguments, limits)
-            if outcome.fault in _AGAIN:
-                worker.stop()  # the next second try has a fresh one too
+            worker.proven = worker.proven and outcome.fault not in _AGAIN
             return outcome
 
     @contextlib.contextmanager
@@ -120,11 +119,11 @@ class Pool:
 
 def _prove(worker: Worker, work: Work, limits: Limits) -> None:
     """A fresh worker that gave the known values, tried twice. Raises GraderError naming what happened instead."""
-    found = ""
-    for _ in range(2):
-        if worker.proven:
-            return
-        worker.stop()
+    found, tries = "", 0
+    while not worker.proven and tries < 2:
+        if not worker.fresh or found:
+            worker.stop()
+        tries += worker.pid is None
         for job, arguments, value in work.known:
             outcome = worker.run(work.module, job, arguments, limits)
             if outcome.fault is not None or outcome.value != value:

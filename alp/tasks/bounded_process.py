@@ -69,7 +69,8 @@ class Worker:
     """One subprocess, started at the first request and again after a death. Not safe from two threads at once."""
 
     def __init__(self) -> None:
-        self.proven = False  # a known pair came out right since it was started
+        self.fresh = True  # nothing but known requests, and second tries after them, since it was started
+        self.proven = False  # the known requests came out right, and nothing went wrong since
         self._process: subprocess.Popen[bytes] | None = None
         self._words: IO[bytes] | None = None
         self._ready: set[str] = set()
@@ -179,7 +180,7 @@ class Worker:
 
     def stop(self) -> None:
         """Kill the worker and the fork it may have; the next request starts another."""
-        self.proven = False
+        self.fresh, self.proven = True, False
         self._ready.clear()
         process, self._process = self._process, None
         if process is not None:

@@ -33,7 +33,7 @@ def main() -> None:
     for line in requests:
         request = json.loads(line)
         try:
-            answer = json.dumps(_imported(request)).encode() if "import" in request else _answer(request)
+            answer = json.dumps(_imported(request)).encode() if "import" in request else _answer(request, answers)
         except Exception as error:
             answer = json.dumps(_fault("unfit", error)).encode()
         _write(answers, len(answer).to_bytes(8, "little") + answer)
@@ -51,8 +51,7 @@ def _imported(request: dict[str, Any]) -> dict[str, Any]:
         raise ImportError(f"{module.__name__} was imported from {module.__file__}")
     for library, distribution in getattr(module, "LIBRARIES", {}).items():
         loaded = importlib.import_module(library)
-        version = getattr(loaded, "__version__", None) or importlib.metadata.version(distribution)
-        found[library] = [loaded.__file__, str(version), distribution]
+        found[library] = [loaded.__file__, importlib.metadata.version(distribution), distribution]
     nowhere = os.open(os.devnull, os.O_WRONLY)  # so far it went to the process that started this one
     os.dup2(nowhere, 2)
     os.close(nowhere)
@@ -71,7 +70,7 @@ def _take(name: str, file: str) -> None:
     spec.loader.exec_module(package)
 
 
-def _answer(request: dict[str, Any]) -> bytes:
+def _answer(request: dict[str, Any], answers: int) -> bytes:
     """What a fork makes of the request."""
     module = importlib.import_module(request["module"])
     if hasattr(module, "warm"):
@@ -82,6 +81,7 @@ def _answer(request: dict[str, Any]) -> bytes:
         status = 1
         try:
             os.close(reading)
+            os.close(answers)  # when the worker goes, whoever asked is to see it at once
             try:
                 _limit(request)
             except (OSError, ValueError):

@@ -2,7 +2,7 @@
 
 sympy's ``simplify`` searches for a shorter form step by step and may stop at a longer one (it turns multiples of four in a cosine into
 powers of a sine, from which it finds no way back), so that what it does not reduce to 0 need not differ. Values decide that: where two
-analytic expressions agree to 30 digits at points of several sizes and both signs, complex values included, they are one; where they differ
+analytic expressions agree to 60 digits at points of several sizes and both signs, complex values included, they are one; where they differ
 at one point, they are two. Where too few values can be had, nothing is said.
 """
 
@@ -18,8 +18,8 @@ from mpmath import mp, mpf
 
 _POINTS = ((0.3, 1.7, "+"), (0.2, 2.5, "±"), (0.5, 4.0, "-"), (3.0, 9.0, "±"), (10.0, 60.0, "+"), (60.0, 900.0, "±"))  # sizes and signs
 _LEAST = 3  # points whose values are known
-_DIGITS = (60, 120)  # a value is known when both precisions agree
-_SAME = mpf(10) ** -30  # relative
+_DIGITS = (90, 180)  # a value is known when both precisions agree
+_SAME = mpf(10) ** -60  # relative
 _APART = mpf(10) ** -6  # relative; constants nearer than this are left to others, who know about rounded decimals
 _LARGEST = 200_000  # bits of a value before the point
 _PRECISE = 100  # bits before the point of what a sine or a power can still be had of
@@ -87,7 +87,7 @@ def _sign(signs: str, index: int) -> int:
 
 
 def _value(formula: Any, point: dict[Any, float]) -> Any:
-    """The value at a point to 30 digits."""
+    """The value at a point to 60 digits and a few more."""
     values = []
     for digits in _DIGITS:
         with mp.workdps(digits):

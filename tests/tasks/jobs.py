@@ -52,18 +52,27 @@ def babble() -> str:
 
 
 def answer(response: str, gold: str, style: str) -> Any:
-    """The real grader; a response that names one of the acts above is hurt by it, ``once <act> <file>`` only while there is no file."""
+    """The real grader; a response ``a+<act>`` is hurt by that act, ``a+once <act> <file>`` only while there is no file."""
     from alp.tasks import algebra
 
-    words = response.split()
+    act = response.removeprefix("a+")
+    words = act.split()
     if words[:1] == ["once"]:
         if not Path(words[2]).exists():
             Path(words[2]).touch()
             ACTS[words[1]]()
         return algebra.grade("b+a", gold, style)
-    if response in ACTS:
-        ACTS[response]()
+    if act in ACTS:
+        ACTS[act]()
     return algebra.grade(response, gold, style)
+
+
+def warm(job: str, _: list[Any]) -> None:
+    """In the worker, so that no fork imports the grader anew."""
+    if job == "grade":
+        from alp.tasks import algebra
+
+        algebra.warm()
 
 
 def doomed(*_: str) -> None:
