@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
@@ -111,6 +111,7 @@ class _Reader(_Latex2Sympy):  # type: ignore[misc]
         return super().handle_gcd_lcm(f, args)
 
 
+@lru_cache(maxsize=256)  # a list in any order compares each with many
 def _parsed(formula: str) -> Any:
     """The formula as sympy reads it, or None. Raises BeyondError.
 

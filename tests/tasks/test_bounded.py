@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +114,23 @@ def test_a_broken_grader_ends_a_job_in_one_line(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(cli, "_verify", broken)
     assert cli.main(["verify", "manifest.json"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == r"alp: error: grading is broken: \x1b[2Jeverywhere"
+
+
+def test_a_job_ends_with_what_it_met(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(tally, "counts", Counter())
+    monkeypatch.setattr(tally, "_examples", defaultdict(list))
+    with caplog.at_level(logging.INFO):
+        tally.log_summary()
+        assert caplog.records == []
+        for number in range(5):
+            tally.note("large", f"{number}\x1b[2J" + "9" * 500, "a number of more than 20000 digits")
+        tally.note("died", "\ud800\n", "ended by SIGSEGV")
+        tally.log_summary()
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    large, died = (record.getMessage() for record in caplog.records)
+    assert large.startswith(r"5 answers count as wrong, beyond the limits of grading: too large a formula: '0\x1b[2J9999")
+    assert large.count("20000 digits") == 3
+    assert died == r"1 answer counts as wrong, the grading process died, in a second try alone too: '\ud800\n' (ended by SIGSEGV)"
 
 
 SHADOWS = ["math_verify", "sympy", "latex2sympy2_extended", "mpmath", "gmpy2", "antlr4"]  # gmpy2: wanted, and often not there
