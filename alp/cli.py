@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alp import __version__
-from alp.errors import TRY_AGAIN, Interrupted, UserError, nearest
+from alp.errors import TRY_AGAIN, GraderError, Interrupted, UserError, nearest
 from alp.lifetime import end_with_parent, hold_standard_streams, unblock
 
 _SUMMARIES = {
@@ -53,6 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"alp: error: {error}", file=sys.stderr)
         return 2
+    except GraderError as error:
+        if os.environ.get("ALP_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"alp: error: {error}", file=sys.stderr)
+        return 1
     except Interrupted as error:
         print(f"alp: {error}", file=sys.stderr)
         return TRY_AGAIN
@@ -147,6 +152,7 @@ def _pretrain(loaded: Any) -> str:
 
 def _train(loaded: Any) -> str:
     from alp.models import check_model
+    from alp.tasks.tally import log_summary
     from alp.training.trainer import train
 
     check_model(loaded.model)
@@ -156,6 +162,8 @@ def _train(loaded: Any) -> str:
     except BaseException:
         observer.close(finished=False)
         raise
+    finally:
+        log_summary()
     observer.close(finished=True)
     return str(folder)
 
@@ -184,8 +192,12 @@ class _Tracked:
 
 def _evaluate(loaded: Any) -> str:
     from alp.analysis.evaluate import evaluate
+    from alp.tasks.tally import log_summary
 
-    path = evaluate(loaded)
+    try:
+        path = evaluate(loaded)
+    finally:
+        log_summary()
     if loaded.run.tracking is not None:
         from alp.tracking import sync_evaluation
 

@@ -18,6 +18,13 @@ class UserError(Exception):
         super().__init__(printable(" ".join(message.split())))
 
 
+class GraderError(Exception):
+    """Grading itself is broken, whatever the answer: one line, exit code 1. Never a verdict, and nothing that an answer can bring about."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.split())))
+
+
 class Interrupted(Exception):
     """A signal stopped the work where it can be taken up again: one line, exit code ``TRY_AGAIN``."""
 

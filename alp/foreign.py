@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from alp.errors import Interrupted, UserError
+from alp.errors import GraderError, Interrupted, UserError
 
-_OURS = (UserError, Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit)
+_OURS = (UserError, GraderError, Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # troubles of this machine, which the command line reports in its own words
 _LONGEST = 300  # characters of a library's message
 _YAML_NODES = 100_000  # of a document with its aliases written out

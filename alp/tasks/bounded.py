@@ -1,49 +1,40 @@
 """Work on untrusted text in other processes: each request bounded in time and memory, callable from any thread, one pool per process.
 
-Workers are plain subprocesses that know nothing of torch or CUDA, started when first needed and gone with the process that started them
-(their input ends). A worker that does not answer in time is killed, and only that request is lost.
+Workers are plain subprocesses that know nothing of torch or CUDA (:mod:`alp.tasks.bounded_process`), started when first needed and gone
+with the process that started them. What a request does to its own process is an outcome; a pool that cannot work is a GraderError.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import queue
-import select
-import subprocess
-import sys
 import threading
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from alp.errors import GraderError
+from alp.tasks.bounded_process import Limits, Outcome, Worker
 
 if TYPE_CHECKING:  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
     from alp.tasks import bounded_worker  # noqa: F401
 
-_ROOT = Path(__file__).resolve().parents[2]
+__all__ = ["Limits", "Outcome", "Pool", "Work", "pool"]
+
+LIMITS = Limits()
+_AGAIN = ("time", "memory", "died", "unfit")  # what may be the machine's doing
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Of one request: CPU seconds and bytes of address space decide; ``wall_seconds`` only ends what makes no progress at all."""
+class Work:
+    """A job of a module, with requests whose values are known: (job, arguments, value)."""
 
-    cpu_seconds: float = 5.0
-    memory_bytes: int = 2 * 1024**3
-    wall_seconds: float = 60.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """``value``, or ``fault``: ``time``, ``memory``, ``depth``, ``died`` or an exception's text."""
-
-    value: Any = None
-    fault: str | None = None
+    module: str
+    job: str
+    known: Sequence[tuple[str, Sequence[Any], Any]]
 
 
 class Pool:
@@ -51,120 +42,98 @@ class Pool:
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size or max(1, min(8, len(os.sched_getaffinity(0))))
-        self.faults: Counter[str] = Counter()
-        self._lock = threading.Lock()
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        for _ in range(self.size):
-            self._idle.put(_Worker())
+        self.workers = [Worker() for _ in range(self.size)]
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        self._gathering = threading.Lock()
+        for worker in self.workers:
+            self._idle.put(worker)
 
-    def run(self, module: str, job: str, arguments: Sequence[Any], limits: Limits = Limits()) -> Outcome:
-        """``JOBS[job](*arguments)`` of ``module`` in a worker; arguments and value are what JSON can carry."""
+    def run(self, module: str, job: str, arguments: Sequence[Any], limits: Limits = LIMITS) -> Outcome:
+        """``JOBS[job](*arguments)`` of ``module`` in a worker, tried once; arguments and value are what JSON can carry."""
         worker = self._idle.get()
+        worker.fresh = worker.proven = False
         try:
-            outcome = worker.run(module, job, arguments, limits)
+            return worker.run(module, job, arguments, limits)
         finally:
             self._idle.put(worker)
-        if outcome.fault is not None:
-            with self._lock:
-                self.faults[outcome.fault.partition(":")[0]] += 1
-        return outcome
 
-    def map(self, module: str, job: str, requests: Sequence[Sequence[Any]], limits: Limits = Limits()) -> list[Outcome]:
-        """``run`` of every request, spread over the workers."""
+    def settle(self, work: Work, requests: Sequence[Sequence[Any]], limits: Limits = LIMITS) -> list[tuple[Outcome, bool]]:
+        """What becomes of every request, and whether that took a second try.
+
+        A request that met a limit, or whose process died, is tried again alone, with wider limits, in a fresh worker that has given the
+        known values before. So a fault of the machine becomes no result: raises GraderError when no fresh worker gives the known values.
+        """
+        outcomes = self._once(work, requests, limits)
+        return [
+            (outcome, False) if outcome.fault not in _AGAIN else (self._again(work, arguments, limits.wider()), True)
+            for arguments, outcome in zip(requests, outcomes, strict=True)
+        ]
+
+    def _once(self, work: Work, requests: Sequence[Sequence[Any]], limits: Limits) -> list[Outcome]:
+        """Every request, spread over the workers. Where a worker does not start, the rest wait for what a second try finds."""
+        unfit = threading.Event()
+
+        def one(arguments: Sequence[Any]) -> Outcome:
+            if unfit.is_set():
+                return Outcome(fault="unfit")
+            outcome = self.run(work.module, work.job, arguments, limits)
+            if outcome.fault == "unfit":
+                unfit.set()
+            return outcome
+
         if len(requests) <= 1 or self.size == 1:
-            return [self.run(module, job, arguments, limits) for arguments in requests]
+            return [one(arguments) for arguments in requests]
         with ThreadPoolExecutor(min(self.size, len(requests))) as threads:
-            return list(threads.map(lambda arguments: self.run(module, job, arguments, limits), requests))
+            return list(threads.map(one, requests))
+
+    def _again(self, work: Work, arguments: Sequence[Any], limits: Limits) -> Outcome:
+        with self._alone() as worker:
+            _prove(worker, work, limits)
+            outcome = worker.run(work.module, work.job, arguments, limits)
+            worker.proven = worker.proven and outcome.fault not in _AGAIN
+            return outcome
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[Worker]:
+        """A worker while no other works."""
+        held: list[Worker] = []
+        with self._gathering:
+            try:
+                while len(held) < self.size:
+                    held.append(self._idle.get())
+                yield held[0]
+            finally:
+                for worker in reversed(held):
+                    self._idle.put(worker)
 
     def close(self) -> None:
         """End the idle workers; the next request starts new ones."""
+        held = []
         with contextlib.suppress(queue.Empty):
-            workers = [self._idle.get_nowait() for _ in range(self.size)]
-            for worker in workers:
-                worker.stop()
-                self._idle.put(worker)
+            while True:
+                held.append(self._idle.get_nowait())
+        for worker in held:
+            worker.stop()
+            self._idle.put(worker)
 
 
-class _Worker:
-    """One subprocess, started at the first request and again after a death."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def run(self, module: str, job: str, arguments: Sequence[Any], limits: Limits) -> Outcome:
-        request: dict[str, Any] = {"module": module, "job": job, "arguments": list(arguments)}
-        request |= {"cpu_seconds": limits.cpu_seconds, "memory_bytes": limits.memory_bytes}
-        line = json.dumps(request).encode() + b"\n"
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        try:
-            answer = self._exchange(line, monotonic() + limits.wall_seconds)
-        except TimeoutError:
-            self.stop()
-            return Outcome(fault="time")
-        except (OSError, EOFError):
-            self.stop()
-            return Outcome(fault="died")
-        except BaseException:  # an interrupt in between: the answer still to come belongs to nobody
-            self.stop()
-            raise
-        return Outcome(**json.loads(answer))
-
-    def _start(self) -> None:
-        # A fixed hash seed: the order of sets is part of what sympy and some generators of problems do.
-        environment = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "alp.tasks.bounded_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
-
-    def _exchange(self, line: bytes, deadline: float) -> bytes:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
-        return self._read(int.from_bytes(self._read(8, deadline), "little"), deadline)
-
-    def _read(self, count: int, deadline: float) -> bytes:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        found = bytearray()
-        handle = self._process.stdout.fileno()
-        while len(found) < count:
-            if not select.select([handle], [], [], max(0.0, deadline - monotonic()))[0]:
-                raise TimeoutError
-            piece = os.read(handle, min(65536, count - len(found)))
-            if not piece:
-                raise EOFError
-            found += piece
-        return bytes(found)
-
-    def stop(self) -> None:
-        """Kill the worker and the fork it may have."""
-        if self._process is None:
-            return
-        with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, 9)
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                assert stream is not None
-                stream.close()
-        self._process.wait()
-        self._process = None
-
-    def forget(self) -> None:
-        """In a fork of this process: the worker belongs to the parent."""
-        if self._process is not None:
-            for stream in (self._process.stdin, self._process.stdout):
-                assert stream is not None
-                os.close(stream.fileno())
-            self._process.returncode = 0
-            self._process = None
+def _prove(worker: Worker, work: Work, limits: Limits) -> None:
+    """A fresh worker that gave the known values, tried twice. Raises GraderError naming what happened instead."""
+    found, tries = "", 0
+    while not worker.proven and tries < 2:
+        if not worker.fresh or found:
+            worker.stop()
+        tries += worker.pid is None
+        for job, arguments, value in work.known:
+            outcome = worker.run(work.module, job, arguments, limits)
+            if outcome.fault is not None or outcome.value != value:
+                found = f"{outcome.fault}: {outcome.detail}" if outcome.fault else f"a known answer was judged {outcome.value!r}"
+                break
+        else:
+            worker.proven = True
+    if not worker.proven:
+        worker.stop()
+        raise GraderError(f"grading is broken: {found} ({work.module}, in two fresh workers)")
 
 
 _POOL: Pool | None = None
@@ -183,6 +152,10 @@ def pool() -> Pool:
 
 def _after_fork() -> None:
     global _POOL, _POOL_LOCK
+    if _POOL is not None:
+        atexit.unregister(_POOL.close)
+        for worker in _POOL.workers:
+            worker.forget()
     _POOL, _POOL_LOCK = None, threading.Lock()
 
 

@@ -1,8 +1,8 @@
 """Whether a response answers a question: its final answer against the gold answer (docs/tasks.md).
 
 Nothing here trusts the text: cheap limits on length and depth come first, then comparison in this process where no algebra is needed,
-then math-verify in another process with limits on time and memory (:mod:`alp.tasks.bounded`). A verdict is a function of the two answers
-and the style alone.
+then formulas in another process (:mod:`alp.tasks.bounded`), where limits on their form come before any computing and limits on time and
+memory are a backstop. A verdict is a function of the two answers and the style alone; a grader that cannot work is a GraderError.
 """
 
 from __future__ import annotations
@@ -11,29 +11,45 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from alp.tasks.bounded import Limits, pool
+from alp.errors import GraderError
+from alp.tasks.bounded import Limits, Outcome, Work, pool
 from alp.tasks.equality import NoAlgebra, UndecidedError, equal
+from alp.tasks.tally import SERIOUS, count, counts, note, summary
 
 if TYPE_CHECKING:  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
     from alp.tasks import algebra  # noqa: F401
 
+__all__ = ["STYLES", "GraderError", "Style", "counts", "final_answer", "grade", "grade_all", "summary"]
+
 Style = Literal["math", "minerva", "exact"]
 STYLES: tuple[str, ...] = get_args(Style)
-LIMITS = Limits(cpu_seconds=4.0, memory_bytes=2 * 1024**3, wall_seconds=60.0)
-LONGEST_ANSWER = 2000  # characters; the longest gold answer of the benchmarks has 210
-DEEPEST_ANSWER = 40  # brackets within brackets
+LIMITS = Limits(cpu_seconds=20.0, memory_bytes=2 * 1024**3, wall_seconds=900.0)  # a backstop: what the rules let through takes 3 s
+LONGEST_ANSWER = 2000  # characters; the longest gold answer of the benchmarks has 245
+DEEPEST_ANSWER = 40  # brackets within brackets; the deepest gold answer has 4
 _LONGEST_SENTENCE = 300  # characters of a response without a box that may be an answer as a whole
+_KNOWN = (  # each goes all the way to math-verify
+    ("grade", [r"\sqrt{8}", r"2\sqrt{2}", "math"], [True, None, ""]),
+    ("grade", [r"f(x)+\sqrt{8}", r"f(x)+\sqrt{2}", "math"], [False, None, ""]),
+)
+WORK = Work("alp.tasks.algebra", "grade", _KNOWN)
 _log = logging.getLogger(__name__)
-counts: Counter[str] = Counter()  # graded, algebra, and of those that hit a limit: time, memory, depth, died, error
+
+
+class Verdict(NamedTuple):
+    """Right or wrong; where wrong for more than a difference, the kind (:mod:`alp.tasks.tally`) and what is known of it."""
+
+    right: bool
+    kind: str | None = None
+    detail: str = ""
 
 
 def grade(response: str, answer: str, *, style: str = "math") -> bool:
     """Whether the final answer of ``response`` is ``answer``. Never raises on any string; at most the limits in time and memory.
 
     Styles: ``math`` compares exactly; ``minerva`` also allows rounding of measured quantities; ``exact`` to the letter.
-    Raises ValueError for an unknown style.
+    Raises ValueError for an unknown style, GraderError when the grader is broken whatever the strings.
     """
     return grade_all([response], [answer], style=style)[0]
 
@@ -45,10 +61,13 @@ def grade_all(responses: Sequence[str], answers: Sequence[str], *, style: str = 
     pairs = [(final_answer(response), answer.strip()) for response, answer in zip(responses, answers, strict=True)]
     verdicts = {pair: _settle(*pair, style) for pair in dict.fromkeys(pairs)}
     open_pairs = [pair for pair, verdict in verdicts.items() if verdict is None]
-    for pair, outcome in zip(open_pairs, _algebra(open_pairs, style), strict=True):
-        verdicts[pair] = outcome
-    counts["graded"] += len(pairs)
-    return [bool(verdicts[pair]) for pair in pairs]
+    verdicts |= dict(zip(open_pairs, _algebra(open_pairs, style), strict=True))
+    found = [verdicts[pair] or Verdict(False) for pair in pairs]
+    count("graded", len(pairs))
+    for (response, _), verdict in zip(pairs, found, strict=True):
+        if verdict.kind is not None:
+            note(verdict.kind, response or "", verdict.detail)
+    return [verdict.right for verdict in found]
 
 
 def final_answer(response: str) -> str | None:
@@ -114,41 +133,50 @@ def _depth(text: str) -> int:
 
 
 @lru_cache(maxsize=65536)
-def _settle(response: str | None, answer: str, style: str) -> bool | None:
+def _settle(response: str | None, answer: str, style: str) -> Verdict | None:
     """The verdict where it needs no algebra, else None."""
     if response is None or not answer:
-        return False
+        return Verdict(False)
     if response == answer:
-        return True
+        return Verdict(True)
     if style == "exact":
-        return False
-    if max(len(response), len(answer)) > LONGEST_ANSWER or max(_depth(response), _depth(answer)) > DEEPEST_ANSWER:
-        return False
+        return Verdict(False)
+    if max(len(response), len(answer)) > LONGEST_ANSWER:
+        return Verdict(False, "long", f"more than {LONGEST_ANSWER} characters")
+    if max(_depth(response), _depth(answer)) > DEEPEST_ANSWER:
+        return Verdict(False, "deep", f"more than {DEEPEST_ANSWER} brackets")
     try:
-        return equal(response, answer, style, NoAlgebra())
+        return Verdict(equal(response, answer, style, NoAlgebra()))
     except UndecidedError:
         return None
+    except RecursionError:
+        return Verdict(False, "depth")
 
 
-_known: dict[tuple[str | None, str, str], bool] = {}
+_known: dict[tuple[str | None, str, str], Verdict] = {}  # verdicts reached within the limits, at the first try
 
 
-def _algebra(pairs: list[tuple[str | None, str]], style: str) -> list[bool]:
-    """Verdicts that need math-verify. A limit that was hit is a wrong answer, and is counted and said."""
-    fresh = [pair for pair in pairs if (*pair, style) not in _known]
-    hit: Counter[str] = Counter()
-    outcomes = pool().map("alp.tasks.algebra", "grade", [[*pair, style] for pair in fresh], LIMITS) if fresh else []
+def _algebra(pairs: list[tuple[str | None, str]], style: str) -> list[Verdict]:
+    """Verdicts that need a worker. Raises GraderError."""
+    found = {pair: _known[(*pair, style)] for pair in pairs if (*pair, style) in _known}
+    fresh = [pair for pair in pairs if pair not in found]
+    outcomes = pool().settle(WORK, [[*pair, style] for pair in fresh], LIMITS) if fresh else []
     if len(_known) > 65536:
         _known.clear()
-    found = {}
-    for pair, outcome in zip(fresh, outcomes, strict=True):
-        found[(*pair, style)] = outcome.value is True
-        if outcome.fault is not None:
-            hit[outcome.fault if outcome.fault in ("time", "memory", "depth", "died") else "error"] += 1
-    _known.update(found)
-    counts["algebra"] += len(fresh)
-    counts.update(hit)
-    limits = {kind: number for kind, number in hit.items() if kind != "error"}
-    if limits:
-        _log.warning("%d of %d answers hit a limit of grading and count as wrong: %s", sum(limits.values()), len(fresh), dict(limits))
-    return [found[(*pair, style)] if (*pair, style) in found else _known[(*pair, style)] for pair in pairs]
+    for pair, (outcome, again) in zip(fresh, outcomes, strict=True):
+        found[pair] = _judged(outcome)
+        count("again", int(again))
+        if not again:
+            _known[(*pair, style)] = found[pair]
+    count("algebra", len(fresh))
+    met = Counter(verdict.kind for pair, verdict in found.items() if verdict.kind in SERIOUS)
+    if met:
+        _log.warning("%d of %d answers hit a limit of grading twice and count as wrong: %s", met.total(), len(fresh), dict(met))
+    return [found[pair] for pair in pairs]
+
+
+def _judged(outcome: Outcome) -> Verdict:
+    """What a worker's answer says."""
+    if outcome.fault is None:
+        return Verdict(*outcome.value)
+    return Verdict(False, "error" if outcome.fault == "raised" else outcome.fault, outcome.detail)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alp.errors import UserError, nearest
 from alp.schema_tasks import ReasoningGymTask
-from alp.tasks.bounded import Limits, pool
+from alp.tasks.bounded import Limits, Outcome, Work, pool
 from alp.tasks.grading import final_answer
+from alp.tasks.tally import count, note
 from alp.tasks.task import Generated, Problem
 
 if TYPE_CHECKING:  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
@@ -19,8 +20,9 @@ if TYPE_CHECKING:  # run in workers alone, but their source is part of what a ve
 
 _JOBS = "alp.tasks.reasoning_jobs"
 _GENERATING = Limits(cpu_seconds=600, memory_bytes=8 * 1024**3, wall_seconds=1800)
-_SCORING = Limits(cpu_seconds=5.0, memory_bytes=4 * 1024**3, wall_seconds=60.0)
+_SCORING = Limits(cpu_seconds=20.0, memory_bytes=4 * 1024**3, wall_seconds=900.0)
 _NO_ROUNDING = 1e-9
+_KNOWN: tuple[tuple[str, list[Any], Any], ...] = (("sound", [], True),)
 
 
 class ReasoningGym(Generated[ReasoningGymTask]):
@@ -30,7 +32,7 @@ class ReasoningGym(Generated[ReasoningGymTask]):
         self._config, self.system = config, config.system
         if find_spec("reasoning_gym") is None:
             raise UserError("task=reasoning_gym: reasoning-gym is not installed; make install EXTRAS=dev,parity,reasoning")
-        known = pool().run(_JOBS, "names", [], _GENERATING).value or []
+        known = _worked("names", [], "task").value
         if config.generator not in known:
             raise UserError(f"task.generator: reasoning-gym has no generator '{config.generator}'{nearest(config.generator, known)}")
         self._wanted = config.train + config.validation + config.test
@@ -43,9 +45,7 @@ class ReasoningGym(Generated[ReasoningGymTask]):
     @cached_property
     def _made(self) -> list[Problem]:
         wanted = self._wanted
-        outcome = pool().run(_JOBS, "generate", [*self._key, wanted], _GENERATING)
-        if outcome.fault is not None:
-            raise UserError(f"task.options: the generator {self._config.generator} fails: {outcome.fault}")
+        outcome = _worked("generate", [*self._key, wanted], f"task.options: the generator {self._config.generator}")
         if len(outcome.value) < wanted:
             made = f"{self._config.generator} gave only {len(outcome.value)} different ones"
             raise UserError(f"task: train + validation + test = {wanted} problems, but {made}")
@@ -58,12 +58,26 @@ class ReasoningGym(Generated[ReasoningGymTask]):
 
     def grade_all(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
         """Scores in other processes, with limits: some generators evaluate what they are given."""
-        requests = [
+        requests: list[list[Any]] = [
             [*self._key, int(problem.id.rpartition("/")[2]), extracted(response)]
             for problem, response in zip(problems, responses, strict=True)
         ]
-        outcomes = pool().map(_JOBS, "score", requests, _SCORING)
-        return [float(outcome.fault is None and outcome.value >= self._config.threshold - _NO_ROUNDING) for outcome in outcomes]
+        scores = []
+        outcomes = pool().settle(Work(_JOBS, "score", _KNOWN), requests, _SCORING)
+        for request, (outcome, again) in zip(requests, outcomes, strict=True):
+            count("again", int(again))
+            if outcome.fault is not None:
+                note("error" if outcome.fault == "raised" else outcome.fault, request[-1], outcome.detail)
+            scores.append(float(outcome.fault is None and outcome.value >= self._config.threshold - _NO_ROUNDING))
+        return scores
+
+
+def _worked(job: str, arguments: list[Any], what: str) -> Outcome:
+    """The outcome of a job that answers no policy. Raises UserError when it fails, GraderError when workers do not work."""
+    ((outcome, _),) = pool().settle(Work(_JOBS, job, _KNOWN), [arguments], _GENERATING)
+    if outcome.fault is not None:
+        raise UserError(f"{what} fails: {outcome.detail or outcome.fault}")
+    return outcome
 
 
 def extracted(response: str) -> str:

@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alp.tasks import grading
-from alp.tasks.bounded import Limits, Pool, pool
-from alp.tasks.grading import final_answer, grade, grade_all
+from alp.tasks.grading import _algebra, _settle, counts, final_answer, grade, grade_all
+from alp.tasks.tally import SERIOUS
 from benchmarks.grading import STYLES, cases, measure
 
+ALL = os.environ.get("FAULTS") == "all"
 BENCH = Path(os.environ.get("ALP_BENCH", Path(__file__).resolve().parents[3] / "shared" / "data" / "bench"))
 
 # Written for the project: answers of every kind the benchmarks have.
@@ -147,7 +147,43 @@ def test_an_unknown_style_is_named() -> None:
         grade("1", "1", style="maths")
 
 
+_NUMBERS = st.sampled_from(["2", "9", "10", "777", "123456789", r"\pi", "x", "n", "0.5", "-3", r"\frac{1}{3}"])
+FORMULAS = st.recursive(
+    st.sampled_from(["x", "z", "2", r"\pi", "7"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda two: f"({two[0]}+{two[1]})"),
+        st.tuples(inner, inner).map(lambda two: rf"({two[0]} \cdot {two[1]})"),
+        inner.map(lambda one: rf"\sin({one})"),
+        inner.map(lambda one: rf"({one})^{{2}}"),
+    ),
+    max_leaves=5,
+)
+HOSTILES = st.recursive(
+    _NUMBERS,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda two: f"({two[0]})^{{{two[1]}}}"),
+        inner.map(lambda one: f"({one})!"),
+        st.tuples(inner, inner).map(lambda two: rf"\binom{{{two[0]}}}{{{two[1]}}}"),
+        inner.map(lambda one: rf"\sqrt{{1+{one}}}"),
+        inner.map(lambda one: rf"\lfloor {one} \rfloor"),
+        st.tuples(inner, inner).map(lambda two: rf"\sum_{{k=1}}^{{{two[0]}}} (k+{two[1]})"),
+        inner.map(lambda one: rf"\cos({one})"),
+        st.tuples(inner, inner).map(lambda two: rf"\frac{{{two[0]}}}{{{two[1]}}}"),
+    ),
+    max_leaves=8,
+)
 HOSTILE = {
+    "binomial": r"\boxed{\binom{1000000000}{500000000}}",
+    "binomial of a variable": r"\boxed{\binom{x}{100000}}",
+    "sum": r"\boxed{\sum_{k=1}^{10000000} \frac{1}{k^{2}+1}}",
+    "sums": r"\boxed{\sum_{k=1}^{1000}\sum_{j=1}^{1000} \frac{1}{k j+1}}",
+    "integral of much": r"\boxed{\int_{0}^{1} \frac{\sin(x^{5})}{\sqrt{1+x^{7}}} dx}",
+    "degree": r"\boxed{\frac{x^{1000000}-1}{x-1}}",
+    "tower of pi": r"\boxed{\lfloor \pi^{\pi^{\pi^{\pi}}} \rfloor}",
+    "matrix power": r"\boxed{\begin{pmatrix}1&2\\3&4\end{pmatrix}^{1000000}}",
+    "sines": r"\boxed{" + r"\sin(" * 39 + "x" + ")" * 39 + "}",
+    "signs": r"\boxed{" + "-" * 1500 + "x}",
+    "digits in the exponent": r"\boxed{" + "9" * 900 + "^{" + "9" * 900 + "}}",
     "tower": r"\boxed{10^{10^{10}}}",
     "factorials": r"\boxed{((9999!)!)!+x}",
     "braces": r"\boxed{" + "{" * 5000 + "1" + "}" * 5000 + "}",
@@ -168,26 +204,80 @@ HOSTILE = {
 }
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Limits:
-    """Limits of a second, so that the tests are quick."""
-    limits = Limits(cpu_seconds=1.0)
-    monkeypatch.setattr(grading, "LIMITS", limits)
-    return limits
+def _backstops() -> int:
+    return counts["again"] + sum(counts[kind] for kind in SERIOUS)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_answers_cost_at_most_the_limit(name: str, short: Limits) -> None:
-    """An answer that stops, kills or blinds the grader."""
+def test_hostile_answers_never_meet_the_backstop() -> None:
+    """An answer that stops, kills or blinds the grader; or one that time decides, so that a loaded machine decides otherwise."""
     assert grade(r"\boxed{a+b}", "b+a") is True  # starts the workers
-    before = time.process_time()
-    assert grade(HOSTILE[name], "x^2+1") is False
-    assert time.process_time() - before < 2 * short.cpu_seconds
+    before = _backstops()
+    spent = time.process_time()
+    assert grade_all(list(HOSTILE.values()), ["x^2+1"] * len(HOSTILE)) == [False] * len(HOSTILE)
+    assert time.process_time() - spent < 5
+    assert _backstops() == before
     assert grade(r"\boxed{a+b+c}", "b+a+c") is True
 
 
-def test_hostile_gold_answers_are_no_danger_either(short: Limits) -> None:
+def test_hostile_gold_answers_are_no_danger_either() -> None:
+    before = _backstops()
     assert grade_all([r"\boxed{1}"] * 3, ["10^{10^{10}}", "{" * 9000, "\ud800"]) == [False] * 3
+    assert _backstops() == before
+
+
+@pytest.mark.parametrize(
+    ("response", "kind", "reason"),
+    [
+        (r"7^{7^{7^{7}}}+q", "large", "a number of more than 20000 digits"),
+        (r"\sum_{k=1}^{99999} k^{k}", "large", "a sum or product over more than 10000"),
+        ("(" * 50 + "x" + ")" * 50, "deep", "more than 40 brackets"),
+        ("9" * 3000, "long", "more than 2000 characters"),
+        (r"\frac{1}{", "unreadable", None),
+    ],
+)
+def test_what_is_beyond_the_limits_is_wrong_with_its_reason(response: str, kind: str, reason: str | None) -> None:
+    """The same on every machine: the form decides."""
+    before = counts[kind]
+    verdict = _settle(response, "5+y", "math") or _algebra([(response, "5+y")], "math")[0]
+    assert (verdict.right, verdict.kind) == (False, kind)
+    assert reason is None or verdict.detail == reason
+    assert grade_all([rf"\boxed{{{response}}}" if kind != "unreadable" else f"#### {response}"] * 2, ["5+y"] * 2) == [False] * 2
+    assert counts[kind] == before + 2
+
+
+def test_large_golds_are_matched_as_before() -> None:
+    for response, gold in (
+        (r"10^{ 10^{10} }", "10^{10^{10}}"),
+        (r"\frac{2}{2 \cdot 2004!}", r"\frac{1}{2004!}"),
+        ("3^{2007}-0", "3^{2007}"),
+    ):
+        assert grade(rf"\boxed{{{response}}}", gold) is True
+
+
+@pytest.mark.parametrize("n", [4, 7, 8, 12, 16])
+def test_an_identity_holds_whatever_a_search_for_a_shorter_form_makes_of_it(n: int) -> None:
+    """simplify turned cosines of multiples of four into powers of sines, and found no way back."""
+    expanded = rf"\cos {n - 1}x\cos x - \sin {n - 1}x\sin x"
+    assert grade(rf"\boxed{{{expanded}}}", rf"\cos {n}x") is True
+    assert grade(rf"\boxed{{{expanded}}}", rf"\cos {n + 1}x") is False
+    assert grade(rf"\boxed{{{expanded.replace(' - ', ' + ')}}}", rf"\cos {n}x") is False
+
+
+@settings(deadline=None, max_examples=400 if ALL else 6, suppress_health_check=[HealthCheck.too_slow])
+@given(FORMULAS)
+def test_values_are_no_looser_than_algebra(formula: str) -> None:
+    """Equal formulas are equal, and a little more is not."""
+    assert grade(rf"\boxed{{\frac{{2({formula})}}{{2}}+y}}", f"y+{formula}") is True
+    assert grade(rf"\boxed{{{formula}+y+\frac{{1}}{{{10**30}}}}}", f"y+{formula}") is False
+
+
+@settings(deadline=None, max_examples=300 if ALL else 6, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(HOSTILES, min_size=1, max_size=4))
+def test_hostile_formulas_are_decided_by_their_form(parts: list[str]) -> None:
+    """Towers, factorials, sums and nests within each other."""
+    before = _backstops()
+    grade(rf"\boxed{{{'+'.join(parts)}}}", "x^2+1")
+    assert _backstops() == before
 
 
 PIECES = [*"0123456789abxE+-*/^_{}()[],.=$ %'\\√²\x00\ud800", r"\frac", r"\boxed{", r"\text{", r"\pm"]
@@ -202,13 +292,6 @@ def test_no_text_makes_it_raise(pieces: list[str]) -> None:
         assert grade(rf"\boxed{{{text}}}", "17", style=style) in (True, False)
 
 
-def test_a_limit_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    before = grading.counts["time"]
-    assert grade(r"\boxed{7^{7^{7^{7}}}+q}", "5") is False
-    assert grading.counts["time"] == before + 1
-    assert "hit a limit of grading and count as wrong" in caplog.text
-
-
 def test_any_thread_may_grade_and_order_is_kept() -> None:
     """A timeout that needs the main thread, or answers that come back for another question."""
     responses = [rf"\boxed{{{n}+y}}" for n in range(24)]
@@ -220,29 +303,6 @@ def test_any_thread_may_grade_and_order_is_kept() -> None:
     for thread in threads:
         thread.join()
     assert found == [[bool(n % 3) for n in range(24)]] * 3
-
-
-def test_a_dead_worker_costs_one_answer() -> None:
-    own = Pool(1)
-    assert own.run("alp.tasks.algebra", "grade", ["a+b", "b+a", "math"]).value is True
-    worker = own._idle.get()
-    assert worker._process is not None
-    worker._process.kill()
-    worker._process.wait()
-    own._idle.put(worker)
-    assert own.run("alp.tasks.algebra", "grade", ["a+b", "b+a", "math"]).value is True  # started again
-    outcome = own.run("tests.tasks.jobs", "sleep", [60], Limits(wall_seconds=1.0))
-    assert outcome.fault == "time"  # killed from outside
-    assert own.run("tests.tasks.jobs", "spin", [], Limits(cpu_seconds=0.5)).fault == "time"  # the fork alone
-    assert own.run("alp.tasks.algebra", "grade", ["a+b", "b+a", "math"]).value is True
-    assert own.faults == {"time": 2}
-    own.close()
-
-
-def test_memory_is_limited() -> None:
-    outcome = pool().run("tests.tasks.jobs", "eat", [], Limits(cpu_seconds=20, memory_bytes=2 * 1024**3))
-    assert outcome.fault == "memory"
-    assert pool().run("tests.tasks.jobs", "leave", [], Limits()).fault == "died"
 
 
 def test_workers_end_with_their_parent() -> None:
