@@ -128,8 +128,8 @@ def _revision(path: Path, ours: bool) -> str:
     """The revision of a sound database. Raises Broken, UserError for one that is not MLflow's, sqlite3.Error when it cannot tell."""
     try:
         with _connection(path) as connection:
-            query = "SELECT t.name, c.name FROM sqlite_master t JOIN pragma_table_info(t.name) c WHERE t.type = 'table'"
-            columns = {(table, column) for table, column in connection.execute(query)}
+            query = "SELECT t.name, c.name FROM sqlite_master t JOIN pragma_table_xinfo(t.name) c WHERE t.type = 'table'"
+            columns = {(table, column) for table, column in connection.execute(query)}  # generated ones too: xinfo
             tables = {table for table, _ in columns}
             mlflow = tables & ({table for table, _ in _columns()} | {"alembic_version"})
             if not mlflow and (tables or not ours):
