@@ -14,7 +14,7 @@ from typing import Any
 
 from alp import __version__
 from alp.errors import TRY_AGAIN, Interrupted, UserError, nearest
-from alp.lifetime import end_with_parent, unblock
+from alp.lifetime import end_with_parent, speak_utf8, unblock
 
 _SUMMARIES = {
     "prepare": "problems of a task -> JSONL, with counts and a content hash",
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     1 for a failure, or for results that differ from their manifest."""
     words = sys.argv[1:] if arguments is None else arguments
     if arguments is None:  # a process of its own
+        speak_utf8()
         end_with_parent()
         sys.stdout, sys.stderr = unblock(sys.stdout), unblock(sys.stderr)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -89,6 +89,13 @@ class _Unblocked(io.TextIOBase):
         return True
 
 
+def speak_utf8() -> None:
+    """Begin this process again in Python's UTF-8 mode where the locale says otherwise: names of files are texts like any other."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes it starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def unblock(stream: TextIO) -> Any:
     """``stream`` unless it is no terminal: then one that a full or broken pipe, or a full disk, cannot stop.
 
