@@ -14,7 +14,7 @@ from typing import Any
 
 from alp import __version__
 from alp.errors import TRY_AGAIN, GraderError, Interrupted, UserError, nearest
-from alp.lifetime import end_with_parent, hold_standard_streams, unblock
+from alp.lifetime import end_with_parent, hold_standard_streams, speak_utf8, unblock
 
 _SUMMARIES = {
     "prepare": "problems of a task -> JSONL, with counts and a content hash",
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if arguments is None:  # a process of its own
         hold_standard_streams()
+        speak_utf8()
         end_with_parent()
         sys.stdout, sys.stderr = unblock(sys.stdout, 1), unblock(sys.stderr, 2)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

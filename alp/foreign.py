@@ -21,7 +21,7 @@ _OURS = (UserError, GraderError, Interrupted, KeyboardInterrupt, SystemExit, Gen
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # troubles of this machine, which the command line reports in its own words
 _LONGEST = 300  # characters of a library's message
 _YAML_NODES = 100_000  # of a document with its aliases written out
-_YAML_BYTES = 2**20
+_YAML_BYTES = 2**18  # hundreds of times what a grid takes; its reader needs seconds for more
 
 
 @contextmanager

@@ -100,6 +100,13 @@ def hold_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # of the processes started from here too
 
 
+def speak_utf8() -> None:
+    """Begin this process again in Python's UTF-8 mode where the locale says otherwise: names of files are texts like any other."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes it starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def unblock(stream: TextIO | None, handle: int = 1) -> Any:
     """``stream`` unless it is no terminal: then one that a full or broken pipe, or a full disk, cannot stop.
 

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from alp.errors import UserError
+from alp.foreign import reading
 from alp.rollout.engine import Sampling
 from alp.schema_models import Model
 from alp.tasks.task import Problem, Task
@@ -65,4 +66,5 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> str:
     if not tokenizer.chat_template:
         raise UserError("model.chat: the tokenizer has no chat template; set model.chat=false")
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, date_string=_TEMPLATE_DATE, **options))
+    with reading("model.chat", "the tokenizer's chat template"):
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, date_string=_TEMPLATE_DATE, **options))
