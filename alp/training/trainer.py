@@ -97,11 +97,9 @@ class Job:
     def _check_prompts(self, folder: Path) -> contract.Limits:
         """Refuse problems that this model cannot be asked; a validation set that nothing reads may be empty."""
         trainer, rollout, model = self.config.trainer, self.config.rollout, self.config.model
-        most = rollout.max_length if isinstance(rollout, VLLMRollout) else None
-        limits = contract.limits_of(folder, self.tokenizer, most)
-        sets = {"train": self.problems}
-        if self.validation or trainer.validate_every or trainer.probe_every or isinstance(rollout, VLLMRollout):
-            sets["validation"] = self.validation
+        limits = contract.limits_of(folder, self.tokenizer, rollout.max_length if isinstance(rollout, VLLMRollout) else None)
+        read = bool(self.validation or trainer.validate_every or trainer.probe_every or isinstance(rollout, VLLMRollout))
+        sets = {"train": self.problems} | ({"validation": self.validation} if read else {})
         contract.check_prompts(self.tokenizer, self.task, sets, model=model, limits=limits, max_new_tokens=rollout.max_new_tokens)
         return limits
 
