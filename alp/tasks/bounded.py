@@ -91,6 +91,8 @@ class Pool:
             _prove(worker, work, limits)
             outcome = worker.run(work.module, work.job, arguments, limits)
             worker.proven = worker.proven and outcome.fault not in _AGAIN
+            if outcome.fault == "unfit":
+                raise GraderError(f"grading is broken: {outcome.detail}")
             return outcome
 
     @contextlib.contextmanager

@@ -152,11 +152,11 @@ FORMULAS = st.recursive(
     st.sampled_from(["x", "z", "2", r"\pi", "7"]),
     lambda inner: st.one_of(
         st.tuples(inner, inner).map(lambda two: f"({two[0]}+{two[1]})"),
-        st.tuples(inner, inner).map(lambda two: rf"({two[0]} \cdot {two[1]})"),
+        st.tuples(inner, inner).map(lambda two: rf"\sqrt{{{two[0]}+2 {two[1]}}}"),
         inner.map(lambda one: rf"\sin({one})"),
         inner.map(lambda one: rf"({one})^{{2}}"),
     ),
-    max_leaves=5,
+    max_leaves=4,
 )
 HOSTILES = st.recursive(
     _NUMBERS,
