@@ -162,7 +162,8 @@ def _one_line(verb: str, error: ValidationError) -> str:
     path = _without_tags(VERBS[verb], [str(part) for part in first["loc"]])
     where = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
-        return f"{verb}: unknown key '{shortened(where)}'{nearest(path[-1], _siblings(VERBS[verb], [str(part) for part in first['loc'][:-1]]))}"
+        known = _siblings(VERBS[verb], [str(part) for part in first["loc"][:-1]])
+        return f"{verb}: unknown key '{shortened(where)}'{nearest(path[-1], known)}"
     if first["type"] == "union_tag_invalid":
         tag, known = str(first["ctx"]["tag"]), str(first["ctx"]["expected_tags"]).replace("'", "").split(", ")
         return f"{verb}: {where}: '{shortened(tag)}' is no valid choice{nearest(tag, known)}"
