@@ -163,15 +163,16 @@ def _one_line(verb: str, error: ValidationError) -> str:
     path = _without_tags(VERBS[verb], [str(part) for part in first["loc"]])
     where = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
-        return f"{verb}: unknown key '{where}'{nearest(path[-1], _siblings(VERBS[verb], [str(part) for part in first['loc'][:-1]]))}"
+        known = _siblings(VERBS[verb], [str(part) for part in first["loc"][:-1]])
+        return f"{verb}: unknown key '{shortened(where)}'{nearest(path[-1], known)}"
     if first["type"] == "union_tag_invalid":
         tag, known = str(first["ctx"]["tag"]), str(first["ctx"]["expected_tags"]).replace("'", "").split(", ")
-        return f"{verb}: {where}: '{tag}' is no valid choice{nearest(tag, known)}"
+        return f"{verb}: {where}: '{shortened(tag)}' is no valid choice{nearest(tag, known)}"
     if first["type"] == "literal_error":
         allowed = [part.strip(" '") for part in str(first["ctx"]["expected"]).replace(" or ", ", ").split(",")]
-        return f"{verb}: {where}: '{first['input']}' is no valid choice{nearest(str(first['input']), allowed)}"
+        return f"{verb}: {where}: '{shortened(str(first['input']))}' is no valid choice{nearest(str(first['input']), allowed)}"
     message = first["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+    shown = "" if isinstance(first["input"], dict) else f", got {shortened(repr(first['input']))}"
     return f"{verb}: {where}: {message}{shown}"
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from alp import cli, config, grid
 from tests.analysis.conftest import GRID, fabricate, write_grid
@@ -98,7 +99,7 @@ def _dumps(root: Path, kinds: dict[str, Kind]) -> None:
     np.savez(root / "dump.npz", **arrays)
     np.savez_compressed(root / "packed.npz", **arrays)
     for name, form in (("dump.jsonl", "json"), ("dump.parquet", "binary"), ("dump.npz", "binary"), ("packed.npz", "binary")):
-        kinds[f"dump {name}"] = Kind(root / name, form, ["diagnose", f"input='{root}/{name}'", f"output='{root}/out'"])
+        kinds[f"dump {name}"] = Kind(root / name, form, ["diagnose", f"input='{root}/{name}'", f"output='{root}/of {name}'"])
 
 
 def _problems(root: Path, kinds: dict[str, Kind]) -> None:
@@ -115,19 +116,17 @@ def _problems(root: Path, kinds: dict[str, Kind]) -> None:
 
 
 def _yaml(root: Path, kinds: dict[str, Kind]) -> None:
-    import yaml
-
-    (root / "mine.yaml").write_text(json.dumps(yaml.safe_load(GRID) | {"seeds": [0]}))  # JSON is YAML
-    kinds["grid"] = Kind(root / "mine.yaml", "yaml", call=lambda: grid.load(str(root / "mine.yaml")))
+    """Files rewritten as JSON, which is YAML, so that single values can be damaged."""
+    path = root / "mine.yaml"
+    path.write_text(json.dumps(OmegaConf.to_container(OmegaConf.create(GRID)) | {"seeds": [0]}))  # type: ignore[operator]
+    kinds["grid"] = Kind(path, "yaml", call=lambda: grid.load(str(root / "mine.yaml")))
     configs = root / "configs"
     shutil.copytree(config.CONFIGS, configs)
-    for group in ("method/token_alp", "trainer/default", "task/arithmetic"):
-        path = configs / f"{group}.yaml"
-        path.write_text(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))))
-        kinds[f"configs/{group}"] = Kind(path, "yaml", ["train", "method=token_alp", "--cfg", "job"])
-    path = configs / "published.yaml"
-    path.write_text(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    kinds["published"] = Kind(path, "yaml", call=kinds["grid"].call)
+    for name in ("published", "method/token_alp", "trainer/default", "task/arithmetic"):
+        path = configs / f"{name}.yaml"
+        path.write_text(json.dumps(OmegaConf.to_container(OmegaConf.load(path))))
+        kinds[f"configs/{name}"] = Kind(path, "yaml", ["train", "method=token_alp", "--cfg", "job"])
+    kinds["configs/published"].call = kinds["grid"].call
 
 
 def _results(root: Path, kinds: dict[str, Kind]) -> None:
@@ -183,7 +182,7 @@ KINDS = [
     *(f"model {name}" for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "weights", "index")),
     *(f"dump {name}" for name in ("dump.jsonl", "dump.parquet", "dump.npz", "packed.npz")),
     *("problems", "prepared problems"),
-    *("grid", "published", "configs/method/token_alp", "configs/trainer/default", "configs/task/arithmetic"),
+    *("grid", "configs/published", "configs/method/token_alp", "configs/trainer/default", "configs/task/arithmetic"),
     *("metrics.jsonl", "updates.jsonl", "evaluation/test.json", "config.yaml", "provenance.json"),
     *("checkpoint.json", "state.pt", "samples"),
 ]
