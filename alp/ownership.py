@@ -151,6 +151,7 @@ class Claim:
         self._lock = FileLock(self._home / "lock", mode=0o644)
         self._mark: dict[str, Any] | None = None
         self._new: list[Path] = []  # folders that entering made
+        self._first = False  # whether this is the first of such jobs here
 
     def __enter__(self) -> Claim:
         patience = _ORPHAN_SECONDS if "ALP_PARENT" in os.environ else 0.0  # in a workflow another holder can only be an orphan
@@ -208,6 +209,7 @@ class Claim:
         self.compare(origin)
         earlier = read_mark(self.root, self.job)
         made = earlier["made"] if earlier else []
+        self._first = earlier is None
         if earlier is not None and earlier["identity"] != origin["identity"]:
             # By its old identity until all of it is gone: whoever is killed here begins the removal again.
             self._write("mark.json", earlier | {"state": "being replaced"})
@@ -260,11 +262,17 @@ class Claim:
             shutil.rmtree(self.scratch, ignore_errors=True)
         with suppress(OSError):  # of a disk that became read-only
             (self._home / "holder.json").unlink(missing_ok=True)
+            if kind is not None and self._first and not any(os.path.lexists(self.root / name) for name in self._mark_made()):
+                (self._home / "mark.json").unlink()  # it failed before its first file
+                self._mark = None
             if self._mark is None and read_mark(self.root, self.job) is None:  # refused: no trace of it stays
                 (self._home / "lock").unlink(missing_ok=True)
                 for folder in self._new:
                     folder.rmdir()
         self._lock.release()
+
+    def _mark_made(self) -> list[str]:
+        return self._mark["made"] if self._mark else []
 
     def _covers(self, name: str) -> bool:
         folders = [output.removesuffix("*") for output in self._outputs if output.endswith(("/", "*"))]

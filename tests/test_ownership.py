@@ -190,6 +190,9 @@ def test_what_is_refused_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Claim(tmp_path / "a" / "b", "train", outputs=OUTPUTS):
         raise RuntimeError("no model")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError), claimed(tmp_path / "a" / "b", "train", FIRST, outputs=OUTPUTS):
+        raise RuntimeError("no network")
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
     with pytest.raises(RuntimeError), Claim(tmp_path / "mine", "train", outputs=OUTPUTS):
         raise RuntimeError("no model")
