@@ -22,6 +22,7 @@ from sympy import (
     Product,
     Rational,
     Sum,
+    Symbol,
     binomial,
     exp,
     factorial,
@@ -34,9 +35,8 @@ MOST_PARTS = 2_000  # numbers, variables and operations
 MOST_TERMS = 20_000  # of a power or product of sums, multiplied out
 MOST_DEGREE = 10_000  # of a variable's power
 MOST_RANGE = 10_000  # terms of a sum or product over numbers
-MOST_CHOICES = 1_000  # of a binomial coefficient with a variable
+MOST_CHOICES = 1_000  # of a binomial coefficient of other things than whole numbers
 MOST_CELLS = 25  # of a matrix
-MOST_NESTED = 3  # factorials within each other
 MOST_CALCULUS = 12  # parts of what is integrated, or followed to a limit; sums, integrals and limits within each other are none
 MOST_SIGNS = 500  # of a formula as it is written; the longest gold answer has 155
 MOST_DEEP = 12  # brackets within brackets of it; the deepest gold answer has 4
@@ -82,23 +82,22 @@ class _Measure:
     def __init__(self) -> None:
         self._parts = 0
 
-    def of(self, part: Any, nested: int = 0) -> tuple[float, float]:
+    def of(self, part: Any) -> tuple[float, float]:
         """Digits, and terms when multiplied out."""
         self._parts += 1
         if self._parts > MOST_PARTS:
             raise BeyondError(f"more than {MOST_PARTS} parts")
-        nested += isinstance(part, _FACTORIALS)
-        if nested > MOST_NESTED:
-            raise BeyondError(f"more than {MOST_NESTED} factorials within each other")
+        if isinstance(part, (*_FACTORIALS, binomial)) and not _is_plain(part):
+            raise BeyondError("a factorial or binomial coefficient of more than sums, products and powers")
         if isinstance(part, (*_RANGED, *_LIMITS)):
             _check_calculus(part)
         if isinstance(part, MatrixBase):
             if part.rows * part.cols > MOST_CELLS:
                 raise BeyondError(f"a matrix of more than {MOST_CELLS} cells")
-            return max((self.of(cell, nested)[0] for cell in part.flat()), default=0.0), 1.0
+            return max((self.of(cell)[0] for cell in part.flat()), default=0.0), 1.0
         if not isinstance(part, Basic):  # a list of columns or the like
-            return max((self.of(one, nested)[0] for one in part), default=0.0) if isinstance(part, (list, tuple)) else 0.0, 1.0
-        inside = [self.of(one, nested) for one in part.args] if not isinstance(part, (Rational, Float)) else []
+            return max((self.of(one)[0] for one in part), default=0.0) if isinstance(part, (list, tuple)) else 0.0, 1.0
+        inside = [self.of(one) for one in part.args] if not isinstance(part, (Rational, Float)) else []
         digits, terms = self._whole(part, inside)
         if digits > MOST_DIGITS:
             raise BeyondError(f"a number of more than {MOST_DIGITS} digits")
@@ -158,10 +157,16 @@ def _power(part: Any, inside: list[tuple[float, float]]) -> tuple[float, float]:
     return float(digits * max(times, 1.0)), float(terms)
 
 
+def _is_plain(part: Any) -> bool:
+    """Whether a factorial's arguments are made of variables and numbers; of numbers alone they may have factorials in them."""
+    kinds = (Add, Mul, Pow, Rational, Symbol, *(() if part.free_symbols else (*_FACTORIALS, binomial)))
+    return all(isinstance(one, kinds) for argument in part.args for one in preorder_traversal(argument))
+
+
 def _choices(part: Any, digits: list[float]) -> float:
     above, below = (_number(size) for size in digits)
-    if part.free_symbols and max(above, below) > MOST_CHOICES:
-        raise BeyondError(f"a binomial coefficient of a variable and more than {MOST_CHOICES}")
+    if not all(one.is_Integer and one >= 0 for one in part.args) and max(above, below) > MOST_CHOICES:
+        raise BeyondError(f"a binomial coefficient of more than {MOST_CHOICES} things")
     return float(min(above, max(below, 1.0)) * math.log10(above + 1))
 
 
