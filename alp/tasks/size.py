@@ -175,6 +175,8 @@ def _check_calculus(part: Any) -> None:
     several = len(part.args) > 2 and not isinstance(part, Limit)  # sympy makes one of two within each other
     if several or any(isinstance(one, (*_RANGED, *_LIMITS)) for one in inside):
         raise BeyondError("sums, integrals or limits within each other")
+    if any(limit.has(*_FACTORIALS, binomial) for limit in part.args[1:]):
+        raise BeyondError("a sum, integral or limit whose ends have factorials")
     endless = any(end.is_infinite for limit in part.args[1:] for end in getattr(limit, "args", ()))
     if (isinstance(part, _LIMITS) or endless) and len(inside) > MOST_CALCULUS:
         raise BeyondError(f"an integral, limit or series of more than {MOST_CALCULUS} parts")
