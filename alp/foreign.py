@@ -95,7 +95,10 @@ def parse_json(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] |
     """A JSON value whose texts can be written again as UTF-8; ``hook`` makes its objects. Raises ValueError, RecursionError."""
     value = json.loads(text, object_pairs_hook=hook)
     if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():  # type: ignore[operator]  # half of a pair of surrogates
-        json.dumps(value, ensure_ascii=False).encode()
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half a character, which is no text") from None
     return value
 
 
