@@ -36,7 +36,7 @@ def check_place(text: str | Path, key: str) -> Path:
         kind = _taken(real)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, a NUL
         why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{key}: '{written[:80]}' can be no folder: {why}") from None
+        raise UserError(f"{key}: '{written[:200]}' can be no folder: {why}") from None
     if kind:
         raise UserError(f"{key}: '{written}' is {kind}: alp never takes it for its own; name a folder of its own: {key}=results/<name>")
     return Path(written)
@@ -49,7 +49,7 @@ def _check_exists_or_can(real: Path) -> None:
     for path in (real, *real.parents):
         try:
             os.lstat(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file, not a folder")

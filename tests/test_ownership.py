@@ -55,7 +55,7 @@ def _make(folder: Path, origin: dict[str, Any] = FIRST, *, replace: bool = False
         ("{worktree}", "a checkout (it holds .git)"),
         ("{source}", "alp's own source"),
         ("{file}", "is a file"),
-        ("{file}/x", "Not a directory"),
+        ("{file}/x", "is a file, not a folder"),
         ("{loop}", "can be no folder"),
         ("{loop}/x", "can be no folder"),
         ("{long}", "too long"),

@@ -60,12 +60,8 @@ def diagnose(config: DiagnoseConfig) -> str:
     folder = check(DEFAULT / source.stem if config.output is None else config.output, KEY)
     wanted = config.fields.model_dump()
     origin = {"identity": source.name, "config": {"input": source.name}}
-    with Claim(folder, "diagnose", outputs=OUTPUTS, key=KEY, replace=config.replace) as claim:
-        claim.compare(origin)
-        return _diagnose(config, source, wanted, claim, origin)
-
-
-def _diagnose(config: DiagnoseConfig, source: Path, wanted: dict[str, str], claim: Claim, origin: dict[str, Any]) -> str:
+    claim = Claim(folder, "diagnose", outputs=OUTPUTS, key=KEY, replace=config.replace)
+    claim.compare(origin)
     with reading("diagnose", source.name):
         try:
             dump = dumps.check(dump_formats.read(source, wanted))
@@ -84,20 +80,21 @@ def _diagnose(config: DiagnoseConfig, source: Path, wanted: dict[str, str], clai
         drawn = {name: drawings.draw(name, dump, figures, parts) for name in drawings.names(dump)}
         summary = findings(dump, figures) + notes(dump, wanted)
         record = {**_counts(dump), **figures, "input/name": source.name, "input/sha256": reproducibility.sha256_file(source)}
-        claim.begin(origin)
-        with reproducibility.partial_folder(claim.root / "diagnosis") as made:
-            for name, table in built.items():
-                for ending, text in _texts(table).items():
-                    reproducibility.write_text(made / "tables" / f"{name}{ending}", text)
-            for name, figure in drawn.items():
-                plots.save(figure, made / "figures" / name)
-            reproducibility.write_text(made / "report.html", _page(record, made, summary, built, list(drawn)))
-            reproducibility.write_json(made / "diagnostics.json", {name: _plain(value) for name, value in record.items()})
-            reproducibility.install(made, claim.root)
-        for target in _targets():  # what an earlier diagnosis with other fields left
-            if target.stem not in built and target.stem not in drawn:
-                claim.forget(claim.root / target)
-    claim.finish()
+        with claim:
+            claim.begin(origin)
+            with reproducibility.partial_folder(claim.root / "diagnosis") as made:
+                for name, table in built.items():
+                    for ending, text in _texts(table).items():
+                        reproducibility.write_text(made / "tables" / f"{name}{ending}", text)
+                for name, figure in drawn.items():
+                    plots.save(figure, made / "figures" / name)
+                reproducibility.write_text(made / "report.html", _page(record, made, summary, built, list(drawn)))
+                reproducibility.write_json(made / "diagnostics.json", {name: _plain(value) for name, value in record.items()})
+                reproducibility.install(made, claim.root)
+            for target in _targets():  # what an earlier diagnosis with other fields left
+                if target.stem not in built and target.stem not in drawn:
+                    claim.forget(claim.root / target)
+            claim.finish()
     return "\n".join([str(claim.root), *(f"  {sentence}" for sentence in summary)])
 
 

@@ -233,6 +233,6 @@ def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def bytes_below(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by relative path."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file below a folder but the marks, by relative path."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and ".alp" not in path.parts)
     return {os.fspath(path.relative_to(folder)): path.read_bytes() for path in found}
