@@ -19,6 +19,8 @@ from alp.analysis import plots, runs
 from alp.analysis.figures import envelope_bins, figures
 from alp.errors import UserError
 from alp.grid import Grid
+from alp.ownership import claimed
+from alp.reproducibility import write_text
 
 from .conftest import GRID, bytes_below, fabricate, write_grid
 
@@ -106,8 +108,8 @@ def test_sigma_needs_learned_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = f"title: t\ndescription: d\ntask: arithmetic\nmodel: arithmetic_tiny\nseeds: [0]\n{arms}"
     grid, results = fabricate(write_grid(tmp_path, text), tmp_path / "results", steps=3)
     stale = grid.folder(results) / "figures" / "sigma.svg"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("of an earlier grid")
+    with claimed(grid.folder(results), "figures", grid.origin, outputs=["figures/*"], key="results", beside=True):
+        write_text(stale, "of an earlier grid")
     saved: list[str] = []
     monkeypatch.setattr(plots, "save", lambda figure, stem: saved.append(stem.name))
     figures(grid, results)

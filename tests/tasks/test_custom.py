@@ -32,7 +32,7 @@ def test_the_example_runs_as_its_first_lines_say(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("train.jsonl", "validation.jsonl", "test.jsonl", "summary.json", "leakage.json", "leakage.md")
+        *("train.jsonl", "validation.jsonl", "test.jsonl", "summary.json", "leakage.json", "leakage.md", ".alp")
     }
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert sum(entry["problems"] for entry in summary.values()) == 200
