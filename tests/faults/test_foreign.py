@@ -63,7 +63,15 @@ class World:
 
 def _model(root: Path, base_model: Path, kinds: dict[str, Kind]) -> None:
     shutil.copytree(base_model, root / "model")
-    words = ["evaluate", *TINY_TASK, "task.test=1", f"model.path='{root}/model'", f"run.dir='{root}/run'", "evaluation.samples=1"]
+    words = [
+        "evaluate",
+        *TINY_TASK,
+        "task.test=1",
+        f"model.path='{root}/model'",
+        f"run.dir='{root}/run'",
+        "run.replace=true",
+        "evaluation.samples=1",
+    ]
     words += ["evaluation.greedy=false", "evaluation.max_new_tokens=11", "evaluation.device=cpu"]
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         kinds[f"model {name}"] = Kind(root / "model" / name, "json", words)
@@ -112,7 +120,7 @@ def _problems(root: Path, kinds: dict[str, Kind]) -> None:
         f"task.train=[{{path: '{root}/train.jsonl'}}]",
         f"task.test={{easy: {{path: '{root}/easy.jsonl'}}}}",
     ]
-    kinds["problems"] = Kind(root / "train.jsonl", "json", [*words, "task.validation=1", f"run.dir='{root}/data'"])
+    kinds["problems"] = Kind(root / "train.jsonl", "json", [*words, "task.validation=1", f"run.dir='{root}/data'", "run.replace=true"])
 
 
 def _yaml(root: Path, kinds: dict[str, Kind]) -> None:
