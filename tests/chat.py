@@ -23,7 +23,9 @@ DATED = (
 
 def chat_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     """Printable characters and the special tokens of the templates; the end token is <eos>."""
-    tokenizer = models.character_tokenizer(string.digits + string.ascii_letters + string.punctuation + " \n")
+    tokenizer = models.character_tokenizer(
+        string.digits + string.ascii_letters + string.punctuation + " \nĠĊ"
+    )  # the last two are what Qwen's makes of blanks
     tokenizer.add_special_tokens({"additional_special_tokens": ["<bos>", "<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = template
     return tokenizer

@@ -101,7 +101,9 @@ def test_prepared_files_give_the_same_problems(tmp_path: Path) -> None:
     for split in SPLITS:
         assert from_files.problems(split) == TASK.problems(split)
     assert prepare(_config(), tmp_path) == summary
-    assert prepare(_config("task.seed=1"), tmp_path) != summary
+    with pytest.raises(UserError, match=r"task.seed: 0 there, 1 here"):
+        prepare(_config("task.seed=1"), tmp_path)
+    assert prepare(_config("task.seed=1"), tmp_path, replace=True) != summary
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

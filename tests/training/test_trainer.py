@@ -77,7 +77,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(train_config: Make, tm
 def test_a_checkpoint_of_another_configuration_is_not_used(train_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Killed):
         train(train_config("trainer.lr=5e-4", folder="run"), _kill_at(2))
-    train(train_config(folder="run"))
+    with pytest.raises(UserError, match=r"trainer.lr: 0.0005 there, 0.001 here"):
+        train(train_config(folder="run"))
+    train(train_config("run.replace=true", folder="run"))
     train(train_config(folder="fresh"))
     assert "belongs to another job (trainer.lr: 0.0005 there, 0.001 here): not used" in caplog.text
     assert _digest(tmp_path / "run", ("metrics.jsonl",)) == _digest(tmp_path / "fresh", ("metrics.jsonl",))
@@ -96,7 +98,9 @@ def test_another_base_model_or_other_data_start_over(train_config: Make, tmp_pat
         train(job, _kill_at(2))
     weights = load_file(moved / "model.safetensors")
     save_file({name: value * torch.tensor(1.01) for name, value in weights.items()}, moved / "model.safetensors", metadata={"format": "pt"})
-    train(job)
+    with pytest.raises(UserError, match="another base model"):
+        train(job)
+    train(train_config(f"model.path='{moved}'", "run.replace=true", folder="run"))
     train(train_config(f"model.path='{moved}'", folder="fresh"))
     assert _digest(tmp_path / "run", ("metrics.jsonl",)) == _digest(tmp_path / "fresh", ("metrics.jsonl",))
     origins = [json.loads((tmp_path / name / "provenance.json").read_text(encoding="utf-8")) for name in ("run", "fresh")]

@@ -19,11 +19,11 @@ from tests.faults.conftest import ALL
 ROOT = Path(__file__).resolve().parents[2]
 TITLES = "title: t\ndescription: d\ntask: arithmetic\nmodel: arithmetic_tiny\nseeds: [0]\narms: [{method: grpo}]\n"
 SPOKEN = [  # one run holds every character that a shell, Hydra or Snakemake could take for its own
-    'my results $(touch CANARY) `touch CANARY`;touch CANARY & it\'s "so" \\ * [ab]? ~ <é> | !x#h $HOME %41, a=b',
+    'my results $(touch CANARY) `touch CANARY`;touch CANARY & it\'s "so" \\ * [ab] ~ <é> | !x#h $HOME %41, a=b',
     *(
         [
             *("my results", "a$(touch CANARY)b", "a&touch CANARY", "`touch CANARY`", "x;touch CANARY;", "it's", "back\\slash"),
-            *("end\\", "\\'q", "-dash", "--cores", "*", "[ab]?", "~", "é ü 日本", "a|b>c<d", "$HOME", "a,b", "deep/$(touch CANARY)/x"),
+            *("end\\", "\\'q", "-dash", "--cores", "*", "[ab]", "~", "é ü 日本", "a|b>c<d", "$HOME", "a,b", "deep/$(touch CANARY)/x"),
         ]
         if ALL
         else []

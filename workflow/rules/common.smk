@@ -36,6 +36,7 @@ try:
             f"--config: unknown key '{unknown[0]}'; choose from grid, results"
         )
     FOLDER = str(GRID.folder(RESULTS))
+    GRID.tracking_uri(RESULTS)  # refuses what MLflow would read as another database
     if workflow.is_main_process:
         check(FOLDER, "--config results")
 except UserError as error:
