@@ -7,6 +7,7 @@ removed or replaced, and a folder that holds anything else without a mark is ref
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -84,8 +85,10 @@ def check(folder: str | Path, key: str, *, beside: bool = False) -> Path:
         found = foreign(root) if root.is_dir() and not beside else None
         if found is None:
             standing = nearest_folder(root)
-            if not os.access(standing, os.W_OK | os.X_OK) or os.statvfs(standing).f_flag & os.ST_RDONLY:
-                raise UserError(f"{key}: nothing can be written in {standing}")
+            read_only = os.statvfs(standing).f_flag & os.ST_RDONLY
+            if read_only or not os.access(standing, os.W_OK | os.X_OK):
+                why = os.strerror(errno.EROFS if read_only else errno.EACCES)
+                raise UserError(f"{key}: nothing can be written in {standing}: {why}")
     except OSError as error:
         raise UserError(f"{key}: {root}: {error.strerror}") from None
     if found is not None:

@@ -17,6 +17,7 @@ import pytest
 from alp import config, models
 from alp.analysis import statistics
 from alp.analysis.evaluate import evaluate
+from alp.errors import UserError
 from alp.training.forward import sequence_log_probs
 
 TINY = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
@@ -120,20 +121,21 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bytes(base_model: Pa
     assert not (killed / "evaluation" / "train.json").exists()
     damaged = _chunks(killed)[1]
     damaged.write_bytes(damaged.read_bytes()[:-20])
-    for folder in (killed, tmp_path):
+    whole = tmp_path / "whole"
+    for folder in (killed, whole):
         evaluate(config.load("evaluate", _small_chunks(base_model, folder)))
     for name in ("train.json", "train.samples.jsonl.gz"):
-        assert (killed / "evaluation" / name).read_bytes() == (tmp_path / "evaluation" / name).read_bytes()
+        assert (killed / "evaluation" / name).read_bytes() == (whole / "evaluation" / name).read_bytes()
     timings = json.loads((killed / "evaluation" / "train.timings.jsonl").read_text(encoding="utf-8"))
     assert timings["problems"] == 30 - kept + 1, "finished chunks are kept, the damaged one is sampled again"
     assert len(_samples(killed, "train")) == 30 * 33
     assert not (killed / "evaluation" / "train.parts").exists()
 
 
-def test_chunks_of_other_settings_are_not_used(base_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_chunks_of_other_settings_are_not_used(base_model: Path, tmp_path: Path) -> None:
     stale = tmp_path / "evaluation" / "test.parts" / "0123456789abcdef" / "000000.jsonl.gz"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of another configuration")
-    _run(base_model, tmp_path)
-    assert "belongs to another configuration" in caplog.text
-    assert not stale.exists()
+    with pytest.raises(UserError, match="no mark says that this version of alp made it"):
+        _run(base_model, tmp_path)
+    assert stale.exists()

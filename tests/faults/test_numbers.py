@@ -108,7 +108,7 @@ def test_a_log_prob_that_is_infinite_spoils_no_weight(tmp_path: Path, words: Wor
 
 
 def test_one_that_stays(tmp_path: Path, words: Words, base_model: Path, ledger: Ledger) -> None:
-    """A model that gives nothing but NaN: the job fails with the reason, and leaves no model behind."""
+    """A model that gives nothing but NaN is refused before the first step, by the name of what is not finite."""
     broken = tmp_path / "broken"
     shutil.copytree(base_model, broken)
     weights = load_file(broken / "model.safetensors")
@@ -116,7 +116,8 @@ def test_one_that_stays(tmp_path: Path, words: Words, base_model: Path, ledger: 
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     code = jobs.train(words(tmp_path / "run", f"model.path='{broken}'"), tmp_path / "log")
     said = (tmp_path / "log").read_text(encoding="utf-8")
-    assert code == 1
-    assert "old_log_probs: NaN on a valid token" in said, said[-2000:]
+    assert code == 2
+    assert "alp: error: model.path: " in said, said[-2000:]
+    assert "finite" in said, said[-2000:]
     assert not (tmp_path / "run" / "model").exists()
     ledger.tried("NaN in every weight")
