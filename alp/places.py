@@ -44,7 +44,8 @@ def check_place(text: str | Path, key: str) -> Path:
 
 def _check_exists_or_can(real: Path) -> None:
     """Raise OSError unless the path is a folder or could become one."""
-    if len(os.fsencode(real)) + _BELOW > os.pathconf("/", "PC_PATH_MAX"):
+    longest = max(len(os.fsencode(part)) for part in real.parts)
+    if longest > os.pathconf("/", "PC_NAME_MAX") or len(os.fsencode(real)) + _BELOW > os.pathconf("/", "PC_PATH_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     for path in (real, *real.parents):
         try:
