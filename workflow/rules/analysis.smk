@@ -4,17 +4,6 @@ from alp.analysis import runs as alp_runs
 GRID_CONTENT = GRID.content_hash
 
 
-def grid_words(wildcards):
-    """The words of a verb that works on the whole grid; a function, since Snakemake looks for wildcards in a string."""
-    return shlex.join(
-        [
-            f"grid={alp_grid.quoted(NAMED)}",
-            f"results={alp_grid.quoted(RESULTS)}",
-            "replace=true",
-        ]
-    )
-
-
 rule aggregate:
     input:
         **everything(),

@@ -128,6 +128,17 @@ def words(verb):
     return of
 
 
+def grid_words(wildcards):
+    """The words of a verb that works on the whole grid; a function, since Snakemake looks for wildcards in a string."""
+    return shlex.join(
+        [
+            f"grid={alp_grid.quoted(NAMED)}",
+            f"results={alp_grid.quoted(RESULTS)}",
+            "replace=true",
+        ]
+    )
+
+
 def identity(verb):
     """A params function: SHA-256 of the job's resolved configuration."""
 
