@@ -91,7 +91,7 @@ def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
             continue
-        logger.info("continuing %s after %d steps and %d updates of the next", run_dir, card["step"], card["update"])
+        logger.info("continuing %s after %d steps and %d updates of the next", run_dir, state["step"], _updates(state))
         return state
     return None
 
