@@ -36,11 +36,12 @@ _KEEP = "to keep what is there move it, or build elsewhere"
 def read_mark(folder: Path, job: str) -> dict[str, Any] | None:
     """The mark of a job; None where there is none that this version can read: then nothing there is ours."""
     path = folder / MARKS / job / "mark.json"
-    if (folder / MARKS).is_symlink() or path.parent.is_symlink() or path.is_symlink():
+    if (folder / MARKS).is_symlink() or path.parent.is_symlink() or path.is_symlink() or not path.is_file():
         return None
     try:
         mark = json.loads(path.read_text(encoding="utf-8"))
         sound = mark["made_by"] == "alp" and mark["format"] == FORMAT and isinstance(mark["identity"], str)
+        sound = sound and isinstance(mark["state"], str) and isinstance(mark["origin"], dict)
         sound = sound and isinstance(mark["made"], list) and all(isinstance(name, str) and _inside(name) for name in mark["made"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

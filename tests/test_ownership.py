@@ -166,8 +166,8 @@ def test_a_mark_that_is_not_whole_marks_nothing(tmp_path_factory: pytest.TempPat
         path.write_text(json.dumps(json.loads(content) | {"made": [name]}))
     else:
         mark = json.loads(content)
-        key = data.draw(st.sampled_from(["made_by", "format", "identity", "made"]))
-        mark[key] = data.draw(st.sampled_from([None, 7.5, [1], {"a": 1}]))
+        key = data.draw(st.sampled_from(["made_by", "format", "identity", "made", "state", "origin"]))
+        mark[key] = data.draw(st.sampled_from([None, 7.5, [1], 1 if key == "origin" else {"a": 1}]))
         path.write_text(json.dumps(mark))
     assert read_mark(folder, "train") is None
     assert foreign(folder) is not None
