@@ -49,16 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.captureWarnings(True)
     try:
         return _dispatch(words)
-    except UserError as error:
+    except (UserError, GraderError) as error:
         if os.environ.get("ALP_TRACEBACK") == "1":
             traceback.print_exc()
         print(f"alp: error: {error}", file=sys.stderr)
-        return 2
-    except GraderError as error:
-        if os.environ.get("ALP_TRACEBACK") == "1":
-            traceback.print_exc()
-        print(f"alp: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UserError) else 1
     except Interrupted as error:
         print(f"alp: {error}", file=sys.stderr)
         return TRY_AGAIN

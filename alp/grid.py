@@ -149,7 +149,7 @@ class Grid:
 def quoted(value: str | Path) -> str:
     """Hydra's grammar reads some characters of paths as syntax, OmegaConf those of an interpolation: quote and escape them."""
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def plain_word(key: str, value: object) -> str:

@@ -21,7 +21,7 @@ from alp.tracking_uri import located
 __all__ = ["VERBS", "ArithmeticTask", "CustomTask", "MathematicsTask", "ReasoningGymTask", "Strict", "SumsInWordsTask", "Task"]
 
 Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn"]
-_BAND = re.compile(r"^-?\d+:-?\d+$")
+_BAND = re.compile(r"-?[0-9]+:-?[0-9]+")
 
 
 class Correction(Strict):
@@ -60,7 +60,7 @@ class Perturbation(Strict):
     @classmethod
     def _known(cls, value: str | list[int]) -> str | list[int]:
         names = ("all", "early", "middle", "late", "logits")
-        if isinstance(value, str) and value not in names and not _BAND.match(value):
+        if isinstance(value, str) and value not in names and not _BAND.fullmatch(value):
             raise ValueError(f"unknown layers '{value}'{nearest(value, names)} (or start:end, or a list)")
         return value
 
@@ -68,7 +68,7 @@ class Perturbation(Strict):
         """Refuse bands and lists outside a model of ``depth`` layers. Raises ValueError."""
         if isinstance(self.layers, list):
             chosen = self.layers
-        elif _BAND.match(self.layers):
+        elif _BAND.fullmatch(self.layers):
             start, end = map(int, self.layers.split(":"))
             chosen = [*range(start, end)] if start >= 0 and end <= depth else []
         else:

@@ -85,14 +85,17 @@ def _read(path: Path) -> dict[str, Any]:
     with reading("verify", path):
         if not path.is_file():
             raise UserError(f"verify: there is no {path}; a grid's manifest is results/<grid>/manifest.json")
-        text = read_text("verify", path)
-        try:
-            content: Any = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-            _check(path, content)
-            content["made_from"] = dict(leaves(content.get("made_from", {}), ""))
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"verify: {path} is no manifest of format {FORMAT}: {reason(error)}") from error
-        return content  # type: ignore[no-any-return]
+        return _parsed(path, read_text("verify", path))
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        _check(path, content)
+        content["made_from"] = dict(leaves(content.get("made_from", {}), ""))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"verify: {path} is no manifest of format {FORMAT}: {reason(error)}") from error
+    return content  # type: ignore[no-any-return]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _killed_while_making(make: Callable[[], None], seconds: float | None) -> flo
     if process.exitcode is None:
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (-signal.SIGKILL, 0), "0: it ended just before the signal"
     return time.monotonic() - started
 
 
