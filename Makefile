@@ -80,7 +80,6 @@ format: install ## rewrite the source in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
-	$(BIN)/python docs/lines.py
 
 ui: install ## browse the runs on 127.0.0.1 (PORT=5000)
 	@echo "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"

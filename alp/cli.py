@@ -1,4 +1,5 @@
-"""``alp <verb> [group=choice] [key=value] …``: parse, compose the configuration, call one function. Nothing is computed here."""
+"""``alp <verb> [group=choice] [key=value] …``: parse, compose the configuration, call one function. Nothing is computed
+here."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ _SUMMARIES = {
     "track": "every finished run of a grid, with its evaluation, into MLflow (what is there already is left alone)",
     "report": "one page with every table and figure of a grid",
     "manifest": "hash of every result of a grid, with what it was made from",
-    "verify": "are the files of a grid those of its manifest, all of them and no other; where not, what differs and by how much",
+    "verify": (
+        "are the files of a grid those of its manifest, all of them and no other; where not, what differs and by how"
+        " much"
+    ),
     "diagnose": "ratios and mismatch of log-probs that another trainer dumped",
     "methods": "the presets as a table: what each really does",
 }
@@ -37,8 +41,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0; 2 with one line on stderr for a user's mistake; 75 after a signal, to be tried again;
-    1 for a failure, or for results that differ from their manifest (2 where that cannot be told)."""
+    """Entry point; returns the exit code: 0; 2 with one line on stderr for a user's mistake; 75 after a signal, to be
+    tried again; 1 for a failure, or for results that differ from their manifest (2 where that cannot be told)."""
     words = sys.argv[1:] if arguments is None else arguments
     if arguments is None:  # a process of its own
         hold_standard_streams()
@@ -61,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno not in _DISK:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"alp: error: {where}{error.strerror}; what is done is kept, the same command goes on from there", file=sys.stderr)
+        print(
+            f"alp: error: {where}{error.strerror}; what is done is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("alp: interrupted", file=sys.stderr)
@@ -92,7 +99,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    from alp import config
+    from alp.configuration import compose
 
     show = "--cfg" in rest
     if show:
@@ -103,9 +110,9 @@ def _run(verb: str, rest: list[str]) -> int:
     for word in rest:
         if word.startswith("-"):
             raise UserError(f"{verb}: unknown option '{word}'{nearest(word, ['--cfg', '--help'])}")
-    loaded = config.load(verb, rest)
+    loaded = compose.load(verb, rest)
     if show:
-        print(config.to_yaml(loaded), end="")
+        print(compose.to_yaml(loaded), end="")
         return 0
     print(shlex.join(["alp", verb, *rest]), file=sys.stderr, flush=True)
     _check_place(loaded)
@@ -115,7 +122,7 @@ def _run(verb: str, rest: list[str]) -> int:
 
 def _check_place(loaded: Any) -> None:
     """Refuse a folder that is not the program's, or cannot be written, before anything is computed for it."""
-    from alp import grid
+    from alp.configuration import grid
     from alp.ownership import check
 
     if hasattr(loaded, "run"):
@@ -174,20 +181,21 @@ class _Tracked:
     def step(self) -> None:
         """Called after every training step."""
         if self._live is None and self._uri is not None and (self._run_dir / "config.yaml").is_file():
-            from alp.tracking import Live, describe
+            from alp.reporting.tracking import Live, describe
 
             self._live = Live(self._run_dir, uri=self._uri, **describe(self._run_dir))
         if self._live is not None:
             self._live.step()
 
     def close(self, *, finished: bool) -> None:
-        """Called when training ended, one way or the other; a job that was refused before its first step leaves MLflow alone."""
+        """Called when training ended, one way or the other; a job that was refused before its first step leaves MLflow
+        alone."""
         if self._live is not None:
             self._live.close(finished)
 
 
 def _evaluate(loaded: Any) -> str:
-    from alp.analysis.evaluate import evaluate
+    from alp.evaluation.evaluate import evaluate
     from alp.tasks.tally import log_summary
 
     try:
@@ -195,46 +203,46 @@ def _evaluate(loaded: Any) -> str:
     finally:
         log_summary()
     if loaded.run.tracking is not None:
-        from alp.tracking import sync_evaluation
+        from alp.reporting.tracking import sync_evaluation
 
         sync_evaluation(Path(loaded.run.dir), uri=loaded.run.tracking)
     return str(path)
 
 
 def _aggregate(loaded: Any) -> str:
-    from alp import grid
-    from alp.analysis.aggregate import aggregate
+    from alp.configuration import grid
+    from alp.reporting.aggregate import aggregate
 
     aggregate(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace)
     return str(grid.load(loaded.grid).folder(loaded.results) / "tables")
 
 
 def _figures(loaded: Any) -> str:
-    from alp import grid
-    from alp.analysis.figures import figures
+    from alp.configuration import grid
+    from alp.reporting.figures import figures
 
     figures(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace)
     return str(grid.load(loaded.grid).folder(loaded.results) / "figures")
 
 
 def _track(loaded: Any) -> str:
-    from alp import grid
-    from alp.tracking import track
+    from alp.configuration import grid
+    from alp.reporting.tracking import track
 
     return str(track(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace))
 
 
 def _report(loaded: Any) -> str:
-    from alp import grid
-    from alp.analysis.report import report
+    from alp.configuration import grid
+    from alp.reporting.report import report
 
     report(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace)
     return str(grid.load(loaded.grid).folder(loaded.results) / "report.html")
 
 
 def _manifest(loaded: Any) -> str:
-    from alp import grid
-    from alp.analysis.manifest import write_manifest
+    from alp.configuration import grid
+    from alp.reporting.manifest import write_manifest
 
     return str(write_manifest(grid.load(loaded.grid), Path(loaded.results), replace=loaded.replace))
 
@@ -242,8 +250,11 @@ def _manifest(loaded: Any) -> str:
 def _verify(words: list[str]) -> int:
     """Compare, print, and return the exit code: 0 the same, 1 differs, 2 cannot tell."""
     if not 1 <= len(words) <= 2 or words[0].startswith("-"):
-        raise UserError("verify: give the manifest and perhaps the folder to compare: alp verify results/quick/manifest.json [folder]")
-    from alp.analysis.verify import verify
+        raise UserError(
+            "verify: give the manifest and perhaps the folder to compare: alp verify results/quick/manifest.json"
+            " [folder]"
+        )
+    from alp.reporting.verify import verify
 
     lines, code = verify(Path(words[0]), Path(words[1]) if words[1:] else None)
     print("\n".join(lines))
@@ -251,7 +262,7 @@ def _verify(words: list[str]) -> int:
 
 
 def _diagnose(loaded: Any) -> str:
-    from alp.analysis.diagnose import diagnose
+    from alp.diagnosis.diagnose import diagnose
 
     return diagnose(loaded)
 
@@ -285,29 +296,34 @@ def _help() -> str:
 def _verb_help(verb: str) -> str:
     if verb in ("methods", "verify"):
         return f"usage: alp {verb}{' <manifest.json> [folder]' if verb == 'verify' else ''}\n\n{_SUMMARIES[verb]}"
-    from alp import config
+    from alp.configuration import compose
 
-    plain = config.resolve(verb)
+    plain = compose.resolve(verb)
     groups = [
-        f"  {group:<12} {', '.join(config.choices(group))}"
+        f"  {group:<12} {', '.join(compose.choices(group))}"
         for group in plain
-        if (config.CONFIGS / group).is_dir() and config.choices(group)
+        if (compose.CONFIGS / group).is_dir() and compose.choices(group)
     ]
-    shown = config.to_yaml(config.validate(verb, plain))
+    shown = compose.to_yaml(compose.validate(verb, plain))
     listed = "\n".join(groups) or "  none"
-    return f"usage: alp {verb} [group=choice] [key=value] …\n\n{_SUMMARIES[verb]}\n\ngroups\n{listed}\n\nkeys and their defaults\n{shown}"
+    return (
+        f"usage: alp {verb} [group=choice] [key=value] …\n\n{_SUMMARIES[verb]}\n\ngroups\n{listed}\n\nkeys and their"
+        f" defaults\n{shown}"
+    )
 
 
 def _methods() -> str:
     """The presets, read from the YAML files."""
-    from alp import config
+    from alp.configuration import compose
 
     header = ["method", "numerator", "denominator", "level", "clip low/high", "c", "correction", "perturbation"]
     rows = []
-    for name in config.choices("method"):
-        method = config.load("train", [f"method={name}"]).method
+    for name in compose.choices("method"):
+        method = compose.load("train", [f"method={name}"]).method
         correction, noise = method.correction, method.perturbation
-        bounds = f" C = {correction.upper}" if correction.lower is None else f" [{correction.lower:g}, {correction.upper:g}]"
+        bounds = (
+            f" C = {correction.upper}" if correction.lower is None else f" [{correction.lower:g}, {correction.upper:g}]"
+        )
         fix = "–" if correction.kind == "none" else f"{correction.kind}, {correction.level},{bounds}"
         veto = "" if correction.veto is None else f" veto {correction.veto:g}"
         rows.append(
@@ -323,7 +339,10 @@ def _methods() -> str:
             ]
         )
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows])
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    )
 
 
 if __name__ == "__main__":

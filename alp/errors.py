@@ -1,4 +1,5 @@
-"""What a user sees as a single line: a mistake, an interruption; and the search for the choice that was meant. Standard library only."""
+"""What a user sees as a single line: a mistake, an interruption; and the search for the choice that was meant. Standard
+library only."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class UserError(Exception):
 
 
 class GraderError(Exception):
-    """Grading itself is broken, whatever the answer: one line, exit code 1. Never a verdict, and nothing that an answer can bring about."""
+    """Grading itself is broken, whatever the answer: one line, exit code 1. Never a verdict, and nothing that an answer
+    can bring about."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.split())))

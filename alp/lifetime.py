@@ -1,4 +1,5 @@
-"""How a process ends: asked to stop it finishes an update first, orphaned it stops by itself, and a reader that is gone stops nothing."""
+"""How a process ends: asked to stop it finishes an update first, orphaned it stops by itself, and a reader that is gone
+stops nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +14,12 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # the last is what users have Slurm send before a limit
+_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+)  # the last is what users have Slurm send before a limit
 _PATIENCE = 2.0  # seconds for a reader that is slow
 _PIECE = 512  # bytes; a pipe that select() calls ready takes that many without blocking
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -36,7 +42,9 @@ class StopRequest:
                     self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -49,8 +57,8 @@ class StopRequest:
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> bool:
     """Have the kernel send ``number`` to this process when the one that started it is gone; whether that was asked for.
 
-    Asked for by ALP_PARENT and ALP_SHELL, which a shell that ``exec``s this process sets to $PPID and $$. So the jobs of a killed
-    workflow stop (at their next update) instead of going on beside those of the next. Linux alone.
+    Asked for by ALP_PARENT and ALP_SHELL, which a shell that ``exec``s this process sets to $PPID and $$. So the jobs
+    of a killed workflow stop (at their next update) instead of going on beside those of the next. Linux alone.
     """
     parent, shell = os.environ.get("ALP_PARENT"), os.environ.get("ALP_SHELL")
     if parent is None or shell != str(os.getpid()) or not sys.platform.startswith("linux"):
@@ -91,8 +99,8 @@ class _Unblocked(io.TextIOBase):
 
 
 def hold_standard_streams() -> None:
-    """Put the null device where standard input, output or error is closed: the next file to be opened would take its number, and
-    whatever is printed would go into that file."""
+    """Put the null device where standard input, output or error is closed: the next file to be opened would take its
+    number, and whatever is printed would go into that file."""
     for handle in range(3):  # in this order: a new one gets the lowest number that is free
         try:
             os.fstat(handle)
@@ -101,7 +109,8 @@ def hold_standard_streams() -> None:
 
 
 def speak_utf8() -> None:
-    """Begin this process again in Python's UTF-8 mode where the locale says otherwise: names of files are texts like any other."""
+    """Begin this process again in Python's UTF-8 mode where the locale says otherwise: names of files are texts like
+    any other."""
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"  # for the processes it starts
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
@@ -110,8 +119,8 @@ def speak_utf8() -> None:
 def unblock(stream: TextIO | None, handle: int = 1) -> Any:
     """``stream`` unless it is no terminal: then one that a full or broken pipe, or a full disk, cannot stop.
 
-    None, which Python makes of a stream that was closed when it started, becomes the one behind ``handle``. A terminal without a character
-    that is printed shows it spelled out.
+    None, which Python makes of a stream that was closed when it started, becomes the one behind ``handle``. A terminal
+    without a character that is printed shows it spelled out.
     """
     if stream is None or stream.closed:
         return _Unblocked(handle)

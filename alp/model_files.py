@@ -1,7 +1,8 @@
-"""A model's folder as files, before anything of it is loaded: is it whole, what do its headers say, one hash over all that loading reads.
+"""A model's folder as files, before anything of it is loaded: is it whole, what do its headers say, one hash over all
+that loading reads.
 
-Loading reads files of the folder itself alone: names in the weights' index that lead elsewhere are refused. Links are followed, as a
-cache of the Hugging Face hub is made of them: what they lead to is what is checked and hashed.
+Loading reads files of the folder itself alone: names in the weights' index that lead elsewhere are refused. Links are
+followed, as a cache of the Hugging Face hub is made of them: what they lead to is what is checked and hashed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TEMPLATES = "additional_chat_templates"  # the one subfolder that a tokenizer reads
 FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-WHOLE = {"BOOL": "bool"} | {f"{sign}{bits}": f"{'u' * (sign == 'U')}int{bits}" for sign in "IU" for bits in (8, 16, 32, 64)}
+WHOLE = {"BOOL": "bool"} | {
+    f"{sign}{bits}": f"{'u' * (sign == 'U')}int{bits}" for sign in "IU" for bits in (8, 16, 32, 64)
+}
 _LAYERS = re.compile(r"(num|n)_(hidden_|decoder_)?layers?")
 
 
@@ -36,15 +39,21 @@ class Stored:
 
 
 def check(folder: Path, key: str) -> dict[str, Stored]:
-    """Every tensor of a model's folder by its name, from headers alone. Raises UserError: damaged, or leads elsewhere."""
+    """Every tensor of a model's folder by its name, from headers alone. Raises UserError: damaged, or leads
+    elsewhere."""
     config = read_json(key, folder / "config.json")
     for path in folder.glob("*.*"):
         if not path.is_dir():  # a pipe would be waited for when the folder is hashed
             check_file(key, path)
     if (folder / "adapter_config.json").exists():
-        raise UserError(f"{key}: {folder} holds an adapter (adapter_config.json): merge it into its model first, or take the file away")
+        raise UserError(
+            f"{key}: {folder} holds an adapter (adapter_config.json): merge it into its model first, or take the file"
+            " away"
+        )
     if config.get("quantization_config") is not None:
-        raise UserError(f"{key}: {folder} is quantised (quantization_config in config.json): save it in bfloat16 or float32 first")
+        raise UserError(
+            f"{key}: {folder} is quantised (quantization_config in config.json): save it in bfloat16 or float32 first"
+        )
     _check_tokenizer(folder, key)
     tensors = _tensors(folder, _weights(folder, key, config), key)
     with reading(key, folder / "config.json"):
@@ -70,14 +79,19 @@ def listed(what: str, names: Iterable[str]) -> str:
 
 
 def _weights(folder: Path, key: str, config: dict[str, Any]) -> list[str]:
-    """Names of the files that hold the weights, the index among them obeyed. Raises UserError where two could be meant."""
+    """Names of the files that hold the weights, the index among them obeyed. Raises UserError where two could be
+    meant."""
     own = config.get("transformers_weights")  # a file of another name, which transformers takes before the usual ones
     if own is not None:
-        _check_name(own, f"{key}: transformers_weights in {folder / 'config.json'}", (".safetensors", ".safetensors.index.json"))
+        _check_name(
+            own, f"{key}: transformers_weights in {folder / 'config.json'}", (".safetensors", ".safetensors.index.json")
+        )
         return [own] if own.endswith(".safetensors") else _shards(folder, own, key)
     single, index = is_file(folder / SINGLE), is_file(folder / INDEX)
     if single and index and _shards(folder, INDEX, key) != [SINGLE]:
-        raise UserError(f"{key}: {folder} holds both {SINGLE} and {INDEX}, which names other files: take one of them away")
+        raise UserError(
+            f"{key}: {folder} holds both {SINGLE} and {INDEX}, which names other files: take one of them away"
+        )
     if not single and not index:
         raise UserError(f"{key}: no model in {folder} (neither {SINGLE} nor {INDEX})")
     return [SINGLE] if single else _shards(folder, INDEX, key)
@@ -89,7 +103,9 @@ def _shards(folder: Path, name: str, key: str) -> list[str]:
     plain = read_json(key, path)
     places = plain.get("weight_map")
     if not isinstance(places, dict) or not places or not isinstance(plain.get("metadata"), dict):
-        raise UserError(f"{key}: {path} is no index of weights: objects metadata and weight_map (tensor: file) expected")
+        raise UserError(
+            f"{key}: {path} is no index of weights: objects metadata and weight_map (tensor: file) expected"
+        )
     for tensor, file in places.items():
         _check_name(file, f"{key}: {path}: {tensor}", (".safetensors",))
     shards = sorted(set(places.values()))
@@ -101,12 +117,19 @@ def _shards(folder: Path, name: str, key: str) -> list[str]:
 
 
 def _check_name(value: Any, where: str, endings: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or not value.endswith(endings) or value != Path(value).name or "\\" in value or "\0" in value:
+    if (
+        not isinstance(value, str)
+        or not value.endswith(endings)
+        or value != Path(value).name
+        or "\\" in value
+        or "\0" in value
+    ):
         raise UserError(f"{where}: {str(value)[:80]!r} is no *{' or *'.join(endings)} of the same folder")
 
 
 def _tensors(folder: Path, files: list[str], key: str) -> dict[str, Stored]:
-    """What the headers say, checked against the files' sizes. Raises UserError for a damaged file, a name used twice, quantised values."""
+    """What the headers say, checked against the files' sizes. Raises UserError for a damaged file, a name used twice,
+    quantised values."""
     from safetensors import safe_open
 
     found: dict[str, Stored] = {}
@@ -122,7 +145,10 @@ def _tensors(folder: Path, files: list[str], key: str) -> dict[str, Stored]:
     if odd:
         kinds = ", ".join(sorted({found[name].dtype for name in odd}))
         where = f"{key}: {folder / found[odd[0]].file}"
-        raise UserError(f"{where}: {listed(kinds, odd)}: such values need scales beside them; save the model in bfloat16 or float32 first")
+        raise UserError(
+            f"{where}: {listed(kinds, odd)}: such values need scales beside them; save the model in bfloat16 or float32"
+            " first"
+        )
     return found
 
 
@@ -130,7 +156,9 @@ def _check_numbers(config: dict[str, Any], tensors: int, folder: Path, key: str)
     """Refuse more layers than there are tensors, before somebody builds them, and NaN."""
     for name, value in _leaves(config):
         if _LAYERS.fullmatch(name) and isinstance(value, int) and value > tensors:
-            raise UserError(f"{key}: {folder / 'config.json'}: {name} = {str(value)[:20]}, and the weights have {tensors} tensors")
+            raise UserError(
+                f"{key}: {folder / 'config.json'}: {name} = {str(value)[:20]}, and the weights have {tensors} tensors"
+            )
         if isinstance(value, float) and math.isnan(value):
             raise UserError(f"{key}: {folder / 'config.json'}: {name} is NaN")
 

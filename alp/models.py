@@ -1,4 +1,5 @@
-"""Causal language models and tokenizers as files: build the embedded ones, load, save. The only module that loads weights.
+"""Causal language models and tokenizers as files: build the embedded ones, load, save. The only module that loads
+weights.
 
 A model is loaded whole or not at all (docs/models.md): nothing of it is ever initialised at random.
 """
@@ -27,17 +28,19 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from alp import model_files
+from alp.configuration.model_schema import Model as ModelConfig
 from alp.errors import UserError
 from alp.foreign import reading
 from alp.model_files import FLOATING, Stored, content_hash, listed
 from alp.reproducibility import install, partial_folder, write_json
-from alp.schema_models import Model as ModelConfig
 
 __all__ = ["check_folder", "content_hash", "load_model", "load_tokenizer", "save_model"]
 
 logger = logging.getLogger(__name__)
 PAD, EOS = "<pad>", "<eos>"
-_SPARE = 2**30  # bytes that a model may need beyond its weights (masks, tables of positions) before a configuration is disbelieved
+_SPARE = (
+    2**30
+)  # bytes that a model may need beyond its weights (masks, tables of positions) before a configuration is disbelieved
 transformers_logging.disable_progress_bar()  # a bar per loaded file is noise in a job's log
 
 
@@ -88,7 +91,9 @@ def check_folder(path: str | None, key: str = "model.path") -> Path:
     What is missing is named with the nearest folder that exists.
     """
     if path is None:
-        raise UserError(f"{key}: no model given; make the embedded one with `alp pretrain`, then pass {key}=<its run.dir>/model")
+        raise UserError(
+            f"{key}: no model given; make the embedded one with `alp pretrain`, then pass {key}=<its run.dir>/model"
+        )
     folder = Path(path)
     with reading(key, str(folder)[:200]):
         for name in ("config.json", "*.safetensors", "tokenizer_config.json"):
@@ -100,14 +105,17 @@ def check_folder(path: str | None, key: str = "model.path") -> Path:
 
 
 def _load(kind: Any, folder: Path, **options: Any) -> Any:
-    """Read what ``save_pretrained`` wrote. Raises UserError for what cannot be read, and for a model that comes with code of its own."""
+    """Read what ``save_pretrained`` wrote. Raises UserError for what cannot be read, and for a model that comes with
+    code of its own."""
     with reading("model.path", folder), _silent():
         try:
             return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
         except ValueError as error:
             if "trust_remote_code" not in str(error):
                 raise
-            raise UserError(f"model.path: {folder} cannot be read as it is: it brings code of its own, which is never run") from None
+            raise UserError(
+                f"model.path: {folder} cannot be read as it is: it brings code of its own, which is never run"
+            ) from None
 
 
 @contextmanager
@@ -125,16 +133,18 @@ def check_model(model: ModelConfig) -> Path:
     """``check_folder`` of a configured model; without a folder the error says which command makes one."""
     if model.path is None and model.source is not None:
         raise UserError(
-            f"model.path: no folder with {model.name}; get it with `alp fetch model={model.name}`, then pass model.path=<its run.dir>/model"
+            f"model.path: no folder with {model.name}; get it with `alp fetch model={model.name}`, then pass"
+            " model.path=<its run.dir>/model"
         )
     return check_folder(model.path)
 
 
 def checkpoint_layers(model: Any) -> int:
-    """Compute the layers' activations again in the backward pass; returns how many do. Raises UserError where a model cannot.
+    """Compute the layers' activations again in the backward pass; returns how many do. Raises UserError where a model
+    cannot.
 
-    transformers checkpoints in training mode alone. That mode is set on the layers themselves, not on the parts inside them: dropout
-    stays off, a policy has one distribution.
+    transformers checkpoints in training mode alone. That mode is set on the layers themselves, not on the parts inside
+    them: dropout stays off, a policy has one distribution.
     """
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -142,7 +152,9 @@ def checkpoint_layers(model: Any) -> int:
         raise UserError(f"model.gradient_checkpointing: {error}") from None
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise UserError(f"model.gradient_checkpointing: {type(model).__name__} has no layers that transformers can compute again")
+        raise UserError(
+            f"model.gradient_checkpointing: {type(model).__name__} has no layers that transformers can compute again"
+        )
     for layer in layers:
         layer.training = True
     return len(layers)
@@ -161,13 +173,19 @@ def depth_of(folder: Path) -> int:
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """The model in ``dtype``, in evaluation mode (no dropout: a policy has one distribution).
 
-    Its ``read_from`` counts the stored tensors by dtype, and a line is logged where that is not ``dtype``. Raises UserError for a model
-    that is not whole: tensors missing, not expected, of another shape, of integers in place of floating ones, not finite.
+    Its ``read_from`` counts the stored tensors by dtype, and a line is logged where that is not ``dtype``. Raises
+    UserError for a model that is not whole: tensors missing, not expected, of another shape, of integers in place of
+    floating ones, not finite.
     """
     stored = model_files.check(folder, "model.path")
     planned = _planned(folder, stored)
     model, report = _load(
-        AutoModelForCausalLM, folder, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        AutoModelForCausalLM,
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     with reading("model.path", folder):
         _check_whole(folder, model, planned, stored, report)
@@ -180,7 +198,8 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.fl
 
 
 def _planned(folder: Path, stored: dict[str, Stored]) -> Any:
-    """The model that the configuration describes, without values. Raises UserError where the files cannot hold that much."""
+    """The model that the configuration describes, without values. Raises UserError where the files cannot hold that
+    much."""
     config = _load(AutoConfig, folder)
     with reading("model.path", folder), _silent(), torch.device("meta"):
         planned = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -188,9 +207,18 @@ def _planned(folder: Path, stored: dict[str, Stored]) -> Any:
     needed = sum(part.numel() * 4 for part in parts.values())
     given = sum(4 * torch.Size(tensor.shape).numel() for tensor in stored.values())
     if needed > 2 * given + _SPARE:
-        differ = {name: part.shape for name, part in planned.state_dict().items() if name in stored and part.shape != stored[name].shape}
-        named = listed("mis-shaped", (f"{name}: {list(stored[name].shape)} for {list(shape)}" for name, shape in differ.items()))
-        raise UserError(f"model.path: {folder}: config.json asks for {needed:.3g} bytes of float32, the files hold {given:.3g}: {named}")
+        differ = {
+            name: part.shape
+            for name, part in planned.state_dict().items()
+            if name in stored and part.shape != stored[name].shape
+        }
+        named = listed(
+            "mis-shaped", (f"{name}: {list(stored[name].shape)} for {list(shape)}" for name, shape in differ.items())
+        )
+        raise UserError(
+            f"model.path: {folder}: config.json asks for {needed:.3g} bytes of float32, the files hold {given:.3g}:"
+            f" {named}"
+        )
     return planned
 
 
@@ -217,7 +245,11 @@ def _integers(values: dict[str, torch.Tensor], stored: dict[str, Stored]) -> lis
     found = []
     for name, tensor in stored.items():
         if tensor.dtype not in FLOATING:
-            targets = [value for other, value in values.items() if f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}")]
+            targets = [
+                value
+                for other, value in values.items()
+                if f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}")
+            ]
             if any(value.is_floating_point() for value in targets):
                 found.append(f"{name}: {tensor.dtype} in {tensor.file}")
     return found
@@ -227,7 +259,11 @@ def _not_finite(model: Any) -> list[str]:
     """Parameters, kept buffers and rotary frequencies with a NaN or an infinity; a tied one once."""
     values = {id(value): (name, value) for name, value in reversed(list(model.state_dict(keep_vars=True).items()))}
     tables = [(name, value) for name, value in model.named_buffers() if re.search(r"inv_freq$", name)]
-    return [name for name, value in (*values.values(), *tables) if value.is_floating_point() and not torch.isfinite(value).all()]
+    return [
+        name
+        for name, value in (*values.values(), *tables)
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -247,14 +283,23 @@ def _check_ids(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     rows = getattr(text_config(folder), "vocab_size", None)
     added = tokenizer.get_added_vocab()
     ids = [number for token, number in tokenizer.get_vocab().items() if token not in added]
-    ids += [number for number in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) if number is not None]
+    ids += [
+        number
+        for number in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
+        if number is not None
+    ]
     if rows is not None and (not ids or not 0 <= min(ids) <= max(ids) < rows):
         given = f"{min(ids)} … {max(ids)}" if ids else "none"
-        raise UserError(f"model.path: the tokenizer in {folder} has the ids {given}, the model has embeddings for 0 … {rows - 1}")
+        raise UserError(
+            f"model.path: the tokenizer in {folder} has the ids {given}, the model has embeddings for 0 … {rows - 1}"
+        )
 
 
-def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, beside: dict[str, Any] | None = None) -> None:
-    """Weights as safetensors, configuration and tokenizer, and the JSON files ``beside``: each file whole or not at all.
+def save_model(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, beside: dict[str, Any] | None = None
+) -> None:
+    """Weights as safetensors, configuration and tokenizer, and the JSON files ``beside``: each file whole or not at
+    all.
 
     The weights come last: a folder that has them has everything.
     """

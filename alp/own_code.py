@@ -1,8 +1,8 @@
 """Modules of the user's own: found, hashed and imported by one search, so that the hash is of what runs.
 
-Python's own finders look in the folders of the Python path and then in the current folder, whatever way ``alp`` was started. What a
-module imports is read from its source, nothing is run for it; what it imports of the standard library and of ``alp`` counts by the
-version and the code of these, and what it imports of installed packages by their versions.
+Python's own finders look in the folders of the Python path and then in the current folder, whatever way ``alp`` was
+started. What a module imports is read from its source, nothing is run for it; what it imports of the standard library
+and of ``alp`` counts by the version and the code of these, and what it imports of installed packages by their versions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from alp.reproducibility import PACKAGE, sha256_file
 
 @dataclass
 class Closure:
-    """What importing a module can run: files of the user's own by module name, and the installed packages with their versions."""
+    """What importing a module can run: files of the user's own by module name, and the installed packages with their
+    versions."""
 
     files: dict[str, Path] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
@@ -44,7 +45,8 @@ class Closure:
 
 
 def search_path() -> list[str]:
-    """Where the user's modules are looked for: the Python path as it is, the current folder behind it, wherever it stood before."""
+    """Where the user's modules are looked for: the Python path as it is, the current folder behind it, wherever it
+    stood before."""
     here = Path.cwd().resolve()
     return [entry for entry in sys.path if entry and Path(entry).resolve() != here] + [str(here)]
 
@@ -60,7 +62,8 @@ def _searching() -> Iterator[None]:
 
 
 def _find(name: str, path: list[str] | None) -> ModuleSpec | None:
-    """What Python would import under that full name, without importing it or its parents; ``path`` are the places of the parent."""
+    """What Python would import under that full name, without importing it or its parents; ``path`` are the places of
+    the parent."""
     for finder in sys.meta_path:
         try:
             spec = finder.find_spec(name, path)
@@ -73,7 +76,8 @@ def _find(name: str, path: list[str] | None) -> ModuleSpec | None:
 
 
 def closure(dotted: str) -> Closure:
-    """The import closure of a module; of the parent where the last part is no module but a name in it. Empty for what is not found."""
+    """The import closure of a module; of the parent where the last part is no module but a name in it. Empty for what
+    is not found."""
     found, todo = Closure(), [dotted]
     specs: dict[str, ModuleSpec | None] = {}
     importlib.invalidate_caches()
@@ -105,13 +109,16 @@ def _chain(dotted: str, specs: dict[str, ModuleSpec | None]) -> Iterator[ModuleS
 
 
 def _own(spec: ModuleSpec, found: Closure) -> Path | None:
-    """The file of a module of the user's own; what is installed goes to the packages, what Python or ``alp`` brings nowhere."""
+    """The file of a module of the user's own; what is installed goes to the packages, what Python or ``alp`` brings
+    nowhere."""
     if not spec.has_location or spec.origin is None:
         return None
     path = Path(spec.origin).resolve()
     if path.is_relative_to(PACKAGE):
         return None
-    if {"site-packages", "dist-packages"} & set(path.parts) or any(path.is_relative_to(folder) for folder in _installed()):
+    if {"site-packages", "dist-packages"} & set(path.parts) or any(
+        path.is_relative_to(folder) for folder in _installed()
+    ):
         for package in _packages().get(spec.name.partition(".")[0], ()):
             found.packages[package] = metadata.version(package)
         return None
@@ -129,7 +136,8 @@ def _packages() -> dict[str, list[str]]:
 
 
 def _imports(path: Path, spec: ModuleSpec) -> set[str]:
-    """Full names of everything a source file imports, inside functions too; of what is no source nothing can be read."""
+    """Full names of everything a source file imports, inside functions too; of what is no source nothing can be
+    read."""
     if path.suffix != ".py":
         return set()
     try:
@@ -151,7 +159,8 @@ def _imports(path: Path, spec: ModuleSpec) -> set[str]:
 
 
 def load(dotted: str) -> Any:
-    """Import a module of the user's own. The current folder stays on the Python path: functions may import as late as they run.
+    """Import a module of the user's own. The current folder stays on the Python path: functions may import as late as
+    they run.
 
     Raises UserError when what was imported is not what was found and hashed, and whatever the import raises.
     """
@@ -167,13 +176,20 @@ def load(dotted: str) -> Any:
         if path is None and known is None:
             continue
         if known is None:
-            raise UserError(f"{dotted} imports {name} ({path}) in a way that its source does not show; write an import statement for it")
+            raise UserError(
+                f"{dotted} imports {name} ({path}) in a way that its source does not show; write an import statement"
+                " for it"
+            )
         if path != known:
-            raise UserError(f"{name} is {path or spec.origin} in this process, and {known} is what Python finds by that name; rename one")
+            raise UserError(
+                f"{name} is {path or spec.origin} in this process, and {known} is what Python finds by that name;"
+                " rename one"
+            )
     return found
 
 
 def sha256(dotted: str) -> str | None:
-    """Digest of the closure of a module, or of the module that holds the function of that name; None where there is none."""
+    """Digest of the closure of a module, or of the module that holds the function of that name; None where there is
+    none."""
     found = closure(dotted)
     return found.sha256 if found.files else None

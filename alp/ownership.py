@@ -1,8 +1,10 @@
-"""Whose a folder is: the mark that says so, one job at a time, temporary files of its own, and the end of earlier results.
+"""Whose a folder is: the mark that says so, one job at a time, temporary files of its own, and the end of earlier
+results.
 
-Every verb that writes holds a :class:`Claim`. ``<folder>/.alp/<job>/`` keeps ``mark.json`` (what the job is, whether it is finished, and
-every file it made), ``lock``, ``holder.json`` (who has it) and ``tmp/`` (files that are not whole yet). Only what a mark lists is ever
-removed or replaced, and a folder that holds anything else without a mark is refused. No clock and no host stand in a mark.
+Every verb that writes holds a :class:`Claim`. ``<folder>/.alp/<job>/`` keeps ``mark.json`` (what the job is, whether it
+is finished, and every file it made), ``lock``, ``holder.json`` (who has it) and ``tmp/`` (files that are not whole
+yet). Only what a mark lists is ever removed or replaced, and a folder that holds anything else without a mark is
+refused. No clock and no host stand in a mark.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ def read_mark(folder: Path, job: str) -> dict[str, Any] | None:
         mark = json.loads(path.read_text(encoding="utf-8"))
         sound = mark["made_by"] == "alp" and mark["format"] == FORMAT and isinstance(mark["identity"], str)
         sound = sound and isinstance(mark["state"], str) and isinstance(mark["origin"], dict)
-        sound = sound and isinstance(mark["made"], list) and all(isinstance(name, str) and _inside(name) for name in mark["made"])
+        sound = (
+            sound
+            and isinstance(mark["made"], list)
+            and all(isinstance(name, str) and _inside(name) for name in mark["made"])
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return mark if sound else None
@@ -62,7 +68,8 @@ def marks(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def foreign(folder: Path) -> Path | None:
-    """The first thing in a folder that no mark covers; None for a folder that is marked, empty, or holds marked ones alone."""
+    """The first thing in a folder that no mark covers; None for a folder that is marked, empty, or holds marked ones
+    alone."""
     if marks(folder):
         return None
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -77,7 +84,8 @@ def foreign(folder: Path) -> Path | None:
 
 
 def check(folder: str | Path, key: str, *, beside: bool = False) -> Path:
-    """Refuse, before anything is computed, a folder that is not ours and cannot become ours. Writes nothing. Raises UserError.
+    """Refuse, before anything is computed, a folder that is not ours and cannot become ours. Writes nothing. Raises
+    UserError.
 
     ``beside``: what is written goes to places of its own there, and the rest may be anybody's.
     """
@@ -111,14 +119,21 @@ def check_finished(folder: Path, key: str) -> None:
 
 
 def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """In words, what another job was made with that this one has not: keys of the configuration, else code, model, data or packages."""
+    """In words, what another job was made with that this one has not: keys of the configuration, else code, model, data
+    or packages."""
     old, new = _flat(there.get("config") or {}), _flat(here.get("config") or {})
     places = ("run.", "model.path", "task.data", "replace")
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(places)]
+    keys = [
+        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(places)
+    ]
     found = [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys[:3]]
     names = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
     names |= {"environment_hash": "other versions of packages", "grid_hash": "the grid file said something else"}
-    return "; ".join(found) or "; ".join(words for name, words in names.items() if there.get(name) != here.get(name)) or "other inputs"
+    return (
+        "; ".join(found)
+        or "; ".join(words for name, words in names.items() if there.get(name) != here.get(name))
+        or "other inputs"
+    )
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -129,12 +144,14 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Claim:
-    """One job's hold on its outputs in a folder: entered, it is locked; ``begin(origin)`` makes the outputs its own; ``finish()`` ends it.
+    """One job's hold on its outputs in a folder: entered, it is locked; ``begin(origin)`` makes the outputs its own;
+    ``finish()`` ends it.
 
-    ``origin`` has ``identity`` (a hash of what the results follow from) and parts of it that :func:`difference` puts in words. ``outputs``
-    are what the job makes, relative: a file, ``folder/*`` for files in a folder that may hold others, ``folder/`` for one that is the
-    job's as a whole; other jobs may have theirs beside them, and with ``beside`` anybody. ``dependents`` begins the names of the jobs whose
-    results follow from this one's: they go when this job is replaced. Raises UserError for everything that is refused.
+    ``origin`` has ``identity`` (a hash of what the results follow from) and parts of it that :func:`difference` puts in
+    words. ``outputs`` are what the job makes, relative: a file, ``folder/*`` for files in a folder that may hold
+    others, ``folder/`` for one that is the job's as a whole; other jobs may have theirs beside them, and with
+    ``beside`` anybody. ``dependents`` begins the names of the jobs whose results follow from this one's: they go when
+    this job is replaced. Raises UserError for everything that is refused.
     """
 
     def __init__(
@@ -149,7 +166,13 @@ class Claim:
         beside: bool = False,
     ) -> None:
         self.root = check(folder, key, beside=beside)
-        self.job, self._outputs, self._key, self._replace, self._dependents = job, tuple(outputs), key, replace, dependents
+        self.job, self._outputs, self._key, self._replace, self._dependents = (
+            job,
+            tuple(outputs),
+            key,
+            replace,
+            dependents,
+        )
         self._home = self.root / MARKS / job
         self.scratch = self._home / "tmp"
         self._lock = FileLock(self._home / "lock", mode=0o644)
@@ -158,7 +181,9 @@ class Claim:
         self._first = False  # whether this is the first of such jobs here
 
     def __enter__(self) -> Claim:
-        patience = _ORPHAN_SECONDS if "ALP_PARENT" in os.environ else 0.0  # in a workflow another holder can only be an orphan
+        patience = (
+            _ORPHAN_SECONDS if "ALP_PARENT" in os.environ else 0.0
+        )  # in a workflow another holder can only be an orphan
         try:
             self._new = [folder for folder in (self._home, *self._home.parents) if not folder.exists()]
             self._home.mkdir(parents=True, exist_ok=True)
@@ -172,20 +197,23 @@ class Claim:
         try:
             self._write("holder.json", {"job": self.job, "process": os.getpid(), "host": socket.gethostname()})
             if read_mark(self.root, self.job) is not None:
-                shutil.rmtree(self.scratch, ignore_errors=True)  # of a job that was killed; nobody else may write here now
+                shutil.rmtree(
+                    self.scratch, ignore_errors=True
+                )  # of a job that was killed; nobody else may write here now
         except BaseException:
             self._lock.release()
             raise
         return self
 
     def compare(self, origin: dict[str, Any]) -> None:
-        """Refuse already what :meth:`begin` would refuse: another job's results, without ``replace``; files that are not this job's."""
+        """Refuse already what :meth:`begin` would refuse: another job's results, without ``replace``; files that are
+        not this job's."""
         earlier = read_mark(self.root, self.job)
         if earlier is not None and earlier["identity"] != origin["identity"] and not self._replace:
             replaced = "run.replace=true" if self._key == "run.dir" else "replace=true"
             raise UserError(
-                f"{self._key}: {self.root} holds {_named(self.job)} of another identity ({difference(earlier['origin'], origin)}); "
-                f"{self._another}, or say {replaced} to have it replaced"
+                f"{self._key}: {self.root} holds {_named(self.job)} of another identity"
+                f" ({difference(earlier['origin'], origin)}); {self._another}, or say {replaced} to have it replaced"
             )
         for job, mark in marks(self.root).items():
             taken = next((name for name in mark["made"] if job != self.job and self._covers(name)), None)
@@ -194,7 +222,8 @@ class Claim:
         self._check_free(set(earlier["made"]) if earlier else set(), begun=earlier is not None)
 
     def _check_free(self, made: set[str], *, begun: bool) -> None:
-        """Refuse what stands in the place of an output and is not in ``made``; once ``begun``, ``folder/*`` may hold others' files."""
+        """Refuse what stands in the place of an output and is not in ``made``; once ``begun``, ``folder/*`` may hold
+        others' files."""
         for name in self._outputs:
             path = self.root / name.removesuffix("*")
             if path.is_symlink():
@@ -202,14 +231,17 @@ class Claim:
             elif name.endswith("*"):
                 blocked = (path.exists() and not path.is_dir()) or (not begun and path.is_dir() and any(path.iterdir()))
             elif name.endswith("/"):
-                blocked = (path.exists() and not path.is_dir()) or (name not in made and path.is_dir() and any(path.iterdir()))
+                blocked = (path.exists() and not path.is_dir()) or (
+                    name not in made and path.is_dir() and any(path.iterdir())
+                )
             else:
                 blocked = path.is_dir() or (path.exists() and name not in made)
             if blocked:
                 raise UserError(f"{self._key}: {path} is in the way: alp did not make it; {self._another}")
 
     def begin(self, origin: dict[str, Any]) -> None:
-        """Take the outputs over: an earlier job's are removed where they are of another identity. From here on files may be written."""
+        """Take the outputs over: an earlier job's are removed where they are of another identity. From here on files
+        may be written."""
         self.compare(origin)
         earlier = read_mark(self.root, self.job)
         made = earlier["made"] if earlier else []
@@ -260,13 +292,19 @@ class Claim:
         self._mark |= {"state": "finished"}
         self._write("mark.json", self._mark)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._mark is not None:
             HOMES.remove(self)
             shutil.rmtree(self.scratch, ignore_errors=True)
         with suppress(OSError):  # of a disk that became read-only
             (self._home / "holder.json").unlink(missing_ok=True)
-            if kind is not None and self._first and not any(os.path.lexists(self.root / name) for name in self._mark_made()):
+            if (
+                kind is not None
+                and self._first
+                and not any(os.path.lexists(self.root / name) for name in self._mark_made())
+            ):
                 (self._home / "mark.json").unlink()  # it failed before its first file
                 self._mark = None
             if self._mark is None and read_mark(self.root, self.job) is None:  # refused: no trace of it stays
@@ -283,7 +321,8 @@ class Claim:
         return name in self._outputs or any(name.startswith(folder) for folder in folders)
 
     def _remove(self, made: list[str]) -> list[str]:
-        """Remove what an earlier job made; returns what stays: checkpoints, which are told apart by an identity of their own."""
+        """Remove what an earlier job made; returns what stays: checkpoints, which are told apart by an identity of
+        their own."""
         for name in made:
             if name != "checkpoints/":
                 remove_made(self.root, name)
@@ -328,9 +367,12 @@ def claimed(folder: str | Path, job: str, origin: dict[str, Any], **options: Any
 
 
 def clear(root: Path) -> list[Path]:
-    """Remove everything below ``root`` that marks list, and the marks; returns the folders. Raises UserError where a job is running."""
+    """Remove everything below ``root`` that marks list, and the marks; returns the folders. Raises UserError where a
+    job is running."""
     cleared = []
-    for folder in sorted({path.parent for path in root.rglob(MARKS) if path.is_dir() and marks(path.parent)}, reverse=True):
+    for folder in sorted(
+        {path.parent for path in root.rglob(MARKS) if path.is_dir() and marks(path.parent)}, reverse=True
+    ):
         for job, mark in marks(folder).items():
             with Claim(folder, job, outputs=()):
                 for name in mark["made"]:
@@ -353,7 +395,8 @@ def _named(job: str) -> str:
 
 
 def remove_made(root: Path, name: str) -> None:
-    """Remove one file, or folder (``name/``), that a mark lists; a link in its place stays. Empty folders above it go too."""
+    """Remove one file, or folder (``name/``), that a mark lists; a link in its place stays. Empty folders above it go
+    too."""
     path = root / name.rstrip("/")
     if any(part.is_symlink() for part in (path, *path.parents) if part != root and root in part.parents):
         return

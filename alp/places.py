@@ -20,14 +20,17 @@ def nearest_folder(path: Path) -> Path:
 
 
 def check_place(text: str | Path, key: str) -> Path:
-    """The folder that ``key`` names. Raises UserError for one that is somebody's whatever it holds, and for what can be no folder.
+    """The folder that ``key`` names. Raises UserError for one that is somebody's whatever it holds, and for what can be
+    no folder.
 
-    Refused by name: nothing at all, the working folder, a home, a root, a checkout, the source of this package, and every folder above one
-    of these but for a checkout.
+    Refused by name: nothing at all, the working folder, a home, a root, a checkout, the source of this package, and
+    every folder above one of these but for a checkout.
     """
     written = str(text)
     if not written.strip():
-        raise UserError(f"{key}: empty (a shell variable that is not set?); name a folder of its own: {key}=results/<name>")
+        raise UserError(
+            f"{key}: empty (a shell variable that is not set?); name a folder of its own: {key}=results/<name>"
+        )
     if written.startswith("~"):
         raise UserError(f"{key}: '{written}': write the home folder out, nobody expands ~ inside an override")
     try:
@@ -38,7 +41,10 @@ def check_place(text: str | Path, key: str) -> Path:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{key}: '{written[:200]}' can be no folder: {why}") from None
     if kind:
-        raise UserError(f"{key}: '{written}' is {kind}: alp never takes it for its own; name a folder of its own: {key}=results/<name>")
+        raise UserError(
+            f"{key}: '{written}' is {kind}: alp never takes it for its own; name a folder of its own:"
+            f" {key}=results/<name>"
+        )
     return Path(written)
 
 

@@ -44,6 +44,8 @@ class Progress:
             self._last_line = time.monotonic()
             print(f"{self.title}: {done}/{self.total} {note}".rstrip(), file=sys.stderr, flush=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()

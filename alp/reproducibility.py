@@ -1,4 +1,5 @@
-"""What makes a result the same twice: atomic files, fixed threads, code and environment identity. No torch at import."""
+"""What makes a result the same twice: atomic files, fixed threads, code and environment identity. No torch at
+import."""
 
 from __future__ import annotations
 
@@ -55,12 +56,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_file(path: Path, parts: Iterable[bytes]) -> None:
-    """Write parts end to end, whole or not at all: temporary file in the same folder, fsync, rename, fsync of the folder."""
+    """Write parts end to end, whole or not at all: temporary file in the same folder, fsync, rename, fsync of the
+    folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     home = _home(path)
     if home is not None:
         home.note(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent if home is None else home.scratch, prefix=f".{path.name[:80]}.")
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent if home is None else home.scratch, prefix=f".{path.name[:80]}."
+    )
     try:
         with os.fdopen(handle, "wb") as stream:
             for part in parts:
@@ -80,7 +84,9 @@ def partial_folder(near: Path) -> Iterator[Path]:
     """A temporary folder on the disk of ``near`` for files that are not whole yet; it is gone afterwards."""
     home = _home(near)
     near.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=near.parent if home is None else home.scratch, prefix=f".{near.name[:80]}.") as name:
+    with tempfile.TemporaryDirectory(
+        dir=near.parent if home is None else home.scratch, prefix=f".{near.name[:80]}."
+    ) as name:
         yield Path(name)
 
 
@@ -132,20 +138,25 @@ def sha256_file(path: Path) -> str:
 
 
 def stream(purpose: str, *key: int) -> Generator:
-    """A random generator of its own for ``purpose`` and ``key``: two purposes never share numbers, whatever their keys."""
+    """A random generator of its own for ``purpose`` and ``key``: two purposes never share numbers, whatever their
+    keys."""
     word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
     return Generator(Philox(SeedSequence([word, *key])))
 
 
 def fix_threads(threads: int) -> None:
     """Pin torch's thread count (sums depend on it, whatever OMP_NUM_THREADS says) and choose deterministic kernels."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it, set before its first use
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # cuBLAS is deterministic only with it, set before its first use
     import torch
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if torch.get_num_threads() != threads:
-        raise RuntimeError(f"torch runs {torch.get_num_threads()} threads instead of the {threads} the configuration fixes")
+        raise RuntimeError(
+            f"torch runs {torch.get_num_threads()} threads instead of the {threads} the configuration fixes"
+        )
 
 
 def _imported(path: Path, module: str) -> set[str]:
@@ -202,7 +213,13 @@ def code_hash(module: str, *assets: Path) -> str:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=20, check=True
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -225,10 +242,15 @@ def provenance() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The kind of processor, on which the last bits of sums depend: model and the instruction sets that kernels choose by."""
+    """The kind of processor, on which the last bits of sums depend: model and the instruction sets that kernels choose
+    by."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if path.is_file() else []
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     flags = fields.get("flags", fields.get("Features", "")).split()
     vector = [flag for flag in flags if flag.startswith(("avx", "amx", "fma", "sse", "f16c", "asimd", "sve", "bf16"))]
-    return {"architecture": platform.machine(), "model": fields.get("model name", platform.processor()), "instructions": sorted(vector)}
+    return {
+        "architecture": platform.machine(),
+        "model": fields.get("model name", platform.processor()),
+        "instructions": sorted(vector),
+    }

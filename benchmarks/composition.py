@@ -1,9 +1,10 @@
-"""What seeds cannot guarantee: the same requests to vLLM once in one batch and once in parts, and what comes out different.
+"""What seeds cannot guarantee: the same requests to vLLM once in one batch and once in parts, and what comes out
+different.
 
     python -m benchmarks.composition          float32 and bfloat16, the embedded model's size (1 minute)
 
-Prints per dtype the share of responses with other ids, and over the ids both have in common the share of log-probs that differ
-and their largest difference; for comparison the same of two identical batches, which training relies on.
+Prints per dtype the share of responses with other ids, and over the ids both have in common the share of log-probs that
+differ and their largest difference; for comparison the same of two identical batches, which training relies on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ ENDS = (0, 1, 4, 32, 150, 512)  # parts of 1, 3, 28, 118 and 362 requests: kerne
 
 
 def compare(first: list[Completion], second: list[Completion]) -> dict[str, float]:
-    """Shares of responses and of log-probs that differ, the latter up to and including the first id that does not agree."""
+    """Shares of responses and of log-probs that differ, the latter up to and including the first id that does not
+    agree."""
     other, moved, tokens, largest = 0, 0, 0, 0.0
     for one, two in zip(first, second, strict=True):
         other += one.token_ids != two.token_ids

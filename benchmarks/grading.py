@@ -1,9 +1,11 @@
-"""What grading is worth: every gold answer against itself, five rewritings that mean the same and five near misses that do not.
+"""What grading is worth: every gold answer against itself, five rewritings that mean the same and five near misses that
+do not.
 
     python -m benchmarks.grading [bench=<folder of JSONL files>] [limit=<answers per set>] [out=results/grading]
 
-The generators below know nothing of the grader: they work on the text of the gold answer, and each says why what it makes is the same or
-another answer. Where a kind does not fit an answer (there is no fraction in a name) nothing is made, and the table says how many were.
+The generators below know nothing of the grader: they work on the text of the gold answer, and each says why what it
+makes is the same or another answer. Where a kind does not fit an answer (there is no fraction in a name) nothing is
+made, and the table says how many were.
 """
 
 from __future__ import annotations
@@ -47,30 +49,43 @@ def is_words(text: str) -> bool:
 def is_formula(text: str) -> bool:
     """One value: no list, relation, interval or words, so that arithmetic on the whole is well defined."""
     return not is_words(text) and not re.search(
-        r"[,=<>;:]|\\(in|le|ge|cup|cap|pm|text|mbox|begin|geqslant|leqslant|quad|angle)(?![a-z])|\$.*\$.*\$|_\{?\d+\}?$|%", text
+        r"[,=<>;:]|\\(in|le|ge|cup|cap|pm|text|mbox|begin|geqslant|leqslant|quad|angle)(?![a-z])|\$.*\$.*\$|_\{?\d+\}?$|%",
+        text,
     )
 
 
-# ---- the same answer, written otherwise -----------------------------------------------------------------------------------
+# ---- the same answer, written otherwise
+# -----------------------------------------------------------------------------------
 
 
 def spaced(gold: str) -> str:
     """LaTeX ignores spaces around operators; words and digits stay as they are."""
     parts = re.split(r"(\\(?:text|mbox|mathrm)\s*\{[^{}]*\})", gold)
-    wide = [part if place % 2 else re.sub(r"(?<![eE_^{(\[])([-+=])(?![}])", r" \1 ", part) for place, part in enumerate(parts)]
+    wide = [
+        part if place % 2 else re.sub(r"(?<![eE_^{(\[])([-+=])(?![}])", r" \1 ", part)
+        for place, part in enumerate(parts)
+    ]
     return f" {''.join(wide)}\\, "
 
 
 def displayed(gold: str) -> str:
     """A larger fraction is the same fraction."""
-    return re.sub(r"\\[dt]?frac(?![a-z])", lambda _: r"\dfrac", gold) if re.search(r"\\[dt]?frac", gold) else rf"\displaystyle {gold}"
+    return (
+        re.sub(r"\\[dt]?frac(?![a-z])", lambda _: r"\dfrac", gold)
+        if re.search(r"\\[dt]?frac", gold)
+        else rf"\displaystyle {gold}"
+    )
 
 
 def sized(gold: str) -> str | None:
     """Brackets that grow with their content; a bracket around a single value where there is none."""
     opened, closed = len(re.findall(r"(?<!\\left)[(\[]", gold)), len(re.findall(r"(?<!\\right)[)\]]", gold))
     if r"\left" in gold or r"\sqrt[" in gold or r"\[" in gold or is_words(gold):
-        return rf"\left. {gold} \right." if r"\left" not in gold else gold.replace(r"\left", r"\Bigl").replace(r"\right", r"\Bigr")
+        return (
+            rf"\left. {gold} \right."
+            if r"\left" not in gold
+            else gold.replace(r"\left", r"\Bigl").replace(r"\right", r"\Bigr")
+        )
     if opened and opened == closed:
         return re.sub(r"([)\]])", r"\\right\1", re.sub(r"([(\[])", r"\\left\1", gold))
     bare = gold.strip().strip("$").rstrip(".")
@@ -112,7 +127,9 @@ def _free_integer(text: str) -> re.Match[str] | None:
     """An integer that is a factor, a summand or a coordinate: no index, base, digit group or part of a word."""
     for found in _INTEGER.finditer(text):
         before, after = text[: found.start()].rstrip(), text[found.end() :].lstrip()
-        if before.endswith(("_", "^", "frac", "sqrt", r"\log_", "{", "!", "{ }")) or before.count("{") != before.count("}"):
+        if before.endswith(("_", "^", "frac", "sqrt", r"\log_", "{", "!", "{ }")) or before.count("{") != before.count(
+            "}"
+        ):
             continue
         if re.search(r"\\frac\s*\\?[a-zA-Z]+$", before):  # the second argument of a fraction without braces
             continue
@@ -122,7 +139,8 @@ def _free_integer(text: str) -> re.Match[str] | None:
     return None
 
 
-# ---- another answer, nearly the same --------------------------------------------------------------------------------------
+# ---- another answer, nearly the same
+# --------------------------------------------------------------------------------------
 
 
 def near_misses(gold: str) -> list[str]:
@@ -135,14 +153,24 @@ def near_misses(gold: str) -> list[str]:
         if len(word) == 1:
             return [rf"\text{{({letter})}}" for letter in "ABCDEFGHIJ" if letter != word.upper()][:5]
         return [
-            rf"\text{{{other}}}" for other in ("not " + word, word[:-1], word + word[-1] + "o", "Leonhard", word[::-1]) if other != word
+            rf"\text{{{other}}}"
+            for other in ("not " + word, word[:-1], word + word[-1] + "o", "Leonhard", word[::-1])
+            if other != word
         ][:5]
     found: list[str | None] = [*_changed_integers(bare)]
     if is_formula(gold):
         core = bare.strip("$")
         zero_like = core in ("0",)
         found += [f"{core}+1", None if zero_like else f"-({core})", None if zero_like else f"2({core})"]
-    found += [_flipped_sign(bare), _flipped_bracket(bare), _dropped(bare), _swapped(bare), _renamed(bare), _added(bare), f"{bare}, 7919"]
+    found += [
+        _flipped_sign(bare),
+        _flipped_bracket(bare),
+        _dropped(bare),
+        _swapped(bare),
+        _renamed(bare),
+        _added(bare),
+        f"{bare}, 7919",
+    ]
     return [miss for miss in dict.fromkeys(found) if miss is not None and miss != bare][:5]
 
 
@@ -153,7 +181,9 @@ def _near_numbers(text: str, number: Fraction) -> list[str]:
         sign = "-" if above < 0 else ""
         made = [(above + 1, below), (-above, below), (above, below + 1), (below, above), (2 * above, below)]
         return [
-            rf"{'-' if (a < 0) != (b < 0) else ''}\frac{{{abs(a)}}}{{{abs(b)}}}" for a, b in made if b and Fraction(a, b) != number
+            rf"{'-' if (a < 0) != (b < 0) else ''}\frac{{{abs(a)}}}{{{abs(b)}}}"
+            for a, b in made
+            if b and Fraction(a, b) != number
         ] or [sign]
     plain = text.replace(r"\!", "").replace(r"\$", "").replace(",", "").replace(" ", "")
     mantissa, _, exponent = plain.partition("e")
@@ -161,7 +191,13 @@ def _near_numbers(text: str, number: Fraction) -> list[str]:
     bumped = f"{float(mantissa) + 10.0**-digits:.{digits}f}"
     tail = f"e{exponent}" if exponent else ""
     shifted = f"{mantissa}e{int(exponent) + 1}" if exponent else _decimal(number * 10)
-    made_texts = [bumped + tail, _decimal(-number), shifted, _decimal(number + 3 * max(1, abs(number))), _decimal(number / 2)]
+    made_texts = [
+        bumped + tail,
+        _decimal(-number),
+        shifted,
+        _decimal(number + 3 * max(1, abs(number))),
+        _decimal(number / 2),
+    ]
     if number == 0:
         made_texts = ["1", "-1", "10", r"\frac{1}{2}", r"\pi"]
     return made_texts
@@ -176,13 +212,18 @@ def _decimal(number: Fraction) -> str:
 
 def _changed_integers(text: str) -> list[str]:
     """The first and the last number that is a factor, a summand or a coordinate, one more."""
-    places = [found for found in re.finditer(r"\d+", text) if not re.search(r"(_\{?|\\text\{[^}]*|\^\{?\\circ)$", text[: found.start()])]
+    places = [
+        found
+        for found in re.finditer(r"\d+", text)
+        if not re.search(r"(_\{?|\\text\{[^}]*|\^\{?\\circ)$", text[: found.start()])
+    ]
     wanted = [places[0], places[-1]] if len(places) > 1 else places
     return [f"{text[: found.start()]}{int(found[0]) + 1}{text[found.end() :]}" for found in wanted]
 
 
 def _flipped_sign(text: str) -> str | None:
-    """The first sum becomes a difference or the other way round (not in exponents, and not between a bracket and its content)."""
+    """The first sum becomes a difference or the other way round (not in exponents, and not between a bracket and its
+    content)."""
     found = re.search(r"(?<=[\w})])\s*([-+])\s*(?=[\w\\({])", text)
     if not found or found.group(1) not in "+-":
         return None
@@ -193,8 +234,11 @@ def _flipped_sign(text: str) -> str | None:
 
 
 def _flipped_bracket(text: str) -> str | None:
-    """An end of an interval that belongs to it or not. A comma within and infinity or a union beside it make it an interval."""
-    if not re.search(r"\\infty|\\cup|\\in(?![a-z])|[(\[].*,.*[\])]", text) or not re.search(r"[\[\]]|\\infty|\\cup", text):
+    """An end of an interval that belongs to it or not. A comma within and infinity or a union beside it make it an
+    interval."""
+    if not re.search(r"\\infty|\\cup|\\in(?![a-z])|[(\[].*,.*[\])]", text) or not re.search(
+        r"[\[\]]|\\infty|\\cup", text
+    ):
         return None
     for place, char in enumerate(text):
         if char in "[(" and "infty" not in text[place : place + 8]:
@@ -206,7 +250,11 @@ def _parts(text: str) -> tuple[str, list[str], str] | None:
     """Opening, elements and closing of a list or tuple without nested brackets."""
     core = text.strip()
     found = re.fullmatch(r"(\$?(?:\\left)?[(\[]|\$?\\\{|\$?)([^()\[\]]*?)((?:\\right)?[)\]]\$?|\\\}\$?|\$?)", core)
-    if not found or "," not in found[2] or re.search(r"\\frac|\\text|\d,\s*\\!|\d,\d{3}(?!\d)|\\infty|\\cup|\$", found[2]):
+    if (
+        not found
+        or "," not in found[2]
+        or re.search(r"\\frac|\\text|\d,\s*\\!|\d,\d{3}(?!\d)|\\infty|\\cup|\$", found[2])
+    ):
         return None
     return found[1], [part.strip() for part in found[2].split(",")], found[3]
 
@@ -240,9 +288,16 @@ def _renamed(text: str) -> str | None:
     return text[: found.start()] + r"\xi " + text[found.end() :] if stripped.count(found[0]) == 1 else None
 
 
-# ---- the report -----------------------------------------------------------------------------------------------------------
+# ---- the report
+# -----------------------------------------------------------------------------------------------------------
 
-REWRITINGS: dict[str, Make] = {"spacing": spaced, "dfrac": displayed, "left-right": sized, "equivalent": equivalent, "text": surrounded}
+REWRITINGS: dict[str, Make] = {
+    "spacing": spaced,
+    "dfrac": displayed,
+    "left-right": sized,
+    "equivalent": equivalent,
+    "text": surrounded,
+}
 
 
 def cases(gold: str) -> list[tuple[str, str, bool]]:
@@ -282,7 +337,9 @@ def main(words: list[str]) -> None:
         sys.exit(f"no *.jsonl in {bench}: name the folder with make grading SETS=<folder>")
     report = {}
     for path in files:
-        golds = list(dict.fromkeys(json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").split("\n") if line))
+        golds = list(
+            dict.fromkeys(json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").split("\n") if line)
+        )
         report[path.stem] = measure(golds[: int(options.get("limit", len(golds)))], STYLES.get(path.stem, "math"))
         print(row(path.stem, report[path.stem]), flush=True)
     write_json(out / "report.json", report | {"limits": dict(counts)})
@@ -305,14 +362,22 @@ def row(name: str, entry: dict[str, object]) -> str:
 
 def markdown(report: dict[str, dict[str, object]]) -> str:
     """The table and every failing case."""
-    head = ["set", "different answers", *KINDS[:-1], "near misses refused", "rewritings accepted", "near misses refused"]
+    head = [
+        "set",
+        "different answers",
+        *KINDS[:-1],
+        "near misses refused",
+        "rewritings accepted",
+        "near misses refused",
+    ]
     lines = ["# Grading of the gold answers", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += [row(name, entry) for name, entry in report.items()]
     for name, entry in report.items():
         failures: list[dict[str, object]] = entry["failures"]  # type: ignore[assignment]
         lines += ["", f"## {name}: {len(failures)} failing cases", ""]
         lines += [
-            f"- {item['kind']}: gold {json.dumps(item['gold'])}, response {json.dumps(item['response'])}, graded {item['verdict']}"
+            f"- {item['kind']}: gold {json.dumps(item['gold'])}, response {json.dumps(item['response'])}, graded"
+            f" {item['verdict']}"
             for item in failures
         ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,5 @@
-"""Peak of live tensor memory, exactly as the allocator saw it: for the benchmarks, and for the tests that promise a bound."""
+"""Peak of live tensor memory, exactly as the allocator saw it: for the benchmarks, and for the tests that promise a
+bound."""
 
 from __future__ import annotations
 

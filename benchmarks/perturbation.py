@@ -1,12 +1,12 @@
 """Cost of the layerwise noise in an update: time and peak memory without it, with ours, and the textbook way.
 
-    python -m benchmarks.perturbation                    three sizes on a CPU; at the shape of Qwen2.5-1.5B too where there is a GPU
-    python -m benchmarks.perturbation --sizes embedded   one of them
+    python -m benchmarks.perturbation                    three sizes on a CPU; at the shape of Qwen2.5-1.5B too where
+    there is a GPU python -m benchmarks.perturbation --sizes embedded   one of them
 
-An update is forward, log-probs, ratio, loss, backward and optimizer step. The three ways take turns, round by round, on one
-model in one process, and a ratio is the median over rounds of two times from the same round: machines are noisy, ratios less so.
-The textbook way is ``h + s.exp() * torch.randn_like(h)`` under autograd in the same place: noise that is kept for the
-backward, and that changes when gradient checkpointing recomputes.
+An update is forward, log-probs, ratio, loss, backward and optimizer step. The three ways take turns, round by round, on
+one model in one process, and a ratio is the median over rounds of two times from the same round: machines are noisy,
+ratios less so. The textbook way is ``h + s.exp() * torch.randn_like(h)`` under autograd in the same place: noise that
+is kept for the backward, and that changes when gradient checkpointing recomputes.
 """
 
 from __future__ import annotations
@@ -188,13 +188,23 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a file for the same lines")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    where = {"processor": platform.processor() or platform.machine(), "threads": options.threads, "torch": torch.__version__}
+    where = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+    }
     lines = []
-    for name in options.sizes or [name for name, size in SIZES.items() if size.device == "cpu" or torch.cuda.is_available()]:
+    for name in options.sizes or [
+        name for name, size in SIZES.items() if size.device == "cpu" or torch.cuda.is_available()
+    ]:
         size = SIZES[name]
         device = torch.cuda.get_device_name() if size.device == "cuda" else "cpu"
         print(f"{name}: {options.rounds} rounds", file=sys.stderr, flush=True)
-        lines.append(json.dumps({"size": name, "device": device, **where, "rounds": options.rounds, **measure(size, options.rounds)}))
+        lines.append(
+            json.dumps(
+                {"size": name, "device": device, **where, "rounds": options.rounds, **measure(size, options.rounds)}
+            )
+        )
         print(lines[-1], flush=True)
     if options.output is not None:
         options.output.write_text("\n".join(lines) + "\n")

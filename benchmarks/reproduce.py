@@ -1,4 +1,5 @@
-"""A grid built twice from nothing, under other cores and in another order of jobs, and compared file by file (``make reproduce``).
+"""A grid built twice from nothing, under other cores and in another order of jobs, and compared file by file (``make
+reproduce``).
 
 The two builds lie in ``build/reproduce/`` and stay there for a look.
 """
@@ -11,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from alp import grid as grids
-from alp.grid import Grid
+from alp.configuration import grid as grids
+from alp.configuration.grid import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +30,10 @@ def build(folder: Path, grid: str, cores: int, *more: str) -> Path:
     with (folder / "workflow.log").open("a", encoding="utf-8") as log:
         code = subprocess.run(command(folder, grid, cores, *more), stdout=log, stderr=subprocess.STDOUT).returncode
     if code:
-        raise RuntimeError(f"the workflow failed with exit code {code}:\n{(folder / 'workflow.log').read_text(encoding='utf-8')[-3000:]}")
+        raise RuntimeError(
+            "the workflow failed with exit code"
+            f" {code}:\n{(folder / 'workflow.log').read_text(encoding='utf-8')[-3000:]}"
+        )
     return folder / grids.load(grid).folder("results") / "manifest.json"
 
 

@@ -1,12 +1,14 @@
-"""Sampled tokens a second: our Hugging Face engine, ``transformers.generate`` with its logits, and vLLM, on the same prompts.
+"""Sampled tokens a second: our Hugging Face engine, ``transformers.generate`` with its logits, and vLLM, on the same
+prompts.
 
-    python -m benchmarks.rollout                             three sizes, three batch sizes, one thread each (30 minutes)
-    python -m benchmarks.rollout --sizes embedded --rounds 3
+    python -m benchmarks.rollout                             three sizes, three batch sizes, one thread each (30
+    minutes) python -m benchmarks.rollout --sizes embedded --rounds 3
 
-The ways take turns, round by round, in one run; a ratio is the median over rounds of two speeds of the same round: machines are
-noisy, ratios less so. All ways hold the same random weights and give log-probs of what they sampled. With the embedded model's 20
-tokens one in twenty ends a response, so rows finish at different times as they do in training; the larger ones run to the limit.
-vLLM is measured as training uses it, from the trainer's side of the socket, seeded and unseeded.
+The ways take turns, round by round, in one run; a ratio is the median over rounds of two speeds of the same round:
+machines are noisy, ratios less so. All ways hold the same random weights and give log-probs of what they sampled. With
+the embedded model's 20 tokens one in twenty ends a response, so rows finish at different times as they do in training;
+the larger ones run to the limit. vLLM is measured as training uses it, from the trainer's side of the socket, seeded
+and unseeded.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from alp import config
+from alp.configuration import compose
 from alp.models import character_tokenizer
-from alp.rollout import choose
+from alp.rollout import registry
 from alp.rollout.engine import Engine, Request, Sampling
 from alp.training.forward import sequence_log_probs
 
@@ -82,7 +84,11 @@ def requests_of(size: Size, batch: int, round_: int) -> list[Request]:
     """``batch`` requests, SAMPLES to each random prompt."""
     generator = torch.Generator().manual_seed(round_)
     prompts = torch.randint(2, size.vocabulary, (batch // SAMPLES, size.prompt), generator=generator).tolist()
-    return [Request(tuple(prompt), (0, 0, round_, place, sample)) for place, prompt in enumerate(prompts) for sample in range(SAMPLES)]
+    return [
+        Request(tuple(prompt), (0, 0, round_, place, sample))
+        for place, prompt in enumerate(prompts)
+        for sample in range(SAMPLES)
+    ]
 
 
 @torch.no_grad()
@@ -103,7 +109,9 @@ def by_generate(model: Any, requests: list[Request], sampling: Sampling) -> int:
         output_logits=True,
     )
     tokens = found.sequences[:, ids.shape[1] :]
-    log_probs = (torch.stack(found.logits, 1).float() / sampling.temperature).log_softmax(-1).gather(-1, tokens.unsqueeze(-1))
+    log_probs = (
+        (torch.stack(found.logits, 1).float() / sampling.temperature).log_softmax(-1).gather(-1, tokens.unsqueeze(-1))
+    )
     assert log_probs.shape[:2] == tokens.shape
     ended = (tokens == sampling.eos_token_id).cumsum(-1)
     return int((ended.roll(1, -1) * (torch.arange(tokens.shape[1]) > 0) == 0).sum())
@@ -112,14 +120,14 @@ def by_generate(model: Any, requests: list[Request], sampling: Sampling) -> int:
 def engines(model: Any, dtype: str, folder: Path) -> dict[str, Engine]:
     """Our engine and, where vLLM is installed and can, vLLM with and without seeds."""
     ways = {"hf": ["rollout=hf"]}
-    if choose.installed() is not None:
+    if registry.installed() is not None:
         ways |= {"vllm": ["rollout=vllm"], "vllm unseeded": ["rollout=vllm", "rollout.seeded=false"]}
     found = {}
     for name, words in ways.items():
         extra = ["rollout.max_sequences=512", "rollout.kv_cache_gib=2.0"] if name != "hf" else []
-        rollout = config.load("train", [*words, *extra, f"rollout.dtype={dtype}"]).rollout
+        rollout = compose.load("train", [*words, *extra, f"rollout.dtype={dtype}"]).rollout
         (folder / name).mkdir()
-        found[name] = choose.make(
+        found[name] = registry.make(
             rollout,
             model,
             folder,
@@ -144,9 +152,13 @@ def measure(size: Size, dtype: str, rounds: int) -> list[dict[str, Any]]:
         held = engines(model, dtype, folder)
         plain = model.to(getattr(torch, dtype))
         sampling = Sampling(1.0, size.response, END, 0)
-        ways: dict[str, Callable[[list[Request]], int]] = {"generate": lambda asked: by_generate(plain, asked, sampling)}
+        ways: dict[str, Callable[[list[Request]], int]] = {
+            "generate": lambda asked: by_generate(plain, asked, sampling)
+        }
         for name, engine in held.items():
-            ways[name] = lambda asked, engine=engine: sum(len(item.token_ids) for item in engine.generate(asked, sampling))
+            ways[name] = lambda asked, engine=engine: sum(
+                len(item.token_ids) for item in engine.generate(asked, sampling)
+            )
         for way in ways.values():
             way(requests_of(size, SAMPLES, 0))  # nobody pays for the first time
         for batch in size.batches:
@@ -159,7 +171,10 @@ def measure(size: Size, dtype: str, rounds: int) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"batch": batch}
             for name, values in speeds.items():
                 ratios = [value / base for value, base in zip(values, speeds["generate"], strict=True)]
-                row |= {name: round(statistics.median(values)), f"{name} / generate": round(statistics.median(ratios), 2)}
+                row |= {
+                    name: round(statistics.median(values)),
+                    f"{name} / generate": round(statistics.median(ratios), 2),
+                }
             rows.append(row)
         for engine in held.values():
             engine.close()
@@ -173,7 +188,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {os.cpu_count()} CPUs, one thread each, {arguments.dtype}, {arguments.rounds} rounds", flush=True)
+    print(
+        f"torch {torch.__version__}, {os.cpu_count()} CPUs, one thread each, {arguments.dtype}, {arguments.rounds}"
+        " rounds",
+        flush=True,
+    )
     for name in arguments.sizes:
         for row in measure(SIZES[name], arguments.dtype, arguments.rounds):
             print(json.dumps({"size": name} | row), flush=True)

@@ -2,8 +2,9 @@
 
     alp prepare task=custom task.module=examples.own_task 'task.options={words: 200}' run.dir=results/own_task
 
-The module defines a class ``Task``, made with ``task.options``. It says what the problems are and what a response is worth; everything
-else (prompts in batches, training, evaluation, the leakage report) is the same as for every other task.
+The module defines a class ``Task``, made with ``task.options``. It says what the problems are and what a response is
+worth; everything else (prompts in batches, training, evaluation, the leakage report) is the same as for every other
+task.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ class Task(Base):
     def problems(self, split: str) -> list[Problem]:
         random = stream("own task", 0)
         letters = random.integers(ord("a"), ord("z") + 1, size=(self._count, 2, 5)).tolist()
-        pairs = dict.fromkeys(("".join(map(chr, first)), "".join(map(chr, second))) for first, second in letters if first != second)
-        problems = [Problem(f"{a}-{b}", f"Which comes first in a dictionary, {a} or {b}?", min(a, b), "own") for a, b in pairs]
+        pairs = dict.fromkeys(
+            ("".join(map(chr, first)), "".join(map(chr, second))) for first, second in letters if first != second
+        )
+        problems = [
+            Problem(f"{a}-{b}", f"Which comes first in a dictionary, {a} or {b}?", min(a, b), "own") for a, b in pairs
+        ]
         return problems[SPLITS.index(split) :: len(SPLITS)]
 
     def grade(self, problem: Problem, response: str) -> float:
@@ -40,5 +45,6 @@ class Task(Base):
 
 
 def halves(response: str, answer: str) -> float:
-    """A reward for another task's problems (task=mathematics task.grader=examples.own_task.halves): half a point for mentioning it."""
+    """A reward for another task's problems (task=mathematics task.grader=examples.own_task.halves): half a point for
+    mentioning it."""
     return 1.0 if response.strip().endswith(answer) else 0.5 * (answer in response)

@@ -2,8 +2,9 @@
 
     python examples/own_trainer.py
 
-A tiny random model learns to prefer small token numbers. The rollout policy is the model rounded to bfloat16, so the training
-code's log-probs differ from those that sampled; the ratio of the perturbed policy to that rollout policy covers both gaps.
+A tiny random model learns to prefer small token numbers. The rollout policy is the model rounded to bfloat16, so the
+training code's log-probs differ from those that sampled; the ratio of the perturbed policy to that rollout policy
+covers both gaps.
 """
 
 from __future__ import annotations
@@ -39,12 +40,20 @@ def train(steps: int = 20, seed: int = 0) -> list[float]:
     """Mean reward of every step."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     model, engine = Qwen2ForCausalLM(config), Qwen2ForCausalLM(config).bfloat16()
     perturbation = LayerwisePerturbation(model, std=0.02, seed=seed)
     optimizer = torch.optim.AdamW(
-        [{"params": model.parameters(), "lr": 3e-3}, {"params": perturbation.parameters(), "lr": 1e-2, "weight_decay": 0.0}]
+        [
+            {"params": model.parameters(), "lr": 3e-3},
+            {"params": perturbation.parameters(), "lr": 1e-2, "weight_decay": 0.0},
+        ]
     )
     rewards = []
     for step in range(steps):
@@ -60,7 +69,9 @@ def train(steps: int = 20, seed: int = 0) -> list[float]:
         for number, rows in enumerate(torch.randperm(len(ids)).chunk(UPDATES)):
             optimizer.zero_grad()
             with perturbation.active(update=step * UPDATES + number, sequence_ids=step * len(ids) + rows):
-                ratio = log_ratio(token_log_probs(model, ids[rows]), rollout_log_probs[rows], mask[rows], level="sequence")
+                ratio = log_ratio(
+                    token_log_probs(model, ids[rows]), rollout_log_probs[rows], mask[rows], level="sequence"
+                )
                 loss, _ = policy_loss(ratio, advantages[rows], mask[rows], clip_low=0.5, clip_high=3.0, dual_clip=10.0)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

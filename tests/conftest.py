@@ -32,18 +32,22 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a base model taught for a few steps: it writes some right answers, not many."""
-    from alp import config
+    from alp.configuration import compose
     from alp.training.pretrain import pretrain
 
     folder = tmp_path_factory.mktemp("base")
-    pretrain(config.load("pretrain", [*TINY_TASK, *TINY_MODEL, "pretrain.steps=60", "pretrain.batch=32", f"run.dir='{folder}'"]))
+    pretrain(
+        compose.load(
+            "pretrain", [*TINY_TASK, *TINY_MODEL, "pretrain.steps=60", "pretrain.batch=32", f"run.dir='{folder}'"]
+        )
+    )
     return folder / "model"
 
 
 @pytest.fixture
 def train_config(base_model: Path, tmp_path: Path) -> Callable[..., Any]:
     """Compose a tiny training job; words come after the defaults, ``folder`` names its run folder."""
-    from alp import config
+    from alp.configuration import compose
 
     def make(*words: str, folder: str = "run") -> Any:
         tiny = [
@@ -55,7 +59,7 @@ def train_config(base_model: Path, tmp_path: Path) -> Callable[..., Any]:
             *TINY_TRAINER,
         ]
         keys = {word.split("=")[0] for word in words}
-        return config.load("train", [*(word for word in tiny if word.split("=")[0] not in keys), *words])
+        return compose.load("train", [*(word for word in tiny if word.split("=")[0] not in keys), *words])
 
     return make
 
@@ -63,11 +67,16 @@ def train_config(base_model: Path, tmp_path: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty migrated MLflow database: the migration takes seconds, a copy none."""
-    from alp import tracking
+    from alp.reporting import tracking
 
     folder = tmp_path_factory.mktemp("migrated")
     (folder / "run").mkdir()
     assert tracking.sync(
-        folder / "run", uri=f"sqlite:///{folder}/mlflow.db", finished=None, experiment="other", name="x", tags={"config_hash": "x"}
+        folder / "run",
+        uri=f"sqlite:///{folder}/mlflow.db",
+        finished=None,
+        experiment="other",
+        name="x",
+        tags={"config_hash": "x"},
     )
     return folder / "mlflow.db"

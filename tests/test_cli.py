@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from alp import __version__, config
+from alp import __version__
 from alp.cli import main
+from alp.configuration import compose
 
 FAULTS = [
     (["train", "method=seq_apl"], "unknown method 'seq_apl'; did you mean 'seq_alp'?"),
@@ -24,7 +25,10 @@ FAULTS = [
     (["train", "trainer.prompts=0"], "trainer.prompts: Input should be greater than 0, got 0"),
     (["train", "trainer.prompts=-8"], "trainer.prompts: Input should be greater than 0, got -8"),
     (["train", "trainer.samples=1"], "trainer.samples: Input should be greater than or equal to 2, got 1"),
-    (["train", "trainer.updates_per_batch=7"], "prompts = 48 is not divisible by updates_per_batch = 7; nearest that is: 6"),
+    (
+        ["train", "trainer.updates_per_batch=7"],
+        "prompts = 48 is not divisible by updates_per_batch = 7; nearest that is: 6",
+    ),
     (["train", "rollout.dtype=bf16"], "rollout.dtype: 'bf16' is no valid choice; did you mean 'bfloat16'?"),
     (["train", "rollout.top_p=0.9"], "need top_p=1.0 and top_k=0"),
     (["train", "rollout.weight_noise=-1"], "rollout.weight_noise: Input should be greater than or equal to 0"),
@@ -46,7 +50,10 @@ FAULTS = [
     (["train", "+trainer.more=1"], "adds or deletes a key"),
     (["train", "--config=x"], "unknown option '--config=x'; did you mean '--cfg'?"),
     (["train"], "model.path: no model given"),
-    (["train", "model.path=/nowhere/at/all"], "no model in /nowhere/at/all (no config.json); the nearest folder that exists is /"),
+    (
+        ["train", "model.path=/nowhere/at/all"],
+        "no model in /nowhere/at/all (no config.json); the nearest folder that exists is /",
+    ),
     (["evaluate", "evaluation.set=tets"], "evaluation.set: the task has no set 'tets'; did you mean 'test'?"),
     (["prepare", "task.train=9999"], "but 2-digit sums give only 5050"),
     (["pretrain", "model.hidden=32"], "hidden = 32 must be a multiple of twice heads = 3"),
@@ -54,7 +61,10 @@ FAULTS = [
     (["aggregate", "grid=nothing.yaml"], "no grid file at nothing.yaml"),
     (["manifest", "grid=quik"], "unknown grid 'quik'; did you mean 'quick'?"),
     (["verify"], "verify: give the manifest and perhaps the folder to compare"),
-    (["verify", "nothing/manifest.json"], "verify: there is no nothing/manifest.json; a grid's manifest is results/<grid>/manifest.json"),
+    (
+        ["verify", "nothing/manifest.json"],
+        "verify: there is no nothing/manifest.json; a grid's manifest is results/<grid>/manifest.json",
+    ),
     (["verify", "pyproject.toml"], "verify: pyproject.toml is no manifest of format 1"),
     (["methods", "grpo"], "methods: takes no arguments, got 'grpo'"),
 ]
@@ -63,7 +73,11 @@ FAULTS = [
 @pytest.mark.parametrize(("words", "message"), FAULTS, ids=[" ".join(words) for words, _ in FAULTS])
 def test_fault_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     verb_takes_dir = words[0] in ("prepare", "pretrain", "train", "evaluate")
-    extra = [f"run.dir='{tmp_path}/out'"] if verb_takes_dir and not any(word.startswith(("-", "+")) for word in words) else []
+    extra = (
+        [f"run.dir='{tmp_path}/out'"]
+        if verb_takes_dir and not any(word.startswith(("-", "+")) for word in words)
+        else []
+    )
     assert main([*words, *extra]) == 2
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("alp: error: ")]
@@ -73,8 +87,16 @@ def test_fault_is_one_line(words: list[str], message: str, capsys: pytest.Captur
     assert not (tmp_path / "out").exists(), "nothing may be computed or written"
 
 
-def test_band_outside_the_model_is_refused_before_training(base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "method=token_alp", "method.perturbation.layers='1:9'", f"model.path='{base_model}'", f"run.dir='{tmp_path}/run'"]
+def test_band_outside_the_model_is_refused_before_training(
+    base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "train",
+        "method=token_alp",
+        "method.perturbation.layers='1:9'",
+        f"model.path='{base_model}'",
+        f"run.dir='{tmp_path}/run'",
+    ]
     assert main(words) == 2
     assert "method.perturbation.layers: 1:9 is empty or outside the model's 3 layers (0:3)" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -96,7 +118,10 @@ def test_process_exits_with_2_and_no_traceback() -> None:
 
 
 def test_planning_verbs_import_no_torch() -> None:
-    script = "import sys; from alp.cli import main; main(['train', '--cfg', 'job']); import alp.grid; assert 'torch' not in sys.modules"
+    script = (
+        "import sys; from alp.cli import main; main(['train', '--cfg', 'job']); import alp.configuration.grid; assert"
+        " 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
@@ -128,4 +153,4 @@ def test_help_version_and_cfg(capsys: pytest.CaptureFixture[str]) -> None:
 def test_methods_prints_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sorted(line.split()[0] for line in lines[1:]) == config.choices("method")
+    assert sorted(line.split()[0] for line in lines[1:]) == compose.choices("method")

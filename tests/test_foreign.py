@@ -1,4 +1,5 @@
-"""The guard around what comes from elsewhere: one line for any content, and never a word for a fault of our own behind it."""
+"""The guard around what comes from elsewhere: one line for any content, and never a word for a fault of our own behind
+it."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ from alp.cli import main
 from alp.errors import UserError
 from alp.lifetime import unblock
 from alp.places import check_place
-from tests.analysis.conftest import GRID, fabricate, write_grid
 from tests.conftest import TINY_TASK
 from tests.faults.damage import BOMB, ODD_PLACES, put
+from tests.reporting.conftest import GRID, fabricate, write_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 DUMP = {"old_log_probs": [[-1.0, -0.5]], "rollout_log_probs": [[-1.1, -0.4]], "response_mask": [[1, 1]]}
@@ -63,7 +64,9 @@ LAUGHS = BOMB.encode()
         (b"title: " + b"9" * 5000, "cannot be read: ValueError"),
     ],
 )
-def test_a_grid_that_cannot_be_meant(content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_that_cannot_be_meant(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     assert message in fails(["aggregate", f"grid='{path}'"], capsys)
@@ -107,7 +110,9 @@ def _npy(shape: tuple[int, ...], data: bytes = b"") -> bytes:
 def test_an_array_that_claims_more_than_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with zipfile.ZipFile(tmp_path / "dump.npz", "w") as archive:
         archive.writestr("old_log_probs.npy", _npy((1600, 1_000_000), b"\0" * 64))
-    assert "old_log_probs.npy is damaged: it claims 12800000000 bytes" in fails(["diagnose", f"input='{tmp_path}/dump.npz'"], capsys)
+    assert "old_log_probs.npy is damaged: it claims 12800000000 bytes" in fails(
+        ["diagnose", f"input='{tmp_path}/dump.npz'"], capsys
+    )
 
 
 def test_an_archive_that_explodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,12 +135,16 @@ def test_an_encrypted_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "is encrypted" in fails(["diagnose", f"input='{tmp_path}/dump.npz'"], capsys)
 
 
-def test_a_column_that_explodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_that_explodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table({name: [[0.0] * 1_000_000] for name in DUMP}), tmp_path / "dump.parquet", compression="zstd")
-    monkeypatch.setattr("alp.analysis.dump_formats._UNPACKED", 2**20)  # 1 GiB takes a while to write
+    pq.write_table(
+        pa.table({name: [[0.0] * 1_000_000] for name in DUMP}), tmp_path / "dump.parquet", compression="zstd"
+    )
+    monkeypatch.setattr("alp.diagnosis.dump_formats._UNPACKED", 2**20)  # 1 GiB takes a while to write
     assert "unpacks to 2.4e+07" in fails(["diagnose", f"input='{tmp_path}/dump.parquet'"], capsys)
 
 
@@ -187,10 +196,16 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_texts_are_the_same_under_any_locale(tmp_path: Path) -> None:
-    """UTF-8 problems, prepared where Python would read ASCII, are the same bytes; what is said of them cannot fail either."""
+    """UTF-8 problems, prepared where Python would read ASCII, are the same bytes; what is said of them cannot fail
+    either."""
     for name in ("train", "tést"):
-        rows = [{"id": f"é{number}", "problem": f"Größe {number} ≤ σ? {name} 数\u2028", "answer": f"{number}°"} for number in range(4)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        rows = [
+            {"id": f"é{number}", "problem": f"Größe {number} ≤ σ? {name} 数\u2028", "answer": f"{number}°"}
+            for number in range(4)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
     words = ["prepare", "task=mathematics", f"task.train=[{{path: '{tmp_path}/train.jsonl'}}]", "task.validation=1"]
     words.append(f"task.test={{own: {{path: '{tmp_path}/tést.jsonl'}}}}")
     assert main([*words, f"run.dir='{tmp_path}/here'"]) == 0
@@ -227,7 +242,9 @@ def test_an_interrupt_and_a_full_disk_are_no_bad_file() -> None:
             raise error
 
 
-def test_the_traceback_is_there_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_traceback_is_there_for_who_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff")
     monkeypatch.setenv("ALP_TRACEBACK", "1")
     assert main(["aggregate", f"grid='{tmp_path}/mine.yaml'"]) == 2
@@ -245,15 +262,15 @@ def _planted(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("verb", "place"),
     [
-        ("diagnose", "alp.analysis.diagnose_measures.diagnostics"),
-        ("diagnose", "alp.analysis.diagnose_tables.mismatch"),
-        ("evaluate", "alp.analysis.evaluate.collect"),
-        ("evaluate", "alp.analysis.evaluate.summarise"),
+        ("diagnose", "alp.diagnosis.measures.diagnostics"),
+        ("diagnose", "alp.diagnosis.tables.mismatch"),
+        ("evaluate", "alp.evaluation.evaluate.collect"),
+        ("evaluate", "alp.evaluation.evaluate.summarise"),
         ("train", "alp.training.trainer.collect"),
         ("train", "alp.training.update.Updater.update"),
-        ("aggregate", "alp.analysis.statistics.interval"),
-        ("aggregate", "alp.analysis.runs.ArmRuns.step_mean"),
-        ("aggregate", "alp.grid._build"),
+        ("aggregate", "alp.evaluation.statistics.interval"),
+        ("aggregate", "alp.reporting.runs.ArmRuns.step_mean"),
+        ("aggregate", "alp.configuration.grid._build"),
         ("prepare", "alp.tasks.sources.merged"),
         ("prepare", "alp.tasks.sources._unique"),
     ],
@@ -265,7 +282,10 @@ def test_a_fault_of_our_own_stays_a_traceback(
     words = {
         "diagnose": [f"input='{tmp_path}/dump.npz'", f"output='{tmp_path}/out'"],
         "aggregate": [f"grid='{tmp_path}/tiny.yaml'", f"results='{tmp_path}/results'"],
-        "prepare": [f"task.{kind}={value}" for kind, value in {"train": f"[{{path: '{tmp_path}/x.jsonl'}}]", "validation": "1"}.items()],
+        "prepare": [
+            f"task.{kind}={value}"
+            for kind, value in {"train": f"[{{path: '{tmp_path}/x.jsonl'}}]", "validation": "1"}.items()
+        ],
         "evaluate": [*job, "evaluation.samples=1"],
         "train": [*job, "run.tracking=null", "trainer.device=cpu"],
     }[verb]
@@ -274,7 +294,9 @@ def test_a_fault_of_our_own_stays_a_traceback(
     elif verb == "aggregate":
         fabricate(write_grid(tmp_path, GRID), tmp_path / "results", steps=3)
     elif verb == "prepare":
-        (tmp_path / "x.jsonl").write_text("".join(json.dumps({"problem": f"{n}?", "answer": str(n)}) + "\n" for n in range(3)))
+        (tmp_path / "x.jsonl").write_text(
+            "".join(json.dumps({"problem": f"{n}?", "answer": str(n)}) + "\n" for n in range(3))
+        )
         words += ["task=mathematics", f"task.test={{own: {{path: '{tmp_path}/x.jsonl'}}}}", f"run.dir='{tmp_path}/run'"]
     monkeypatch.setattr(place, _planted)
     with pytest.raises(Planted):

@@ -28,12 +28,12 @@ def _alive(pid: int) -> bool:
 def test_a_job_ends_with_the_workflow_that_started_it(words: str, follows: bool) -> None:
     """The parent starts a shell that becomes the job, as Snakemake does, says its number and is killed."""
     script = (
-        "import subprocess, sys\n"
-        f"child = subprocess.Popen(['bash', '-c', '{words} {sys.executable} -c \"$JOB\"'], stdout=subprocess.PIPE, text=True)\n"
-        "print(child.pid, child.stdout.readline(), flush=True)\n"
-        "child.wait()"
+        f"import subprocess, sys\nchild = subprocess.Popen(['bash', '-c', '{words} {sys.executable} -c \"$JOB\"'],"
+        " stdout=subprocess.PIPE, text=True)\nprint(child.pid, child.stdout.readline(), flush=True)\nchild.wait()"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"JOB": JOB}, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ | {"JOB": JOB}, stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     pid, said = parent.stdout.readline().split()
     assert said == str(follows)

@@ -1,4 +1,5 @@
-"""The model presets: each names a family whose architecture a tiny random model goes through a whole training job with."""
+"""The model presets: each names a family whose architecture a tiny random model goes through a whole training job
+with."""
 
 from __future__ import annotations
 
@@ -11,14 +12,21 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from alp import config, models
+from alp import models
+from alp.configuration import compose
 from alp.errors import UserError
 from alp.training.trainer import train
 from tests.chat import CHATML, DATED, chat_tokenizer
 
 COMMON: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 COMMON |= {"num_key_value_heads": 2, "max_position_embeddings": 256}
-ROPE = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 FAMILIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "qwen2_5_math_1_5b": lambda ends: Qwen2ForCausalLM(Qwen2Config(**COMMON, **ends, tie_word_embeddings=True)),
     "qwen2_5_7b": lambda ends: Qwen2ForCausalLM(Qwen2Config(**COMMON, **ends, tie_word_embeddings=False)),
@@ -28,7 +36,7 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
     "smollm2_135m": lambda ends: LlamaForCausalLM(LlamaConfig(**COMMON, **ends, tie_word_embeddings=True)),
 }
-PRESETS = [name for name in config.choices("model") if name != "arithmetic_tiny"]
+PRESETS = [name for name in compose.choices("model") if name != "arithmetic_tiny"]
 
 
 def _tiny(preset: str, folder: Path) -> Path:
@@ -45,7 +53,7 @@ def _tiny(preset: str, folder: Path) -> Path:
 
 
 def _job(preset: str, model: Path, folder: Path, *words: str) -> Path:
-    loaded = config.load(
+    loaded = compose.load(
         "train",
         [
             *(
@@ -56,8 +64,20 @@ def _job(preset: str, model: Path, folder: Path, *words: str) -> Path:
                 f"run.dir='{folder}'",
                 "run.tracking=null",
             ),
-            *("trainer.steps=1", "trainer.prompts=2", "trainer.samples=2", "trainer.updates_per_batch=1", "trainer.validate_every=0"),
-            *("trainer.probe_every=0", "trainer.checkpoint_every=0", "trainer.device=cpu", "rollout.max_new_tokens=4", *words),
+            *(
+                "trainer.steps=1",
+                "trainer.prompts=2",
+                "trainer.samples=2",
+                "trainer.updates_per_batch=1",
+                "trainer.validate_every=0",
+            ),
+            *(
+                "trainer.probe_every=0",
+                "trainer.checkpoint_every=0",
+                "trainer.device=cpu",
+                "rollout.max_new_tokens=4",
+                *words,
+            ),
         ],
     )
     return train(loaded)
@@ -94,14 +114,14 @@ def test_checkpointed_layers_change_no_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_without_its_folder_a_preset_names_the_command_that_makes_it(preset: str, tmp_path: Path) -> None:
-    loaded = config.load("train", [f"model={preset}", f"run.dir='{tmp_path}'", "run.tracking=null"])
+    loaded = compose.load("train", [f"model={preset}", f"run.dir='{tmp_path}'", "run.tracking=null"])
     with pytest.raises(UserError, match=f"alp fetch model={preset}"):
         train(loaded)
     with pytest.raises(UserError, match="is not taught here"):
-        config.load("pretrain", [f"model={preset}"])
-    assert config.load("fetch", [f"model={preset}"]).model.source is not None
+        compose.load("pretrain", [f"model={preset}"])
+    assert compose.load("fetch", [f"model={preset}"]).model.source is not None
 
 
 def test_the_embedded_model_has_nothing_to_fetch() -> None:
     with pytest.raises(UserError, match="has no source"):
-        config.load("fetch", ["model=arithmetic_tiny"])
+        compose.load("fetch", ["model=arithmetic_tiny"])

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from alp import own_code
-from alp.config import identity, load
+from alp.configuration.compose import identity, load
 from alp.errors import UserError
 
 TREE = {
     "own_a/__init__.py": "",
-    "own_a/task.py": "from .near import x\nfrom own_helper import y\nimport own_b.deep.leaf\nfrom own_b import lazy\nimport json, numpy\n",
+    "own_a/task.py": (
+        "from .near import x\nfrom own_helper import y\nimport own_b.deep.leaf\nfrom own_b import lazy\nimport json,"
+        " numpy\n"
+    ),
     "own_a/near.py": "x = 1",
     "own_a/unused.py": "z = 1",
     "own_helper.py": "def f():\n    import own_late\ny = 1",
@@ -38,7 +41,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_closure_is_what_imports_reach(place: Path) -> None:
-    """Packages, relative imports, helpers, imports inside functions, packages without __init__; of libraries their versions."""
+    """Packages, relative imports, helpers, imports inside functions, packages without __init__; of libraries their
+    versions."""
     import numpy
 
     found = own_code.closure("own_a.task")
@@ -82,7 +86,9 @@ def test_of_two_modules_of_a_name_the_one_that_runs_is_hashed(start: list[str], 
     for name in ("job.py", "elsewhere/job.py"):
         (tmp_path / "here" / name).write_text(JOB)
     paths = f"{tmp_path / 'path'}:{os.environ.get('PYTHONPATH', '')}"
-    done = subprocess.run([sys.executable, *start], cwd=tmp_path / "here", env=os.environ | {"PYTHONPATH": paths}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, *start], cwd=tmp_path / "here", env=os.environ | {"PYTHONPATH": paths}, capture_output=True
+    )
     assert done.stdout.decode() == "path path\n", done.stderr.decode()
 
 
@@ -101,5 +107,7 @@ def test_another_module_of_the_name_in_the_process_is_refused(place: Path) -> No
     for name in ("own_user", "own_taken"):
         (place / "elsewhere" / f"{name}.py").write_text("import own_taken" if name == "own_user" else "")
     sys.path.insert(0, str(place / "elsewhere"))
-    with pytest.raises(UserError, match=r"own_taken is .* in this process, and .*elsewhere/own_taken.py is what Python finds"):
+    with pytest.raises(
+        UserError, match=r"own_taken is .* in this process, and .*elsewhere/own_taken.py is what Python finds"
+    ):
         own_code.load("own_user")

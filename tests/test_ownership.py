@@ -1,4 +1,5 @@
-"""Whose a folder is: what is refused by name, what is ever removed, who waits for whom, and the end of earlier results."""
+"""Whose a folder is: what is refused by name, what is ever removed, who waits for whom, and the end of earlier
+results."""
 
 from __future__ import annotations
 
@@ -111,7 +112,9 @@ def test_no_verb_touches_a_folder_of_the_user_s(
 
 
 @pytest.mark.parametrize("verb", ["aggregate", "figures", "report", "manifest", "track"])
-def test_no_results_root_is_no_root(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_results_root_is_no_root(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plant(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = snapshot(tmp_path)
@@ -133,7 +136,8 @@ def test_an_empty_folder_is_adopted_and_one_that_holds_anything_is_not(tmp_path:
     plant(theirs, checkout=False)
     before = snapshot(theirs)
     with pytest.raises(
-        UserError, match=r"theirs holds .*, and no mark says that this version of alp made it: to keep what is there move it"
+        UserError,
+        match=r"theirs holds .*, and no mark says that this version of alp made it: to keep what is there move it",
     ):
         _make(theirs)
     assert snapshot(theirs) == before
@@ -162,7 +166,9 @@ def test_a_mark_that_is_not_whole_marks_nothing(tmp_path_factory: pytest.TempPat
     elif kind == "nested":
         path.write_text("[" * 100_000)
     elif kind == "outside":
-        name = data.draw(st.sampled_from(["../x", "/etc/passwd", "a/../../x", "", ".", "..", ".alp/train/lock", "a//b"]))
+        name = data.draw(
+            st.sampled_from(["../x", "/etc/passwd", "a/../../x", "", ".", "..", ".alp/train/lock", "a//b"])
+        )
         path.write_text(json.dumps(json.loads(content) | {"made": [name]}))
     else:
         mark = json.loads(content)
@@ -226,7 +232,9 @@ def test_one_job_s_outputs_are_not_another_s(tmp_path: Path) -> None:
     _make(tmp_path / "run", job="pretrain")
     before = snapshot(tmp_path)
     for replace in (False, True):
-        with pytest.raises(UserError, match=r"holds a.json of the results of alp pretrain; name another: run.dir=<another folder>"):
+        with pytest.raises(
+            UserError, match=r"holds a.json of the results of alp pretrain; name another: run.dir=<another folder>"
+        ):
             _make(tmp_path / "run", replace=replace)
     assert {path: value for path, value in snapshot(tmp_path).items() if "/train" not in path} == before
 
@@ -240,14 +248,19 @@ def test_results_of_another_identity_are_refused_with_what_differs_and_replaced_
     plant(run / "notes")
     with pytest.raises(UserError) as refusal:
         _make(run, SECOND)
-    assert "another identity (trainer.seed: 0 there, 1 here); name another: run.dir=<another folder>, or say run.replace=true" in str(
-        refusal.value
+    assert (
+        "another identity (trainer.seed: 0 there, 1 here); name another: run.dir=<another folder>, or say"
+        " run.replace=true" in str(refusal.value)
     )
     assert (run / "a.json").read_text(encoding="utf-8") == "one"
     before = snapshot(run / "notes")
     with claimed(run, "train", SECOND, outputs=OUTPUTS, replace=True, dependents="evaluate"):
-        left = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file() and ".alp" not in path.parts}
-        assert not {name for name in left if not name.startswith("notes/")} - {"model/README"}, "all of it goes before the first new file"
+        left = {
+            path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file() and ".alp" not in path.parts
+        }
+        assert not {name for name in left if not name.startswith("notes/")} - {"model/README"}, (
+            "all of it goes before the first new file"
+        )
         assert list(marks(run)) == ["train"]
     assert snapshot(run / "notes") == before
     assert (run / "model" / "README").read_text(encoding="utf-8") == "a user's"
@@ -281,7 +294,9 @@ def test_an_unfinished_model_is_nobody_s_base(tmp_path: Path) -> None:
     with Claim(tmp_path / "run", "pretrain", outputs=OUTPUTS) as claim:
         claim.begin(FIRST)
         write_text(tmp_path / "run" / "model" / "weights", "half")  # and never finished
-    with pytest.raises(UserError, match=r"model.path: .*/run/model belongs to the results of alp pretrain that has not finished"):
+    with pytest.raises(
+        UserError, match=r"model.path: .*/run/model belongs to the results of alp pretrain that has not finished"
+    ):
         check_finished(tmp_path / "run" / "model", "model.path")
     _make(tmp_path / "run", job="pretrain")
     check_finished(tmp_path / "run" / "model", "model.path")
@@ -348,10 +363,16 @@ def test_clearing_removes_what_is_marked_and_nothing_else(tmp_path: Path) -> Non
     (tmp_path / "alone" / "checkpoints" / "step").write_text("")
     plant(tmp_path / "mine")
     (tmp_path / "grid" / "arm" / "seed1" / "model" / "notes").write_text("mine")
-    left = {name: value for name, value in snapshot(tmp_path).items() if name.startswith(("mine", "grid/arm/seed1/model/notes"))}
+    left = {
+        name: value
+        for name, value in snapshot(tmp_path).items()
+        if name.startswith(("mine", "grid/arm/seed1/model/notes"))
+    }
     assert len(clear(tmp_path)) == 3
     found = snapshot(tmp_path)
-    assert found == left | {name: found[name] for name in ("grid", "grid/arm", "grid/arm/seed1", "grid/arm/seed1/model")}
+    assert found == left | {
+        name: found[name] for name in ("grid", "grid/arm", "grid/arm/seed1", "grid/arm/seed1/model")
+    }
 
 
 # ---- two at once -----------------------------------------------------------------------------------------------------
@@ -359,14 +380,16 @@ def test_clearing_removes_what_is_marked_and_nothing_else(tmp_path: Path) -> Non
 
 def test_a_second_job_is_told_who_holds_the_outputs(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom alp.ownership import Claim\n"
-        "with Claim(Path(sys.argv[1]), 'train', outputs=['a.json']):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom alp.ownership import Claim\nwith Claim(Path(sys.argv[1]),"
+        " 'train', outputs=['a.json']):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"another job is running in .*/run: alp train, process {holder.pid} on .*; wait for it"):
+        with pytest.raises(
+            UserError, match=rf"another job is running in .*/run: alp train, process {holder.pid} on .*; wait for it"
+        ):
             _make(tmp_path / "run")
         with claimed(tmp_path / "run", "evaluate.test", {"identity": "e"}, outputs=["evaluation/test.json"]):
             pass  # other outputs, another lock
@@ -392,14 +415,22 @@ Make = Callable[..., Any]
 
 
 def _evaluate(run: Path, *more: str) -> int:
-    words = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8", f"model.path='{run}/model'", f"run.dir='{run}'"]
+    words = [
+        "task.digits=1",
+        "task.train=30",
+        "task.validation=6",
+        "task.test=8",
+        f"model.path='{run}/model'",
+        f"run.dir='{run}'",
+    ]
     return main(["evaluate", *words, "evaluation.samples=1", "evaluation.greedy=false", "evaluation.device=cpu", *more])
 
 
 def test_weights_of_one_job_are_never_scored_under_the_configuration_of_another(
     train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A finished run, a second job with another seed in its folder, killed after its first metrics, then `evaluate`: exit code 0, once."""
+    """A finished run, a second job with another seed in its folder, killed after its first metrics, then `evaluate`:
+    exit code 0, once."""
     from alp.training.trainer import Job, train
 
     run = tmp_path / "run"
@@ -422,7 +453,9 @@ def test_weights_of_one_job_are_never_scored_under_the_configuration_of_another(
     assert "no model in" in capsys.readouterr().err
 
 
-def test_results_of_a_version_without_marks_are_kept(train_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_a_version_without_marks_are_kept(
+    train_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One sentence says how; nothing of them is touched."""
     from alp.training.trainer import train
 
@@ -432,15 +465,20 @@ def test_results_of_a_version_without_marks_are_kept(train_config: Make, tmp_pat
     (run / "run.lock").write_text("")
     before = snapshot(run)
     for more in ([], ["run.replace=true"]):
-        with pytest.raises(UserError, match=r"to keep what is there move it, or build elsewhere: run.dir=<another folder>"):
+        with pytest.raises(
+            UserError, match=r"to keep what is there move it, or build elsewhere: run.dir=<another folder>"
+        ):
             train(train_config(*more, folder="run"))
         assert _evaluate(run, *more) == 2
     assert snapshot(run) == before
     assert _evaluate(run, f"run.dir='{tmp_path}/elsewhere'") == 0, "its weights can be read"
 
 
-def test_two_evaluations_of_one_set_in_one_folder(train_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One used to die with a traceback, or the last writer won; and one of another form is refused, or replaces the first when told."""
+def test_two_evaluations_of_one_set_in_one_folder(
+    train_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One used to die with a traceback, or the last writer won; and one of another form is refused, or replaces the
+    first when told."""
     from alp.training.trainer import train
 
     run = tmp_path / "run"

@@ -19,7 +19,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 def _lock(name: str) -> dict[str, str]:
     lines = (ROOT / "locks" / name).read_text(encoding="utf-8").splitlines()
-    pinned = [re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)(?: ;.*)?", line) for line in lines if line and not line.startswith("#")]
+    pinned = [
+        re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)(?: ;.*)?", line)
+        for line in lines
+        if line and not line.startswith("#")
+    ]
     assert all(pinned), "every line pins one version and names no index"
     return {match[1].lower().replace("_", "-"): match[2] for match in pinned if match}
 
@@ -42,7 +46,9 @@ def test_the_two_locks_agree_and_only_one_brings_cuda() -> None:
     cpu, cuda = _lock("cpu.txt"), _lock("cuda.txt")
     for name in ("torch", "transformers", "mlflow", "snakemake", "hydra-core", "numpy", "trl"):
         assert cpu[name] == cuda[name], name
-    assert not [name for name in cpu if name.startswith("nvidia") or name in ("torchvision", "torchaudio", "torchcodec")]
+    assert not [
+        name for name in cpu if name.startswith("nvidia") or name in ("torchvision", "torchaudio", "torchcodec")
+    ]
     assert [name for name in cuda if name.startswith("nvidia")]
 
 
@@ -57,7 +63,9 @@ def test_this_environment_is_the_locked_one() -> None:
 
 def test_ci_does_what_a_user_does() -> None:
     commands = [
-        line for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines() if line and not line.startswith(("#", "set "))
+        line
+        for line in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith(("#", "set "))
     ]
     assert commands == ["make test"]
 

@@ -47,13 +47,31 @@ def _names(module: str) -> set[str]:
 
 
 def test_closures_hold_what_a_verb_runs_and_no_more() -> None:
-    train, evaluate, pretrain = _names("alp.training.trainer"), _names("alp.analysis.evaluate"), _names("alp.training.pretrain")
-    assert {"policy/ratio.py", "policy/streams.py", "rollout/hf.py", "training/update.py", "tasks/arithmetic.py"} <= train
-    for other in ("analysis/figures.py", "analysis/aggregate.py", "analysis/report.py", "tracking.py", "cli.py"):
+    train, evaluate, pretrain = (
+        _names("alp.training.trainer"),
+        _names("alp.evaluation.evaluate"),
+        _names("alp.training.pretrain"),
+    )
+    assert {
+        "policy/ratio.py",
+        "policy/streams.py",
+        "rollout/hf.py",
+        "training/update.py",
+        "tasks/arithmetic.py",
+    } <= train
+    for other in (
+        "reporting/figures.py",
+        "reporting/aggregate.py",
+        "reporting/report.py",
+        "reporting/tracking.py",
+        "cli.py",
+    ):
         assert other not in train
-    assert not any(name.startswith("policy/") for name in evaluate | pretrain), "a change of the loss must not repeat the base model"
-    assert "analysis/aggregate.py" not in _names("alp.analysis.figures")
-    assert "analysis/figures.py" not in _names("alp.analysis.aggregate")
+    assert not any(name.startswith("policy/") for name in evaluate | pretrain), (
+        "a change of the loss must not repeat the base model"
+    )
+    assert "reporting/aggregate.py" not in _names("alp.reporting.figures")
+    assert "reporting/figures.py" not in _names("alp.reporting.aggregate")
 
 
 def test_code_hash_follows_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -95,7 +113,9 @@ def test_imports_point_down_and_policy_knows_torch_alone() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{alias.name}" if node.module == "alp" else str(node.module) for alias in node.names]
+                names = [
+                    f"{node.module}.{alias.name}" if node.module == "alp" else str(node.module) for alias in node.names
+                ]
                 relative = node.level > 0
             elif isinstance(node, ast.Import):
                 names, relative = [alias.name for alias in node.names], False

@@ -1,4 +1,5 @@
-"""Standard streams that are closed, broken or full: the exit code is the usual one, and nothing lands in a file it was not meant for."""
+"""Standard streams that are closed, broken or full: the exit code is the usual one, and nothing lands in a file it was
+not meant for."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ PREPARE = " ".join(TINY_TASK)
 
 
 def _shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, encoding="utf-8", env=os.environ)
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, encoding="utf-8", env=os.environ
+    )
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
@@ -52,5 +55,10 @@ def test_processes_started_from_there_have_streams_too(tmp_path: Path) -> None:
         "with open('mine', 'w') as stream:\n    assert stream.fileno() > 2\n"
         "sys.exit(subprocess.run([sys.executable, '-c', child]).returncode)"
     )
-    assert _shell(f'{sys.executable} -c "$JOB" <&- >&- 2>&-'.replace("$JOB", script.replace('"', '\\"')), tmp_path).returncode == 0
+    assert (
+        _shell(
+            f'{sys.executable} -c "$JOB" <&- >&- 2>&-'.replace("$JOB", script.replace('"', '\\"')), tmp_path
+        ).returncode
+        == 0
+    )
     assert (tmp_path / "mine").read_bytes() == b""

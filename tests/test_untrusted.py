@@ -47,7 +47,9 @@ def test_pickled_weights_are_no_model(base_model: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
-def test_a_model_s_own_code_is_never_run(base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+def test_a_model_s_own_code_is_never_run(
+    base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(base_model, folder)
     code = f"import os\nos.mkdir({str(tmp_path / 'exploded')!r})\n"
@@ -67,7 +69,9 @@ def test_a_model_s_own_code_is_never_run(base_model: Path, tmp_path: Path, capsy
 
 @pytest.mark.parametrize("key", ["run.arm", "run.grid", "model.name", "method.name", "variant"])
 @pytest.mark.parametrize("value", ["../../elsewhere", "/etc/elsewhere", "..", "a/b"])
-def test_a_name_that_leads_elsewhere_is_refused(key: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_leads_elsewhere_is_refused(
+    key: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if key == "variant":
         _refused(["train", f"variant='{value}'"], "unknown variant", capsys)
         return
@@ -76,7 +80,9 @@ def test_a_name_that_leads_elsewhere_is_refused(key: str, value: str, tmp_path: 
 
 def test_a_manifest_reads_nothing_outside_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("../secret", "/etc/passwd", "a/../../secret"):
-        (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "grid": "x", "files": {name: {"sha256": "0"}}}))
+        (tmp_path / "manifest.json").write_text(
+            json.dumps({"format": 1, "grid": "x", "files": {name: {"sha256": "0"}}})
+        )
         _refused(["verify", str(tmp_path / "manifest.json")], f"names the file '{name}', outside its folder", capsys)
 
 
@@ -89,7 +95,9 @@ def test_yaml_makes_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_every_reader_is_the_safe_one() -> None:
     """No line of the package loads a pickle, an unsafe YAML or a model's own code."""
-    unsafe = re.compile(r"yaml\.(load|unsafe_load|full_load)\(|pickle\.|weights_only=False|trust_remote_code=True|allow_pickle=True")
+    unsafe = re.compile(
+        r"yaml\.(load|unsafe_load|full_load)\(|pickle\.|weights_only=False|trust_remote_code=True|allow_pickle=True"
+    )
     for path in (ROOT / "alp").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not unsafe.search(text), path

@@ -1,4 +1,5 @@
-"""A model is loaded whole or refused in one line: every tensor there, of its shape, floating and finite, from its own folder."""
+"""A model is loaded whole or refused in one line: every tensor there, of its shape, floating and finite, from its own
+folder."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def shard(folder: Path) -> dict[str, str]:
     (folder / "model.safetensors").unlink()
     places = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(sorted(tensors))}
     for file in set(places.values()):
-        save_file({name: tensors[name] for name in places if places[name] == file}, folder / file, metadata={"format": "pt"})
+        save_file(
+            {name: tensors[name] for name in places if places[name] == file}, folder / file, metadata={"format": "pt"}
+        )
     index(folder, places)
     return places
 
@@ -69,19 +72,31 @@ def load(folder: Path) -> Any:
 
 FAULTS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "missing": (lambda t: t.pop(ONE), f"1 missing tensor ({ONE})"),
-    "several": (lambda t: [t.pop(name) for name in list(t) if "mlp" in name], "9 missing tensors (model.layers.0.mlp.down_proj.weight, "),
+    "several": (
+        lambda t: [t.pop(name) for name in list(t) if "mlp" in name],
+        "9 missing tensors (model.layers.0.mlp.down_proj.weight, ",
+    ),
     "no embedding": (lambda t: t.pop(EMBEDDING), f"2 missing tensors (lm_head.weight, {EMBEDDING})"),
     "unexpected": (lambda t: t.update({"extra.weight": torch.ones(2)}), "1 unexpected tensor (extra.weight)"),
-    "another layer": (lambda t: t.update({ONE.replace(".1.", ".7."): t[ONE].clone()}), "1 unexpected tensor (model.layers.7.mlp"),
+    "another layer": (
+        lambda t: t.update({ONE.replace(".1.", ".7."): t[ONE].clone()}),
+        "1 unexpected tensor (model.layers.7.mlp",
+    ),
     "shape": (lambda t: t.update({ONE: torch.ones(3, 3)}), f"1 mis-shaped tensor ({ONE}: [3, 3] for [64, 32])"),
     "transposed": (lambda t: t.update({ONE: t[ONE].T.contiguous()}), f"({ONE}: [32, 64] for [64, 32])"),
     "int8": (lambda t: t.update({ONE: t[ONE].to(torch.int8)}), f"1 integer tensor ({ONE}: I8 in model.safetensors)"),
     "bool": (lambda t: t.update({ONE: t[ONE] > 0}), f"1 integer tensor ({ONE}: BOOL in model.safetensors)"),
     "fp8": (lambda t: t.update({ONE: t[ONE].to(torch.float8_e4m3fn)}), "1 F8_E4M3 tensor"),
     "nan": (lambda t: t[ONE][3, 4:5].fill_(float("nan")), f"1 non-finite tensor ({ONE})"),
-    "infinity in the tied one": (lambda t: t[EMBEDDING][0, :1].fill_(float("inf")), f"1 non-finite tensor ({EMBEDDING})"),
+    "infinity in the tied one": (
+        lambda t: t[EMBEDDING][0, :1].fill_(float("inf")),
+        f"1 non-finite tensor ({EMBEDDING})",
+    ),
     "beyond float32": (lambda t: t.update({ONE: t[ONE].double() * 1e300}), f"1 non-finite tensor ({ONE})"),
-    "tied and another": (lambda t: t.update({"lm_head.weight": t[EMBEDDING] + 1}), "1 doubly stored tensor (lm_head.weight"),
+    "tied and another": (
+        lambda t: t.update({"lm_head.weight": t[EMBEDDING] + 1}),
+        "1 doubly stored tensor (lm_head.weight",
+    ),
 }
 
 
@@ -97,13 +112,17 @@ def test_a_model_that_is_not_whole_is_refused_by_name(name: str, folder: Path) -
 
 
 def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
-    change(folder, lambda t: (t.pop(ONE), t.update({"extra.weight": torch.ones(2), "model.norm.weight": torch.ones(7)})))
+    change(
+        folder, lambda t: (t.pop(ONE), t.update({"extra.weight": torch.ones(2), "model.norm.weight": torch.ones(7)}))
+    )
     with pytest.raises(UserError, match=r"1 missing tensor .*; 1 unexpected tensor .*; 1 mis-shaped tensor"):
         load(folder)
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
-def test_every_verb_that_reads_a_model_refuses(verb: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_that_reads_a_model_refuses(
+    verb: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     change(folder, FAULTS["missing"][0])
     assert main([verb, *TINY_TASK, f"model.path='{folder}'", f"run.dir='{tmp_path}/run'", "run.tracking=null"]) == 2
     said = capsys.readouterr().err.splitlines()
@@ -143,12 +162,16 @@ def test_old_masks_of_gpt2_are_ignorable_though_they_are_integers(folder: Path, 
     tokenizer = models.load_tokenizer(folder)
     old = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=8, n_layer=2, n_head=2))
     models.save_model(old, tokenizer, tmp_path / "old")
-    change(tmp_path / "old", lambda t: t.update({"transformer.h.0.attn.bias": torch.ones(1, 1, 16, 16, dtype=torch.uint8)}))
+    change(
+        tmp_path / "old", lambda t: t.update({"transformer.h.0.attn.bias": torch.ones(1, 1, 16, 16, dtype=torch.uint8)})
+    )
     assert load(tmp_path / "old").config.model_type == "gpt2"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_read_into_float32_and_said(dtype: torch.dtype, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_half_precision_is_read_into_float32_and_said(
+    dtype: torch.dtype, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", logger="alp.models")
     kind = str(dtype).removeprefix("torch.")
     model = load(change(folder, lambda t: t.update({name: value.to(dtype) for name, value in t.items()})))
@@ -163,7 +186,9 @@ def test_a_run_records_what_its_weights_were_read_from(folder: Path, train_confi
     active = {}
     for name in ("float32", "bfloat16"):
         words = [f"model.path='{folder}'", "trainer.steps=1", "trainer.probe_every=0", "trainer.validate_every=0"]
-        active[name] = json.loads((train(train_config(*words, folder=name)) / "active.json").read_text(encoding="utf-8"))
+        active[name] = json.loads(
+            (train(train_config(*words, folder=name)) / "active.json").read_text(encoding="utf-8")
+        )
         change(folder, lambda t: t.update({name: value.bfloat16() for name, value in t.items()}))
     assert active["bfloat16"] == active["float32"] | {"weights_read_from": {"bfloat16": 38}}
 
@@ -206,7 +231,8 @@ def test_shards_are_one_model(folder: Path, base_model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["../elsewhere.safetensors", "/elsewhere.safetensors", "inner/part.safetensors", "part.bin", "..", "", 3, None]
+    "where",
+    ["../elsewhere.safetensors", "/elsewhere.safetensors", "inner/part.safetensors", "part.bin", "..", "", 3, None],
 )
 def test_an_index_that_points_elsewhere(where: Any, folder: Path) -> None:
     places = shard(folder)

@@ -1,4 +1,5 @@
-"""The method: perturbation, ratios, corrections, objective, diagnostics. Imports torch and nothing else of this project."""
+"""The method: perturbation, ratios, corrections, objective, diagnostics. Imports torch and nothing else of this
+project."""
 
 from .correction import rollout_correction
 from .diagnostics import effective_sample_size, mismatch_diagnostics, ratio_diagnostics

@@ -28,7 +28,8 @@ def check_mask(mask: Tensor, shape: torch.Size) -> Tensor:
 
 
 def check_no_nan(name: str, value: Tensor, mask: Tensor) -> None:
-    """NaN on valid tokens of something that was measured once and for all (rollouts, rewards) is an error of the caller's."""
+    """NaN on valid tokens of something that was measured once and for all (rollouts, rewards) is an error of the
+    caller's."""
     if bool((value.isnan() & mask).any()):
         raise ValueError(f"{name}: NaN on a valid token")
 

@@ -26,8 +26,9 @@ def rollout_correction(
     """Weights (batch, tokens), the mask after correction, and what was removed.
 
     ``truncate``: w = min(ω, upper). ``mask``: w = ω within [lower, upper], the rest leaves the loss and its normaliser.
-    ``mask_keep_denominator``: w = ω within, 0 outside, and the mask stays as it was. ``veto``: a sequence with any token
-    ratio below it leaves the mask, whatever the kind. Bounds are on π_old/μ itself; ``lower`` defaults to 0. All detached.
+    ``mask_keep_denominator``: w = ω within, 0 outside, and the mask stays as it was. ``veto``: a sequence with any
+    token ratio below it leaves the mask, whatever the kind. Bounds are on π_old/μ itself; ``lower`` defaults to 0. All
+    detached.
 
     Raises ValueError for wrong shapes, dtypes, kinds, levels, bounds that do not fit the kind, NaN on valid tokens.
     """

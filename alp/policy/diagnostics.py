@@ -1,4 +1,5 @@
-"""Figures about ratios and about the training-inference mismatch, under the names the field knows (specification §6)."""
+"""Figures about ratios and about the training-inference mismatch, under the names the field knows (specification
+§6)."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ QUANTILES = {
 def ratio_diagnostics(log_ratio: Tensor, mask: Tensor, prefix: str = "ratio") -> dict[str, float]:
     """Moments and quantiles of a log-ratio per token and summed per sequence, before clamping and clipping.
 
-    ``log_ratio`` (batch, tokens) holds the raw differences log p - log q; keys are ``<prefix>/{token,sequence}/log_…``. Empty when
-    nothing is valid.
+    ``log_ratio`` (batch, tokens) holds the raw differences log p - log q; keys are ``<prefix>/{token,sequence}/log_…``.
+    Empty when nothing is valid.
     """
     check_log_probs("log_ratio", log_ratio)
     mask = check_mask(mask, log_ratio.shape)
@@ -45,15 +46,18 @@ def _describe(prefix: str, values: Tensor) -> dict[str, float]:
     quantiles = torch.lerp(ordered[below], ordered[above], place - below)
     spread = (ordered - ordered.mean()).square().mean().sqrt()
     figures = torch.cat([torch.stack([ordered.mean(), spread, ordered[0], ordered[-1]]), quantiles]).tolist()
-    return {f"{prefix}{name}": figure for name, figure in zip(("mean", "std", "min", "max", *QUANTILES), figures, strict=True)}
+    return {
+        f"{prefix}{name}": figure
+        for name, figure in zip(("mean", "std", "min", "max", *QUANTILES), figures, strict=True)
+    }
 
 
 def mismatch_diagnostics(old_log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> dict[str, float]:
     """How far the training code's π_old is from the engine's μ on the sampled tokens; keys ``rollout_corr/…``.
 
     Means are over valid tokens, perplexities and their differences over sequences with any. Effective sample sizes use
-    untruncated weights; there and in chi2 the log-ratio is clamped to ± 20. Empty when nothing is valid. Raises ValueError for
-    wrong shapes and NaN on valid tokens.
+    untruncated weights; there and in chi2 the log-ratio is clamped to ± 20. Empty when nothing is valid. Raises
+    ValueError for wrong shapes and NaN on valid tokens.
     """
     check_log_probs("old_log_probs", old_log_probs)
     check_log_probs("rollout_log_probs", rollout_log_probs, old_log_probs.shape)
@@ -86,5 +90,6 @@ def mismatch_diagnostics(old_log_probs: Tensor, rollout_log_probs: Tensor, mask:
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
-    """(Σω)² / (N Σω²) of flat, untruncated ``weights``, a scalar: 1 for equal weights, 1/N when one carries everything."""
+    """(Σω)² / (N Σω²) of flat, untruncated ``weights``, a scalar: 1 for equal weights, 1/N when one carries
+    everything."""
     return weights.sum().square() / (weights.numel() * weights.square().sum())

@@ -14,7 +14,8 @@ NAMED = ("all", "early", "middle", "late")
 _BAND = re.compile(r"(-?[0-9]+):(-?[0-9]+)")
 _BAND_SHARE = 5  # a named band is one fifth of the layers, rounded up
 
-# Models whose class generates text one way or another, but not by one causal residual stream; by the type in their configuration.
+# Models whose class generates text one way or another, but not by one causal residual stream; by the type in their
+# configuration.
 _OTHER_STREAMS = {
     "cpmant": "puts prompt tokens of its own before the batch's and attends to them both ways",
     "flaubert": "has no list of whole decoder layers",
@@ -48,10 +49,15 @@ def resolve_layers(layers: str | Sequence[int], depth: int) -> list[int]:
             return _named_band(layers, depth)
         match = _BAND.fullmatch(layers)
         if match is None:
-            raise ValueError(f"layers: unknown '{layers}', choose from {', '.join((*NAMED, LOGITS))}, start:end, or a list")
+            raise ValueError(
+                f"layers: unknown '{layers}', choose from {', '.join((*NAMED, LOGITS))}, start:end, or a list"
+            )
         layers = (int(match[1]), int(match[2]))
     if not isinstance(layers, Sequence) or isinstance(layers, (bytes, bytearray)):
-        raise ValueError(f"layers: a name, start:end, (start, end) or a list of indices expected, got {type(layers).__name__} {layers!r}")
+        raise ValueError(
+            f"layers: a name, start:end, (start, end) or a list of indices expected, got {type(layers).__name__}"
+            f" {layers!r}"
+        )
     indices = [_index(value) for value in layers]
     if isinstance(layers, tuple):
         return _band(indices, depth)
@@ -92,9 +98,9 @@ def _index(value: Any) -> int:
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers of a Hugging Face causal language model, in order.
 
-    They are the one list of the model's decoder, inside no other list, that has as many members as the configuration says
-    there are layers, all of them different and composed of other modules. Raises ValueError, naming the model's class, where
-    there is no such list, or several, and for models that are not decoder-only causal language models.
+    They are the one list of the model's decoder, inside no other list, that has as many members as the configuration
+    says there are layers, all of them different and composed of other modules. Raises ValueError, naming the model's
+    class, where there is no such list, or several, and for models that are not decoder-only causal language models.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     name, config = type(model).__name__, getattr(model, "config", None)
@@ -105,7 +111,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     depth = getattr(_text_config(config), "num_hidden_layers", None)
     if not isinstance(depth, int):
         raise ValueError(f"model: the configuration of {name} does not say how many layers it has (num_hidden_layers)")
-    stacks = [(path, stack) for path, stack in _outermost_lists(_decoder(model)) if len(stack) == depth and _is_stack(stack)]
+    stacks = [
+        (path, stack) for path, stack in _outermost_lists(_decoder(model)) if len(stack) == depth and _is_stack(stack)
+    ]
     if len(stacks) != 1:
         places = ", ".join(path for path, _ in stacks) or "none"
         raise ValueError(f"model: cannot tell the {depth} decoder layers of {name} (candidates: {places})")
@@ -113,7 +121,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def _unfit(model: nn.Module, config: Any) -> str | None:
-    """Why a model is not a decoder-only causal language model whose layers all run once a forward; None if nothing says so."""
+    """Why a model is not a decoder-only causal language model whose layers all run once a forward; None if nothing says
+    so."""
     text = _text_config(config)
     if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         return "is an encoder-decoder"
@@ -147,14 +156,16 @@ def _has_encoder(model: nn.Module) -> bool:
 
 
 def _decoder(model: nn.Module) -> nn.Module:
-    """The text decoder inside a model, away from vision or audio towers; the model itself if it tells no decoder with lists."""
+    """The text decoder inside a model, away from vision or audio towers; the model itself if it tells no decoder with
+    lists."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     inside = any(module is decoder for module in model.modules())
     return decoder if inside and any(_outermost_lists(decoder)) else model
 
 
 def _outermost_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Every module list that lies in no other (never experts, nor parts of a layer) and in no part of another model, with its path."""
+    """Every module list that lies in no other (never experts, nor parts of a layer) and in no part of another model,
+    with its path."""
     config = getattr(root, "config", None)
     kind = object if config is None else type(config)
     waiting = [("", root)]
@@ -162,11 +173,14 @@ def _outermost_lists(root: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
         path, module = waiting.pop()
         if isinstance(module, nn.ModuleList):
             yield path, module
-        elif isinstance(getattr(module, "config", None), (kind, type(None))):  # a tower inside has a configuration of another class
+        elif isinstance(
+            getattr(module, "config", None), (kind, type(None))
+        ):  # a tower inside has a configuration of another class
             waiting += [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
 
 
 def _is_stack(modules: nn.ModuleList) -> bool:
-    """Whether a list can hold decoder layers: distinct modules, each made of others (no row of norms or projections)."""
+    """Whether a list can hold decoder layers: distinct modules, each made of others (no row of norms or
+    projections)."""
     distinct = len({id(module) for module in modules}) == len(modules)
     return distinct and all(any(True for _ in module.children()) for module in modules)

@@ -19,9 +19,14 @@ def group_advantages(rewards: Tensor, group_ids: Tensor) -> Tensor:
     infinite rewards, wrong shapes, and groups of one (they have no standard deviation).
     """
     if rewards.dim() != 1 or not rewards.is_floating_point():
-        raise ValueError(f"rewards: floating of shape (sequences,) expected, got {rewards.dtype} {tuple(rewards.shape)}")
+        raise ValueError(
+            f"rewards: floating of shape (sequences,) expected, got {rewards.dtype} {tuple(rewards.shape)}"
+        )
     if group_ids.shape != rewards.shape or group_ids.is_floating_point():
-        raise ValueError(f"group_ids: integers of shape {tuple(rewards.shape)} expected, got {group_ids.dtype} {tuple(group_ids.shape)}")
+        raise ValueError(
+            f"group_ids: integers of shape {tuple(rewards.shape)} expected, got {group_ids.dtype}"
+            f" {tuple(group_ids.shape)}"
+        )
     if not bool(rewards.isfinite().all()):
         raise ValueError("rewards: NaN or infinite reward")
     if not rewards.numel():
@@ -53,17 +58,19 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Clipped, dual-clipped policy loss (a scalar) and clip fractions over the valid tokens.
 
-    ``log_ratio`` (batch, tokens); ``advantages`` (batch,) or (batch, tokens); ``mask`` after correction; ``weights`` of the
-    rollout correction. ``normaliser`` is what the sum is divided by: valid tokens for ``token-mean``, sequences with a valid
-    token for the others; pass the mini-batch's count so that micro-batches and ranks add up to the mini-batch's loss.
-    With nothing valid the loss is 0. Raises ValueError for wrong shapes, clips, aggregation.
+    ``log_ratio`` (batch, tokens); ``advantages`` (batch,) or (batch, tokens); ``mask`` after correction; ``weights`` of
+    the rollout correction. ``normaliser`` is what the sum is divided by: valid tokens for ``token-mean``, sequences
+    with a valid token for the others; pass the mini-batch's count so that micro-batches and ranks add up to the
+    mini-batch's loss. With nothing valid the loss is 0. Raises ValueError for wrong shapes, clips, aggregation.
     """
     check_choice("aggregation", aggregation, AGGREGATIONS)
     check_log_probs("log_ratio", log_ratio)
     mask = check_mask(mask, log_ratio.shape)
     advantages = _per_token("advantages", advantages, log_ratio)
     if not 0 <= clip_low <= 1 or clip_high < 0 or (dual_clip is not None and dual_clip <= 1):
-        raise ValueError(f"clip_low/clip_high/dual_clip: [0, 1], >= 0 and > 1 expected, got {clip_low}, {clip_high}, {dual_clip}")
+        raise ValueError(
+            f"clip_low/clip_high/dual_clip: [0, 1], >= 0 and > 1 expected, got {clip_low}, {clip_high}, {dual_clip}"
+        )
     # Select before computing: a masked NaN would reach the gradient as 0 · NaN.
     zero = log_ratio.new_zeros(())
     ratio = torch.where(mask, log_ratio, zero).exp()
@@ -119,7 +126,9 @@ def _per_token(name: str, value: Tensor, like: Tensor) -> Tensor:
     if value.shape == like.shape[:1]:
         value = value.unsqueeze(-1).expand_as(like)
     if value.shape != like.shape:
-        raise ValueError(f"{name}: shape {tuple(like.shape[:1])} or {tuple(like.shape)} expected, got {tuple(value.shape)}")
+        raise ValueError(
+            f"{name}: shape {tuple(like.shape[:1])} or {tuple(like.shape)} expected, got {tuple(value.shape)}"
+        )
     if not value.is_floating_point():
         raise ValueError(f"{name}: floating expected, got {value.dtype}")
     return value.detach()

@@ -35,7 +35,9 @@ class _Active:
     attention_mask: Tensor | None
     positions: Tensor | None
     shape: torch.Size | None = None  # (batch, tokens), once the first forward has shown it
-    rows: Tensor = field(default_factory=lambda: torch.empty(0))  # (2, rows) int64: sequence id and position of every token
+    rows: Tensor = field(
+        default_factory=lambda: torch.empty(0)
+    )  # (2, rows) int64: sequence id and position of every token
     valid: Tensor = field(default_factory=lambda: torch.empty(0))  # (rows,) bool
     noise_square: dict[int, Tensor] = field(default_factory=dict)
     hidden_square: dict[int, Tensor] = field(default_factory=dict)
@@ -44,13 +46,18 @@ class _Active:
 
     def same_draw(self, other: _Active) -> bool:
         """Whether both blocks give the same noise: a block may be left and entered again for the backward."""
-        return self is other or (self.shape == other.shape and self.update == other.update and torch.equal(self.rows, other.rows))
+        return self is other or (
+            self.shape == other.shape and self.update == other.update and torch.equal(self.rows, other.rows)
+        )
 
     def prepare(self, shape: torch.Size, device: torch.device) -> None:
         """Name the tokens of a forward of ``shape``. Raises ValueError for arguments that do not fit it."""
         ids, positions = self.sequence_ids, self.positions
         if ids.is_floating_point() or ids.shape not in (shape, shape[:1]):
-            raise ValueError(f"sequence_ids: integers {tuple(shape[:1])} or {tuple(shape)} expected, got {ids.dtype} {tuple(ids.shape)}")
+            raise ValueError(
+                f"sequence_ids: integers {tuple(shape[:1])} or {tuple(shape)} expected, got {ids.dtype}"
+                f" {tuple(ids.shape)}"
+            )
         if ids.dim() == 2 and positions is None:
             raise ValueError("positions: packed rows (2-D sequence_ids) need the position of every token")
         for name, value in (("attention_mask", self.attention_mask), ("positions", positions)):
@@ -66,7 +73,8 @@ class _Active:
         self.valid, self.shape = valid.reshape(-1).to(device), shape
 
     def keys(self, seed: int, layer: int, device: torch.device) -> Tensor:
-        """(rows, 4) int32 of one layer, made anew each time: kept for all layers, they would be the largest thing here."""
+        """(rows, 4) int32 of one layer, made anew each time: kept for all layers, they would be the largest thing
+        here."""
         ids, positions = self.rows.to(device)
         return row_keys(seed, self.update, ids, positions, layer)
 
@@ -74,9 +82,10 @@ class _Active:
 class _Origins:
     """Which block, if any, each forward of a layer ran in, found again by the memory of the layer's input.
 
-    Gradient checkpointing runs layers a second time during the backward. It keeps the input of the first run alive until
-    then (detached or not, the memory is the same), so the memory tells the forward that is being repeated; where two forwards
-    of different noise had the same input (embeddings of the caller's, say), it cannot, and the repetition is refused.
+    Gradient checkpointing runs layers a second time during the backward. It keeps the input of the first run alive
+    until then (detached or not, the memory is the same), so the memory tells the forward that is being repeated; where
+    two forwards of different noise had the same input (embeddings of the caller's, say), it cannot, and the repetition
+    is refused.
     """
 
     def __init__(self) -> None:
@@ -104,11 +113,15 @@ class _Origins:
         entry = self._seen.get(self._place(hidden))
         if entry is None:
             raise RuntimeError(
-                "perturbation: backward runs a layer on an input that no forward gave it: checkpoint each decoder layer by itself "
-                "(not several as one, nor with copies of its input), and run no new forward inside a backward"
+                "perturbation: backward runs a layer on an input that no forward gave it: checkpoint each decoder layer"
+                " by itself (not several as one, nor with copies of its input), and run no new forward inside a"
+                " backward"
             )
         if not entry[2]:
-            raise RuntimeError("perturbation: backward repeats a layer whose input went through it with other noise too: clone the input")
+            raise RuntimeError(
+                "perturbation: backward repeats a layer whose input went through it with other noise too: clone the"
+                " input"
+            )
         return entry[1]
 
     @staticmethod
@@ -117,7 +130,8 @@ class _Origins:
 
 
 class _Hook:
-    """A forward (pre-)hook that gives its layer noise. Copied or unpickled with its model it does nothing: a copy is not perturbed."""
+    """A forward (pre-)hook that gives its layer noise. Copied or unpickled with its model it does nothing: a copy is
+    not perturbed."""
 
     def __init__(self, owner: LayerwisePerturbation | None = None, row: int = 0) -> None:
         self._owner, self._row = owner, row
@@ -156,9 +170,10 @@ class _OutputHook(_Hook):
 class LayerwisePerturbation:
     """Attach to ``model``; perturb inside ``with perturbation.active(...)``.
 
-    ``layers``: ``all``, ``early``, ``middle``, ``late``, a band ``(start, end)`` or ``"start:end"``, a list, or ``logits``.
-    ``std`` is σ_0, one number (or one per layer, shallowest first); 0 means off: no hooks, no parameters. ``learnable`` makes
-    s_l = log σ_l a parameter. Raises ValueError for unknown models and layers, an empty band, a std outside its bounds.
+    ``layers``: ``all``, ``early``, ``middle``, ``late``, a band ``(start, end)`` or ``"start:end"``, a list, or
+    ``logits``. ``std`` is σ_0, one number (or one per layer, shallowest first); 0 means off: no hooks, no parameters.
+    ``learnable`` makes s_l = log σ_l a parameter. Raises ValueError for unknown models and layers, an empty band, a std
+    outside its bounds.
     """
 
     def __init__(
@@ -205,7 +220,9 @@ class LayerwisePerturbation:
         off = not any(sizes)
         for size in sizes:
             if not off and not std_min <= size <= std_max:
-                raise ValueError(f"std: {size} lies outside [{std_min}, {std_max}] (0 for all layers switches the noise off)")
+                raise ValueError(
+                    f"std: {size} lies outside [{std_min}, {std_max}] (0 for all layers switches the noise off)"
+                )
         return sizes
 
     def _attach(self, model: nn.Module, modules: nn.ModuleList) -> None:
@@ -213,19 +230,26 @@ class LayerwisePerturbation:
             self._handles.append(model.register_forward_hook(_OutputHook(self)))
         else:
             for row, index in enumerate(self.layers):
-                self._handles.append(modules[int(index)].register_forward_pre_hook(_InputHook(self, row), with_kwargs=True))
+                self._handles.append(
+                    modules[int(index)].register_forward_pre_hook(_InputHook(self, row), with_kwargs=True)
+                )
         if len(self._handles) != len(self.layers):
             raise ValueError(f"layers: {len(self._handles)} hooks for {len(self.layers)} layers")
 
     @contextmanager
     def active(
-        self, *, update: int, sequence_ids: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+        self,
+        *,
+        update: int,
+        sequence_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Iterator[LayerwisePerturbation]:
         """Perturb forwards, and their backward, inside this block.
 
         ``sequence_ids`` (batch,) integers, or (batch, tokens) with ``positions`` for packed rows. Positions count real
-        tokens: cumsum(attention_mask) - 1 unless given; ``attention_mask`` (batch, tokens) defaults to all ones of the first
-        forward's shape and must be given for padded batches. The same arguments give the same noise.
+        tokens: cumsum(attention_mask) - 1 unless given; ``attention_mask`` (batch, tokens) defaults to all ones of the
+        first forward's shape and must be given for padded batches. The same arguments give the same noise.
         """
         if self._active is not None:
             raise RuntimeError("active: blocks cannot be nested")
@@ -248,8 +272,12 @@ class LayerwisePerturbation:
         origins = self._origins.setdefault(row, _Origins())
         if _in_backward():  # a checkpointed layer is being run again
             origin = origins.find(hidden)
-            if origin is not None and (context is None or (context.shape is not None and not context.same_draw(origin))):
-                raise RuntimeError("perturbation: backward recomputes a perturbed layer outside its active(...) block; run it inside")
+            if origin is not None and (
+                context is None or (context.shape is not None and not context.same_draw(origin))
+            ):
+                raise RuntimeError(
+                    "perturbation: backward recomputes a perturbed layer outside its active(...) block; run it inside"
+                )
             context = origin
         else:
             self._prepare(context, hidden)
@@ -262,7 +290,9 @@ class LayerwisePerturbation:
         log_std = self._log_std[row].to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
         layer = _LOGITS_KEY if self.layers == [LOGITS] else int(self.layers[row])
         keys, valid = context.keys(self.seed, layer, hidden.device), context.valid.to(hidden.device)
-        result, context.noise_square[row], context.hidden_square[row] = AddNoise.apply(hidden, log_std, keys, valid, self._saw_backward)
+        result, context.noise_square[row], context.hidden_square[row] = AddNoise.apply(
+            hidden, log_std, keys, valid, self._saw_backward
+        )
         return result  # type: ignore[no-any-return]
 
     def _prepare(self, context: _Active | None, hidden: Tensor) -> None:
@@ -273,10 +303,15 @@ class LayerwisePerturbation:
             raise ValueError(f"model: hidden states (batch, tokens, channels) expected, got {tuple(hidden.shape)}")
         if context.shape is None:
             if self.layers == [LOGITS] and context.attention_mask is None and context.positions is None:
-                raise ValueError("attention_mask: needed with layers='logits', whose number of positions may be less than the tokens")
+                raise ValueError(
+                    "attention_mask: needed with layers='logits', whose number of positions may be less than the tokens"
+                )
             context.prepare(hidden.shape[:2], hidden.device)
         if hidden.shape[:2] != context.shape:
-            raise ValueError(f"sequence_ids: a forward of {tuple(hidden.shape[:2])} tokens in a block for {tuple(context.shape or ())}")
+            raise ValueError(
+                f"sequence_ids: a forward of {tuple(hidden.shape[:2])} tokens in a block for"
+                f" {tuple(context.shape or ())}"
+            )
 
     def _saw_backward(self) -> None:
         """Called by the backward of the noise."""
@@ -284,12 +319,14 @@ class LayerwisePerturbation:
             self._active.backward = True
 
     def _check_acted(self, context: _Active) -> None:
-        """A block in which the hooks did not run is a mistake, never a silent no-op: a model compiled before the attachment, say."""
+        """A block in which the hooks did not run is a mistake, never a silent no-op: a model compiled before the
+        attachment, say."""
         missed = [layer for row, layer in enumerate(self.layers) if row not in context.noise_square]
         if missed and not context.backward:
             which = "no layer was" if len(missed) == len(self.layers) else f"layers {missed} were not"
             raise RuntimeError(
-                f"active: {which} perturbed in this block: run a forward of the attached model inside (attach before compiling)"
+                f"active: {which} perturbed in this block: run a forward of the attached model inside (attach before"
+                " compiling)"
             )
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -321,7 +358,8 @@ class LayerwisePerturbation:
 
     @property
     def realised_rms(self) -> Tensor:
-        """RMS of what was really added, after rounding to the hidden dtype, over real tokens of the last forward, (layers,)."""
+        """RMS of what was really added, after rounding to the hidden dtype, over real tokens of the last forward,
+        (layers,)."""
         return self._rms("noise_square")
 
     @property
@@ -356,7 +394,9 @@ class LayerwisePerturbation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError when the state is of other layers or another seed."""
         if list(state["layers"]) != list(self.layers) or state["seed"] != self.seed:
-            raise ValueError(f"state: of layers {state['layers']} and seed {state['seed']}, not {self.layers} and {self.seed}")
+            raise ValueError(
+                f"state: of layers {state['layers']} and seed {state['seed']}, not {self.layers} and {self.seed}"
+            )
         if (self._log_std is None) != (len(state["log_std"]) == 0):
             raise ValueError("state: noise on in one and off in the other")
         if self._log_std is not None:

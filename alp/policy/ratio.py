@@ -11,13 +11,15 @@ LEVELS = ("token", "sequence", "sequence_geometric", "prefix", "turn")
 LOG_RATIO_BOUND = 20.0  # the finished log-ratio is clamped to ± this; outside, its gradient is 0
 
 
-def log_ratio(numerator: Tensor, denominator: Tensor, mask: Tensor, *, level: str, turn_ids: Tensor | None = None) -> Tensor:
+def log_ratio(
+    numerator: Tensor, denominator: Tensor, mask: Tensor, *, level: str, turn_ids: Tensor | None = None
+) -> Tensor:
     """Log importance ratio of each token, (batch, tokens); 0 where ``mask`` is 0.
 
-    ``numerator`` and ``denominator`` are log-probabilities (batch, tokens) of the sampled tokens under the two policies,
-    at the sampling temperature. Above the token level the aggregate is detached and the gradient of a token flows through
-    its own log-probability only. ``mask`` is the response mask before any correction; values under 0 are never read.
-    ``turn_ids`` (batch, tokens) integers, needed at level ``turn``, count turns from 0.
+    ``numerator`` and ``denominator`` are log-probabilities (batch, tokens) of the sampled tokens under the two
+    policies, at the sampling temperature. Above the token level the aggregate is detached and the gradient of a token
+    flows through its own log-probability only. ``mask`` is the response mask before any correction; values under 0 are
+    never read. ``turn_ids`` (batch, tokens) integers, needed at level ``turn``, count turns from 0.
 
     Raises ValueError for a wrong shape, dtype, level, or NaN in the denominator on a valid token. NaN in the numerator
     propagates.
@@ -50,7 +52,9 @@ def _aggregate(difference: Tensor, mask: Tensor, level: str, turn_ids: Tensor | 
     if turn_ids is None:
         raise ValueError("turn_ids: level 'turn' needs the turn of every token")
     if turn_ids.shape != mask.shape or turn_ids.is_floating_point():
-        raise ValueError(f"turn_ids: integers of shape {tuple(mask.shape)} expected, got {turn_ids.dtype} {tuple(turn_ids.shape)}")
+        raise ValueError(
+            f"turn_ids: integers of shape {tuple(mask.shape)} expected, got {turn_ids.dtype} {tuple(turn_ids.shape)}"
+        )
     if bool(((turn_ids < 0) & mask).any()):
         raise ValueError("turn_ids: negative on a valid token")
     prefix = difference.cumsum(-1)

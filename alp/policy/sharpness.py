@@ -12,17 +12,25 @@ from .perturbation import LayerwisePerturbation
 from .streams import FIELD_BITS
 
 _RELATIVE_STD = 1e-2
-_PROBE = (1 << FIELD_BITS["update"]) - 1  # an update index no training reaches: the probe shares no noise with any update
+_PROBE = (
+    1 << FIELD_BITS["update"]
+) - 1  # an update index no training reaches: the probe shares no noise with any update
 
 
 @torch.no_grad()
 def sharpness(
-    model: nn.Module, log_probs: Callable[[], Tensor], mask: Tensor, *, sequence_ids: Tensor, attention_mask: Tensor, seed: int = 0
+    model: nn.Module,
+    log_probs: Callable[[], Tensor],
+    mask: Tensor,
+    *,
+    sequence_ids: Tensor,
+    attention_mask: Tensor,
+    seed: int = 0,
 ) -> float:
     """Mean absolute change of ``log_probs()`` (batch, tokens) over ``mask`` with σ_l = 1e-2 · RMS(h_l) in every layer.
 
-    ``log_probs`` runs the model's forward on the batch that ``sequence_ids`` and ``attention_mask`` describe. The probe's
-    hooks come and go with the call; the draw depends on ``seed`` and the ids alone.
+    ``log_probs`` runs the model's forward on the batch that ``sequence_ids`` and ``attention_mask`` describe. The
+    probe's hooks come and go with the call; the draw depends on ``seed`` and the ids alone.
     """
     keys = {"update": _PROBE, "sequence_ids": sequence_ids, "attention_mask": attention_mask}
 

@@ -1,10 +1,11 @@
 """Counter-based Gaussian noise: a pure function of (seed, update, sequence, layer, position, channel), on any device.
 
-Two stages. (1) Each (update, sequence, layer, position) is one 128-bit counter of Philox4x32-10 keyed by the run seed. The
-fields fill the counter without overlap (position 32 bits, layer 16, update 32, sequence 48) and Philox is a bijection of
-the counter, so distinct rows have distinct 128-bit row keys: there are no collisions to bound. (2) Within a row, a channel's
-word is a hash of its number with the four key words mixed in: two rounds of fold and multiply. Words j and j + half make two
-normals by Box-Muller. The largest value is 6.6 standard deviations (a uniform is never below 2^-31).
+Two stages. (1) Each (update, sequence, layer, position) is one 128-bit counter of Philox4x32-10 keyed by the run seed.
+The fields fill the counter without overlap (position 32 bits, layer 16, update 32, sequence 48) and Philox is a
+bijection of the counter, so distinct rows have distinct 128-bit row keys: there are no collisions to bound. (2) Within
+a row, a channel's word is a hash of its number with the four key words mixed in: two rounds of fold and multiply. Words
+j and j + half make two normals by Box-Muller. The largest value is 6.6 standard deviations (a uniform is never below
+2^-31).
 
 Philox: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. Integer arithmetic in torch
 wraps, which is what both stages need.
@@ -25,7 +26,9 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _WORDS_SEED = 0x616C70  # keys the table of channel words: any constant does
 _MIX = (0x7FEB352D, 0x846CA68B - (1 << 32))  # multipliers of the two hash rounds, as int32
-_CHUNK = 1 << 17  # elements drawn at a time on a CPU: the scratch stays in the caches, and an operation outweighs its dispatch
+_CHUNK = (
+    1 << 17
+)  # elements drawn at a time on a CPU: the scratch stays in the caches, and an operation outweighs its dispatch
 _DEVICE_CHUNK = 1 << 23  # on a GPU: about 100 MB of scratch, and few launches
 _SHARE = 1 << 15  # elements that torch gives a thread at least
 _local = threading.local()
@@ -52,7 +55,8 @@ def row_keys(seed: int, update: int, sequence_ids: Tensor, positions: Tensor, la
 
 
 def philox(counter: list[Tensor], seed: int) -> list[Tensor]:
-    """Philox4x32-10: four int64 tensors holding 32-bit words, mapped by a bijection that the 64-bit ``seed`` selects."""
+    """Philox4x32-10: four int64 tensors holding 32-bit words, mapped by a bijection that the 64-bit ``seed``
+    selects."""
     a, b, c, d = counter
     key = [seed & _LOW, (seed >> 32) & _LOW]
     for _ in range(_ROUNDS):
@@ -79,8 +83,8 @@ class Normals:
     def _allocate(self, rows: int, half: int, device: torch.device) -> None:
         number = torch.arange(2 * half, dtype=torch.int64, device=device)
         zero = torch.zeros_like(number)
-        # Channel words without structure: with evenly spaced ones, rows whose keys differ by a multiple of the spacing would
-        # hold shifted copies of one another.
+        # Channel words without structure: with evenly spaced ones, rows whose keys differ by a multiple of the spacing
+        # would hold shifted copies of one another.
         self._words = philox([number, zero, zero, zero], _WORDS_SEED)[0].to(torch.int32).view(2, 1, half)
         self._x = torch.empty(2, rows, half, dtype=torch.int32, device=device)
         self._scratch = torch.empty_like(self._x)
@@ -94,7 +98,8 @@ class Normals:
         count, half = keys.shape[0], self._x.shape[2]
         x, scratch, out = self._x[:, :count], self._scratch[:, :count], self._out[:count]
         torch.add(self._words, keys[:, 0:1], out=x)
-        # x ^ (x >> bits) with the arithmetic shift: its missing bit costs nothing here, a logical one would cost an operation.
+        # x ^ (x >> bits) with the arithmetic shift: its missing bit costs nothing here, a logical one would cost an
+        # operation.
         x.bitwise_xor_(torch.bitwise_right_shift(x, 16, out=scratch)).mul_(_MIX[0]).add_(keys[:, 1:2])
         x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=scratch)).mul_(_MIX[1])
         radius, angle = scratch.view(torch.float32)
@@ -108,7 +113,8 @@ class Normals:
 
 
 def normals(channels: int, rows: int, device: torch.device) -> Normals:
-    """Something to draw at most ``rows`` rows at a time from; on a CPU its memory is kept for the next caller of the thread."""
+    """Something to draw at most ``rows`` rows at a time from; on a CPU its memory is kept for the next caller of the
+    thread."""
     chunk = max(_CHUNK, torch.get_num_threads() * _SHARE) if device.type == "cpu" else _DEVICE_CHUNK
     most = max(1, chunk // channels)
     if device.type != "cpu":

@@ -1,4 +1,5 @@
-"""What tasks and engines owe training and evaluation, checked once, where it enters: problems, prompts, completions, rewards.
+"""What tasks and engines owe training and evaluation, checked once, where it enters: problems, prompts, completions,
+rewards.
 
 What a task owes is the user's to mend (UserError); what an engine owes is not (RuntimeError).
 """
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from alp.configuration.model_schema import Model
 from alp.errors import UserError, printable
 from alp.models import text_config
 from alp.rollout import prompts
 from alp.rollout.engine import Completion, Request, Sampling
-from alp.schema_models import Model
 from alp.tasks.task import Problem, Task
 
 _ROUNDING = 1e-4  # of a log-prob: a certain token's may come out a little above 0
@@ -29,14 +30,16 @@ _SHOWN = 80  # characters of an id or a value in a message
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a model: ids it has embeddings for, and tokens of prompt and response together, None where it names no bound."""
+    """Of a model: ids it has embeddings for, and tokens of prompt and response together, None where it names no
+    bound."""
 
     vocabulary: int
     positions: int | None
 
 
 def limits_of(folder: Path, tokenizer: PreTrainedTokenizerBase, most: int | None = None) -> Limits:
-    """Limits of a saved model from its configuration; ``most`` is a tighter bound on tokens that the engine is given."""
+    """Limits of a saved model from its configuration; ``most`` is a tighter bound on tokens that the engine is
+    given."""
     text = text_config(folder)
     own = getattr(text, "max_position_embeddings", None)
     bounds = [bound for bound in (own, most) if isinstance(bound, int) and bound > 0]
@@ -52,7 +55,8 @@ def check_prompts(
     limits: Limits,
     max_new_tokens: int,
 ) -> None:
-    """Refuse, before anything is sampled, problems that cannot be asked as they are. Raises UserError naming set, problem and reason."""
+    """Refuse, before anything is sampled, problems that cannot be asked as they are. Raises UserError naming set,
+    problem and reason."""
     for name, problems in sets.items():
         if not problems:
             raise UserError(f"task: the set '{name}' holds no problem")
@@ -64,7 +68,9 @@ def check_prompts(
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise UserError(f"{where}: its prompt holds {text[error.start]!a}, half a character that is no text") from None
+                raise UserError(
+                    f"{where}: its prompt holds {text[error.start]!a}, half a character that is no text"
+                ) from None
         doubtful = {character for character in set().union(*texts) if _unknown(tokenizer, _ids(tokenizer, character))}
         for problem, text in zip(problems, texts, strict=True):
             where = f"task: problem '{_short(problem.id)}' of {name}"
@@ -77,16 +83,20 @@ def _check_ids(where: str, ids: list[int], limits: Limits, max_new_tokens: int) 
     if not ids:
         raise UserError(f"{where}: its prompt has no token")
     if max(ids) >= limits.vocabulary:
-        raise UserError(f"{where}: its prompt has the token {max(ids)}, and the model knows {limits.vocabulary}: not its own tokenizer?")
+        raise UserError(
+            f"{where}: its prompt has the token {max(ids)}, and the model knows {limits.vocabulary}: not its own"
+            " tokenizer?"
+        )
     if limits.positions is not None and len(ids) + max_new_tokens > limits.positions:
         raise UserError(
-            f"{where}: a prompt of {len(ids)} tokens and {max_new_tokens} new ones pass the model's limit of {limits.positions}; "
-            "leave the problem out, or lower max_new_tokens"
+            f"{where}: a prompt of {len(ids)} tokens and {max_new_tokens} new ones pass the model's limit of"
+            f" {limits.positions}; leave the problem out, or lower max_new_tokens"
         )
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text by itself; none where the tokenizer refuses it (one without a token for what it does not know raises)."""
+    """Ids of a text by itself; none where the tokenizer refuses it (one without a token for what it does not know
+    raises)."""
     try:
         return list(tokenizer.encode(text, add_special_tokens=False))
     except Exception:  # the library in Rust has no class of its own for it
@@ -94,16 +104,22 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
-    """Whether a text came out as nothing, or as the token of what is not known (which some models have for the end token as well)."""
+    """Whether a text came out as nothing, or as the token of what is not known (which some models have for the end
+    token as well)."""
     unknown = tokenizer.unk_token_id
-    return not ids or (unknown not in (None, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) and unknown in ids)
+    return not ids or (
+        unknown not in (None, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) and unknown in ids
+    )
 
 
 def _lost(tokenizer: PreTrainedTokenizerBase, text: str, doubtful: set[str]) -> str | None:
-    """A character of the text that its ids know nothing of. ``doubtful`` are those without a token when they stand alone."""
+    """A character of the text that its ids know nothing of. ``doubtful`` are those without a token when they stand
+    alone."""
     found, ids = [character for character in dict.fromkeys(text) if character in doubtful], _ids(tokenizer, text)
     if _unknown(tokenizer, ids):
-        mended = [character for character in found if not _unknown(tokenizer, _ids(tokenizer, text.replace(character, "")))]
+        mended = [
+            character for character in found if not _unknown(tokenizer, _ids(tokenizer, text.replace(character, "")))
+        ]
         culprits = [*mended, *found][:1]
         return _named(culprits[0]) if culprits else "a text that it has no tokens for"
     return next((_named(character) for character in found if _ids(tokenizer, text.replace(character, "")) == ids), None)
@@ -113,8 +129,11 @@ def _named(character: str) -> str:
     return f"'{printable(character)}' (U+{ord(character):04X})"
 
 
-def check_completions(completions: list[Completion], requests: list[Request], sampling: Sampling, vocabulary: int | None) -> None:
-    """Raises RuntimeError, naming what is wrong, unless an engine answered every request as ``alp.rollout.engine`` says."""
+def check_completions(
+    completions: list[Completion], requests: list[Request], sampling: Sampling, vocabulary: int | None
+) -> None:
+    """Raises RuntimeError, naming what is wrong, unless an engine answered every request as ``alp.rollout.engine``
+    says."""
     if len(completions) != len(requests):
         raise RuntimeError(f"engine: {len(completions)} completions of {len(requests)} requests")
     ends = set(sampling.end_token_ids)
@@ -122,15 +141,25 @@ def check_completions(completions: list[Completion], requests: list[Request], sa
         count = len(item.token_ids)
         if not 1 <= count <= sampling.max_new_tokens or len(item.log_probs) != count:
             raise RuntimeError(
-                f"engine: completion {place} has {count} tokens and {len(item.log_probs)} log-probs; 1 to {sampling.max_new_tokens} of both"
+                f"engine: completion {place} has {count} tokens and {len(item.log_probs)} log-probs; 1 to"
+                f" {sampling.max_new_tokens} of both"
             )
         if item.finished != (item.token_ids[-1] in ends) or not ends.isdisjoint(item.token_ids[:-1]):
-            raise RuntimeError(f"engine: completion {place} is {'' if item.finished else 'not '}finished, against its tokens")
+            raise RuntimeError(
+                f"engine: completion {place} is {'' if item.finished else 'not '}finished, against its tokens"
+            )
         if not item.finished and count < sampling.max_new_tokens:
-            raise RuntimeError(f"engine: completion {place} stopped after {count} of {sampling.max_new_tokens} tokens without an end token")
+            raise RuntimeError(
+                f"engine: completion {place} stopped after {count} of {sampling.max_new_tokens} tokens without an end"
+                " token"
+            )
     ids = np.asarray(list(chain.from_iterable(item.token_ids for item in completions)))
-    if len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0 or (vocabulary is not None and ids.max() >= vocabulary)):
-        raise RuntimeError(f"engine: token ids must be integers from 0 to {'…' if vocabulary is None else vocabulary - 1}")
+    if len(ids) and (
+        ids.dtype.kind not in "iu" or ids.min() < 0 or (vocabulary is not None and ids.max() >= vocabulary)
+    ):
+        raise RuntimeError(
+            f"engine: token ids must be integers from 0 to {'…' if vocabulary is None else vocabulary - 1}"
+        )
     values = np.asarray(list(chain.from_iterable(item.log_probs for item in completions)))
     if len(values) and (values.dtype.kind != "f" or not np.isfinite(values).all() or values.max() > _ROUNDING):
         raise RuntimeError("engine: log-probs must be finite and not above 0")
@@ -141,7 +170,9 @@ def graded(task: Task, problems: Sequence[Problem], responses: Sequence[str]) ->
     found: Any = task.grade_all(problems, responses)
     if not isinstance(found, list | tuple | np.ndarray) or len(found) != len(problems):
         size = len(found) if isinstance(found, list | tuple | np.ndarray) else type(found).__name__
-        raise UserError(f"task: grade_all gave {size} for {len(problems)} responses; a list of one reward each is needed")
+        raise UserError(
+            f"task: grade_all gave {size} for {len(problems)} responses; a list of one reward each is needed"
+        )
     return [_reward(value, problem) for value, problem in zip(found, problems, strict=True)]
 
 
@@ -149,7 +180,8 @@ def _reward(value: Any, problem: Problem) -> float:
     number = float(value) if isinstance(value, Real | np.bool_) else math.nan
     if not 0.0 <= number <= 1.0:
         raise UserError(
-            f"task: the reward of a response to problem '{_short(problem.id)}' is {_short(repr(value))}; a number from 0 to 1 is needed"
+            f"task: the reward of a response to problem '{_short(problem.id)}' is {_short(repr(value))}; a number from"
+            " 0 to 1 is needed"
         )
     return number
 

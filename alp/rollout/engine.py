@@ -37,7 +37,8 @@ class Request:
 class Sampling:
     """``temperature`` 0 is greedy decoding, which has no behaviour policy and no place in training.
 
-    A response ends with ``eos_token_id`` or one of ``stop_token_ids`` (the end of a turn in a chat, where that is another token).
+    A response ends with ``eos_token_id`` or one of ``stop_token_ids`` (the end of a turn in a chat, where that is
+    another token).
     """
 
     temperature: float
@@ -69,11 +70,13 @@ class Engine(Protocol):
         ...
 
     def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, float]:
-        """Take new weights (names as in the training model's ``named_parameters``); returns figures for ``timings.jsonl``."""
+        """Take new weights (names as in the training model's ``named_parameters``); returns figures for
+        ``timings.jsonl``."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What is really active: engine, dtype, quantisation, noise; read from the engine, not from the configuration."""
+        """What is really active: engine, dtype, quantisation, noise; read from the engine, not from the
+        configuration."""
         ...
 
     def close(self) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from alp.configuration.model_schema import Model
 from alp.rollout.contract import check_completions, graded
 from alp.rollout.engine import Engine, Purpose, Request, Sampling
 from alp.rollout.prompts import prompt_ids
-from alp.schema_models import Model
 from alp.tasks.task import Problem, Task
 
 
@@ -45,11 +45,13 @@ def collect(
     first_problem: int = 0,
     vocabulary: int | None = None,
 ) -> list[Trajectory]:
-    """``samples`` graded responses to each problem, those of one problem side by side (``group`` = its place in the list).
+    """``samples`` graded responses to each problem, those of one problem side by side (``group`` = its place in the
+    list).
 
-    ``model`` says how its prompts are put (``alp.rollout.prompts``). The random numbers of a response follow from (purpose, seed,
-    step, place of the problem, sample) alone; ``first_problem`` is the place of ``problems[0]`` when a set is worked through in pieces.
-    What the engine and the task give is checked here (``alp.rollout.contract``); ``vocabulary`` is the number of ids the model knows.
+    ``model`` says how its prompts are put (``alp.rollout.prompts``). The random numbers of a response follow from
+    (purpose, seed, step, place of the problem, sample) alone; ``first_problem`` is the place of ``problems[0]`` when a
+    set is worked through in pieces. What the engine and the task give is checked here (``alp.rollout.contract``);
+    ``vocabulary`` is the number of ids the model knows.
     """
     prompts = [tuple(prompt_ids(tokenizer, task, problem, model)) for problem in problems]
     requests = [

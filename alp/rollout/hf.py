@@ -1,8 +1,8 @@
 """Hugging Face engine: a copy of the policy in the inference dtype, sampled token by token with a KV cache.
 
-The sampling loop is our own because ``generate`` gives no control over each sequence's random numbers: here token t of a
-sequence is the inverse CDF at that sequence's t-th uniform, so batch order and size change nothing but rounding. Finished
-rows are dropped from the batch as it goes, and samples of one prompt share its prefill.
+The sampling loop is our own because ``generate`` gives no control over each sequence's random numbers: here token t of
+a sequence is the inverse CDF at that sequence's t-th uniform, so batch order and size change nothing but rounding.
+Finished rows are dropped from the batch as it goes, and samples of one prompt share its prefill.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _COMPACT_SHARE = 0.125  # drop finished rows once they are this share of the bat
 class HFEngine:
     """``dtype`` float32, bfloat16 or int8 (linear weights rounded to 8 bits per output channel, computed in bfloat16).
 
-    ``weight_noise`` multiplies every weight by 1 + weight_noise · N(0, 1), drawn anew at each sync from (seed, version, name).
+    ``weight_noise`` multiplies every weight by 1 + weight_noise · N(0, 1), drawn anew at each sync from (seed, version,
+    name).
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class HFEngine:
 
     @torch.no_grad()
     def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, float]:
-        """Round the training weights to the inference format. Raises ValueError unless exactly the own parameters come."""
+        """Round the training weights to the inference format. Raises ValueError unless exactly the own parameters
+        come."""
         own = dict(self._model.named_parameters())
         given = dict(weights)
         if own.keys() != given.keys():
@@ -112,7 +114,11 @@ class HFEngine:
             mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
             position = mask.sum(-1, keepdim=True) - 1
             logits = self._model(
-                input_ids=state.last.unsqueeze(-1), attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+                input_ids=state.last.unsqueeze(-1),
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
             ).logits[:, -1]
         return state.completions()
 
@@ -129,7 +135,12 @@ class HFEngine:
         cache = DynamicCache()
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         ).logits[:, -1]
         place = {prompt: row for row, prompt in enumerate(prompts)}
         rows = torch.tensor([place[request.prompt_ids] for request in requests], device=self._device)
@@ -143,7 +154,11 @@ class _Rows:
     def __init__(self, requests: list[Request], sampling: Sampling, device: torch.device) -> None:
         self._sampling = sampling
         count, longest = len(requests), sampling.max_new_tokens
-        draws = np.stack([uniforms(request.key, longest) for request in requests]) if sampling.temperature else np.zeros((count, longest))
+        draws = (
+            np.stack([uniforms(request.key, longest) for request in requests])
+            if sampling.temperature
+            else np.zeros((count, longest))
+        )
         self._ends = torch.tensor(sampling.end_token_ids, device=device)
         self._uniforms = torch.from_numpy(draws).to(device)
         self._tokens = torch.full((count, longest), sampling.pad_token_id, device=device)
@@ -155,7 +170,8 @@ class _Rows:
         self.last = torch.zeros(count, dtype=torch.long, device=device)
 
     def take(self, logits: Tensor, step: int) -> None:
-        """Sample one token for every row from logits (rows, vocabulary); rows that ended earlier are left as they are."""
+        """Sample one token for every row from logits (rows, vocabulary); rows that ended earlier are left as they
+        are."""
         sampling = self._sampling
         log_probs = torch.log_softmax(logits.float() / (sampling.temperature or 1.0), dim=-1)
         if sampling.temperature:

@@ -1,4 +1,5 @@
-"""From a problem to the ids a model continues, and the tokens that end its answer. The one place that knows chat markup."""
+"""From a problem to the ids a model continues, and the tokens that end its answer. The one place that knows chat
+markup."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from alp.configuration.model_schema import Model
 from alp.errors import UserError
 from alp.foreign import reading
 from alp.rollout.engine import Sampling
-from alp.schema_models import Model
 from alp.tasks.task import Problem, Task
 
 # Some templates write today's date into the system message (Llama 3.2): the prompt must not depend on the clock.
@@ -30,8 +31,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, model: Model) -> list[
 def prompt_text(tokenizer: PreTrainedTokenizerBase, task: Task, problem: Problem, model: Model) -> str:
     """What one model is given of one problem.
 
-    With ``model.chat`` the task's system message (``model.system`` where set) and its examples are turns before the question; without,
-    examples are lines before it, each closed by the end token. Raises UserError for a tokenizer without a chat template.
+    With ``model.chat`` the task's system message (``model.system`` where set) and its examples are turns before the
+    question; without, examples are lines before it, each closed by the end token. Raises UserError for a tokenizer
+    without a chat template.
     """
     examples, question = task.examples(problem), task.prompt(problem)
     if not model.chat:
@@ -49,7 +51,9 @@ def sampling(tokenizer: PreTrainedTokenizerBase, model: Model, *, temperature: f
         raise UserError("model.path: the tokenizer has no end token, so no response would ever end")
     end = int(tokenizer.eos_token_id)
     turn = _end_of_turn(tokenizer) if model.chat else end
-    return Sampling(temperature, max_new_tokens, end, int(tokenizer.pad_token_id), stop_token_ids=() if turn == end else (turn,))
+    return Sampling(
+        temperature, max_new_tokens, end, int(tokenizer.pad_token_id), stop_token_ids=() if turn == end else (turn,)
+    )
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -58,7 +62,8 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     ids = tokenizer.encode(text.rpartition(_MARK)[2].lstrip(), add_special_tokens=False)
     if not ids or tokenizer.convert_ids_to_tokens(ids[0]) not in tokenizer.get_added_vocab():
         raise UserError(
-            "model.chat: the tokenizer's chat template puts no token behind an answer, so no response would ever end; chat=false?"
+            "model.chat: the tokenizer's chat template puts no token behind an answer, so no response would ever end;"
+            " chat=false?"
         )
     return int(ids[0])
 

@@ -1,8 +1,10 @@
-"""What an engine holds after a weight sync, against what the training model holds: exact samples of every parameter, by name.
+"""What an engine holds after a weight sync, against what the training model holds: exact samples of every parameter, by
+name.
 
-A linear weight is read back as some of its columns, W e_j: one product with unit vectors, exact in the engine's dtype even where
-the engine has packed the matrix and thrown the original away. An embedding is read as some of its rows, a vector whole. An
-optimizer step changes nearly every element, a lost or mixed-up tensor all of them, so a sample of each is enough.
+A linear weight is read back as some of its columns, W e_j: one product with unit vectors, exact in the engine's dtype
+even where the engine has packed the matrix and thrown the original away. An embedding is read as some of its rows, a
+vector whole. An optimizer step changes nearly every element, a lost or mixed-up tensor all of them, so a sample of each
+is enough.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def places(width: int) -> Tensor:
 def layout(model: Any) -> dict[str, str]:
     """How each parameter of a Hugging Face model can be read back: name -> ``columns``, ``rows`` or ``vector``.
 
-    Tied names stand for themselves (an engine may hold two copies of what is one tensor here). Parameters that are neither stay out.
+    Tied names stand for themselves (an engine may hold two copies of what is one tensor here). Parameters that are
+    neither stay out.
     """
     found: dict[str, str] = {}
     for prefix, module in model.named_modules():
@@ -49,8 +52,11 @@ def sample(value: Tensor, kind: str) -> Tensor:
     return value[places(value.shape[0])] if kind == "rows" else value
 
 
-def differing(weights: dict[str, Tensor], held: dict[str, Tensor], kinds: dict[str, str], tolerance: float) -> list[str]:
-    """Names whose samples differ: by a bit at tolerance 0, else by that share of the largest element. A name not read back is left out."""
+def differing(
+    weights: dict[str, Tensor], held: dict[str, Tensor], kinds: dict[str, str], tolerance: float
+) -> list[str]:
+    """Names whose samples differ: by a bit at tolerance 0, else by that share of the largest element. A name not read
+    back is left out."""
     found = []
     for name in sorted(held.keys() & kinds.keys()):
         wanted, got = sample(weights[name], kinds[name]), held[name]

@@ -1,9 +1,11 @@
-"""vLLM engine: sampling in a process of its own, with the training model's weights put in place after every rollout batch.
+"""vLLM engine: sampling in a process of its own, with the training model's weights put in place after every rollout
+batch.
 
-The process is started once per job and started again when it crashes, is killed, or does not answer in time; the current
-weights are then loaded again and the batch is repeated whole. With seeded requests its samples are the same as they would have
-been. After every load the engine's weights and log-probs are compared with the training model's: an engine that serves anything
-but the current weights stops the job. Does not import vLLM (``alp.rollout.vllm_server`` does, over there).
+The process is started once per job and started again when it crashes, is killed, or does not answer in time; the
+current weights are then loaded again and the batch is repeated whole. With seeded requests its samples are the same as
+they would have been. After every load the engine's weights and log-probs are compared with the training model's: an
+engine that serves anything but the current weights stops the job. Does not import vLLM (``alp.rollout.vllm_server``
+does, over there).
 """
 
 from __future__ import annotations
@@ -20,32 +22,35 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from alp.configuration.schema import VLLMRollout
 from alp.errors import UserError
 from alp.rollout.engine import Completion, Request, Sampling
 from alp.rollout.readback import differing
 from alp.rollout.vllm_process import EngineLost, advice
 from alp.rollout.vllm_process import Process as _Process
-from alp.schema import VLLMRollout
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 # log-probs (tokens of each sequence but the first) of given ids at a temperature, under the training model
 Reference = Callable[[list[list[int]], float], list[list[float]]]
-# Largest mean |log-prob difference| between engine and training code, relative to the mean |log-prob| where that is above 1.
+# Largest mean |log-prob difference| between engine and training code, relative to the mean |log-prob| where that is
+# above 1.
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}
 _QUANTISED_READBACK = 0.1  # of the largest element: 8-bit formats with 3 mantissa bits round by 1/16
 
 
 class StaleWeights(RuntimeError):
-    """The engine does not hold the training model's weights after a sync. Never tried again: it is a fault of the code."""
+    """The engine does not hold the training model's weights after a sync. Never tried again: it is a fault of the
+    code."""
 
 
 class VLLMEngine:
     """``reference`` and ``sequences`` are the probe: what the training model says about fixed ids.
 
     ``names`` are the training model's parameters: nothing else goes over. ``kinds`` says how each is read back
-    (``readback.layout``), ``aliases`` which names share a tensor in the training model (tied embeddings): those are sent under
-    every name, for the engine may hold copies. ``scratch`` is where the engine process gets its temporary folder; None: the system's.
+    (``readback.layout``), ``aliases`` which names share a tensor in the training model (tied embeddings): those are
+    sent under every name, for the engine may hold copies. ``scratch`` is where the engine process gets its temporary
+    folder; None: the system's.
     """
 
     def __init__(
@@ -72,7 +77,9 @@ class VLLMEngine:
         self._scratch = scratch
         self._process: _Process | None = None
         self._proven = False  # whether an engine has answered a batch on this machine
-        self._weights: dict[str, Tensor] = {}  # what the engine must hold, in its dtype, on the CPU: a restart loads it again
+        self._weights: dict[
+            str, Tensor
+        ] = {}  # what the engine must hold, in its dtype, on the CPU: a restart loads it again
         self._loaded: int | None = None  # version the running process has
         self._figures: dict[str, float] = {}
         self._read_back = 0
@@ -125,8 +132,8 @@ class VLLMEngine:
     def _persist(self, action: Callable[[], Result]) -> Result:
         """Do it with a running engine that holds the current weights; after a loss, start again and repeat it whole.
 
-        Raises UserError where a new engine would be lost likewise: one that has never answered and dies by its own doing, or is
-        killed while it starts for the second time in a row.
+        Raises UserError where a new engine would be lost likewise: one that has never answered and dies by its own
+        doing, or is killed while it starts for the second time in a row.
         """
         killed = 0
         for attempt in range(self._settings.restarts + 1):
@@ -143,7 +150,9 @@ class VLLMEngine:
                 what = "given up" if attempt == self._settings.restarts else "starting it again, the batch is repeated"
                 logger.warning("the vLLM engine was lost (%s): %s; its log is %s", error, what, self._log)
                 lost = error
-        raise RuntimeError(f"rollout=vllm: {self._settings.restarts + 1} engines in a row were lost ({lost}); see {self._log}")
+        raise RuntimeError(
+            f"rollout=vllm: {self._settings.restarts + 1} engines in a row were lost ({lost}); see {self._log}"
+        )
 
     def _ensure(self) -> None:
         if self._process is None:
@@ -171,7 +180,14 @@ class VLLMEngine:
         process = _Process(self._log, self._settings, self._scratch)
         logger.info("starting the vLLM engine (process %d, log %s)", process.pid, self._log)
         try:
-            process.send({"seeded": self._settings.seeded, "sleep_level": self._settings.sleep_level, "engine": self._arguments()}, 60.0)
+            process.send(
+                {
+                    "seeded": self._settings.seeded,
+                    "sleep_level": self._settings.sleep_level,
+                    "engine": self._arguments(),
+                },
+                60.0,
+            )
             answer, _ = process.receive(self._settings.start_limit)
         except BaseException:
             process.kill()
@@ -197,9 +213,11 @@ class VLLMEngine:
             "logprobs_mode": "processed_logprobs",  # after the temperature
             "generation_config": "vllm",  # none of the sampling defaults a model folder may bring
             "skip_tokenizer_init": True,  # ids in, ids out
-            "enforce_eager": True,  # compiled graphs take minutes to make, and reloading would have to keep their addresses
+            # compiled graphs take minutes to make, and reloading would have to keep their addresses
+            "enforce_eager": True,
             "disable_log_stats": True,
-            # Unseeded requests draw from the engine's own stream: begun anew after a restart, it must not repeat itself.
+            # Unseeded requests draw from the engine's own stream: begun anew after a restart, it must not repeat
+            # itself.
             "seed": self._seed if self._settings.seeded else int.from_bytes(os.urandom(4), "little") >> 1,
         }
         if settings.memory_share is not None:
@@ -237,7 +255,8 @@ class VLLMEngine:
         return self._ask("generate", header, tensors)[1]
 
     def _verify(self) -> float:
-        """Compare weights and log-probs with the training model's; returns the mean |log-prob difference|. Raises StaleWeights."""
+        """Compare weights and log-probs with the training model's; returns the mean |log-prob difference|. Raises
+        StaleWeights."""
         tolerance = _QUANTISED_READBACK if self._settings.quantization else 0.0
         _, held = self._ask("readback")
         wrong = differing(self._weights, held, self._kinds, tolerance)
@@ -245,15 +264,21 @@ class VLLMEngine:
         gap, size = self._probe()
         allowed = self._tolerance * max(1.0, size)
         if wrong or not gap <= allowed:
-            names = ", ".join(wrong[:8]) + (", …" if len(wrong) > 8 else "") if wrong else "none of those that can be read back"
+            names = (
+                ", ".join(wrong[:8]) + (", …" if len(wrong) > 8 else "")
+                if wrong
+                else "none of those that can be read back"
+            )
             raise StaleWeights(
-                f"rollout=vllm: after the sync of version {self.version} the engine is not the training model: mean log-prob difference "
-                f"{gap:.3g} on the probe (allowed {allowed:.3g} for {self._settings.dtype}); weights that differ: {names}"
+                f"rollout=vllm: after the sync of version {self.version} the engine is not the training model: mean"
+                f" log-prob difference {gap:.3g} on the probe (allowed {allowed:.3g} for {self._settings.dtype});"
+                f" weights that differ: {names}"
             )
         return gap
 
     def _probe(self) -> tuple[float, float]:
-        """Mean |difference| and mean |log-prob| over the probe: its given tokens, and one sampled after each at the temperature."""
+        """Mean |difference| and mean |log-prob| over the probe: its given tokens, and one sampled after each at the
+        temperature."""
         temperature = self._settings.temperature
         sampling = Sampling(temperature, 1, eos_token_id=0, pad_token_id=0)
         seeds = [seed_of((place,)) for place in range(len(self._sequences))]  # no request's key is that short

@@ -1,4 +1,5 @@
-"""The engine process of vLLM seen from the trainer: started in a temporary folder of its own, talked to, and certainly ended.
+"""The engine process of vLLM seen from the trainer: started in a temporary folder of its own, talked to, and certainly
+ended.
 
 ``EngineLost`` says how it went; ``advice`` turns a death that will come again into the sentence that the user gets.
 """
@@ -22,21 +23,32 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from alp.configuration.schema import VLLMRollout
 from alp.reproducibility import ROOT, note
 from alp.rollout import vllm_server
 from alp.rollout.wire import Channel, Closed, TimedOut
-from alp.schema import VLLMRollout
 
 Result = TypeVar("Result")
 _PATIENCE = 10.0  # seconds for an orderly end
 # Deaths by the process's own doing: the same start ends the same way.
 _CERTAIN = tuple(getattr(signal, f"SIG{name}") for name in ("ILL", "SEGV", "BUS", "FPE", "ABRT", "TRAP", "SYS"))
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")  # what vLLM's kernels are chosen by
-_SOCKET_NAME = 60  # bytes of a folder in which programs can make Unix sockets: the kernel allows 108 with the name in it
+_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "asimd",
+    "bf16",
+)  # what vLLM's kernels are chosen by
+_SOCKET_NAME = (
+    60  # bytes of a folder in which programs can make Unix sockets: the kernel allows 108 with the name in it
+)
 
 
 class EngineLost(Exception):
-    """The engine process died, hung, or failed at what it was asked: a new one may do better. ``code``: minus the signal, or exit code."""
+    """The engine process died, hung, or failed at what it was asked: a new one may do better. ``code``: minus the
+    signal, or exit code."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
@@ -57,19 +69,28 @@ def advice(lost: EngineLost, settings: VLLMRollout, log: Path) -> str:
     """One sentence on an engine that does not start: how it ended, on what, and what to set."""
     assert lost.code is not None
     if lost.code >= 0:
-        return f"rollout=vllm: the engine ends while it starts, with exit code {lost.code}: {_last_line(log)} (log: {log}); or rollout=hf"
+        return (
+            f"rollout=vllm: the engine ends while it starts, with exit code {lost.code}: {_last_line(log)} (log:"
+            f" {log}); or rollout=hf"
+        )
     name = signal.Signals(-lost.code).name
     if lost.killed:
-        key = "rollout.memory_share" if settings.kv_cache_gib is None else f"rollout.kv_cache_gib (now {settings.kv_cache_gib:g})"
-        return (
-            f"rollout=vllm: the engine was killed twice while it started ({name}: by hand, or by the kernel for want of memory); "
-            f"give it less ({key}) or more memory to the job, or rollout=hf (log: {log})"
+        key = (
+            "rollout.memory_share"
+            if settings.kv_cache_gib is None
+            else f"rollout.kv_cache_gib (now {settings.kv_cache_gib:g})"
         )
-    what = "an instruction this CPU, or the system on it, does not grant" if name == "SIGILL" else "a crash of vLLM itself"
+        return (
+            f"rollout=vllm: the engine was killed twice while it started ({name}: by hand, or by the kernel for want of"
+            f" memory); give it less ({key}) or more memory to the job, or rollout=hf (log: {log})"
+        )
+    what = (
+        "an instruction this CPU, or the system on it, does not grant" if name == "SIGILL" else "a crash of vLLM itself"
+    )
     other = "rollout.dtype=float32, which runs other kernels, or " if settings.dtype != "float32" else ""
     return (
-        f"rollout=vllm: the engine dies of {name} before it has answered a batch ({what}; {cpu()}, rollout.dtype={settings.dtype}): "
-        f"it would again, so set {other}rollout=hf (log: {log})"
+        f"rollout=vllm: the engine dies of {name} before it has answered a batch ({what}; {cpu()},"
+        f" rollout.dtype={settings.dtype}): it would again, so set {other}rollout=hf (log: {log})"
     )
 
 
@@ -93,7 +114,8 @@ def _last_line(log: Path) -> str:
 
 
 class Process:
-    """The engine process, the channel to it, its temporary folder (mode 0700, in ``scratch`` or the system's), and its certain end."""
+    """The engine process, the channel to it, its temporary folder (mode 0700, in ``scratch`` or the system's), and its
+    certain end."""
 
     def __init__(self, log: Path, settings: VLLMRollout, scratch: Path | None) -> None:
         sockets = settings.tensor_parallel > 1  # one process a device, which talk through sockets in the folder
@@ -111,14 +133,16 @@ class Process:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=_environment(settings.threads, self.folder),
-                    start_new_session=True,  # an interrupt at the terminal is the trainer's to handle; its own children end with its group
+                    # an interrupt at the terminal is the trainer's to handle; its own children end with its group
+                    start_new_session=True,
                 )
         except BaseException:
             ours.close()
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         self._channel = Channel(ours)
-        # At the latest when the interpreter ends: a trainer that dies without ending takes it along (vllm_server.end_with).
+        # At the latest when the interpreter ends: a trainer that dies without ending takes it along
+        # (vllm_server.end_with).
         self._finalizer = weakref.finalize(self, _kill, self._process, self.folder)
 
     @property
@@ -167,7 +191,8 @@ def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def _environment(threads: int, folder: Path) -> dict[str, str]:
-    """One engine in one process, a fixed thread count, nothing from the network, temporary files in its own folder alone."""
+    """One engine in one process, a fixed thread count, nothing from the network, temporary files in its own folder
+    alone."""
     return os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
@@ -175,6 +200,7 @@ def _environment(threads: int, folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),
-        # It would compile the count of likelier tokens, which nobody reads: half a minute of a C++ compiler and 150 MB of temporary files.
+        # It would compile the count of likelier tokens, which nobody reads: half a minute of a C++ compiler and 150 MB
+        # of temporary files.
         "TORCHDYNAMO_DISABLE": os.environ.get("TORCHDYNAMO_DISABLE", "1"),
     }

@@ -1,8 +1,9 @@
 """The engine process: vLLM on one end of a socket, ``python -m alp.rollout.vllm_server <socket> <parent's pid>``.
 
-A process of its own because vLLM sets global seeds, thread counts and signal handlers, and can crash. It ends when the trainer
-does, however that ended: the kernel kills it (PR_SET_PDEATHSIG), and elsewhere than on Linux a thread sees the socket close.
-Nothing here imports vLLM before ``main`` runs: the trainer imports this module to have its source in the code hash.
+A process of its own because vLLM sets global seeds, thread counts and signal handlers, and can crash. It ends when the
+trainer does, however that ended: the kernel kills it (PR_SET_PDEATHSIG), and elsewhere than on Linux a thread sees the
+socket close. Nothing here imports vLLM before ``main`` runs: the trainer imports this module to have its source in the
+code hash.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def main(arguments: list[str]) -> int:
 def serve(channel: Channel, server: Server) -> None:
     """Answer requests until ``stop``.
 
-    A failed one is answered with its error: the trainer then starts a new process. One that vLLM refuses is answered with ``refused``.
+    A failed one is answered with its error: the trainer then starts a new process. One that vLLM refuses is answered
+    with ``refused``.
     """
     while True:
         header, tensors = channel.receive()
@@ -74,10 +76,11 @@ def serve(channel: Channel, server: Server) -> None:
 
 
 def use_amx(namespace: Any = torch.cpu) -> str:
-    """Ask Linux for the tiles of AMX, before vLLM looks for them; where they are refused, have vLLM take the CPU for one without.
+    """Ask Linux for the tiles of AMX, before vLLM looks for them; where they are refused, have vLLM take the CPU for
+    one without.
 
-    Linux gives them only to a process that asks; a kernel of vLLM that uses them unasked ends the process with SIGILL. Returns
-    ``absent``, ``granted`` or ``refused``.
+    Linux gives them only to a process that asks; a kernel of vLLM that uses them unasked ends the process with SIGILL.
+    Returns ``absent``, ``granted`` or ``refused``.
     """
     supported, ask = (getattr(namespace, name, None) for name in ("_is_amx_tile_supported", "_init_amx"))
     if supported is None or not supported():
@@ -119,13 +122,16 @@ class Server:
         self._seeded: bool = settings["seeded"]
         self._sleep_level: int = settings["sleep_level"]
         self._asleep = False
-        # Of a prompt that is cut in two, vLLM takes back the random number drawn too early: a generator on a CPU cannot do that.
+        # Of a prompt that is cut in two, vLLM takes back the random number drawn too early: a generator on a CPU cannot
+        # do that.
         whole: dict[str, Any] = {"enable_chunked_prefill": False} if self._seeded and current_platform.is_cpu() else {}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**settings["engine"], **whole))
         # The first batch loads what is loaded late: it belongs to the start, not to the time limit of a batch.
         self._batch([[0, 0]], [None], temperature=1.0, longest=2, ends=[0], prompt_log_probs=True)
 
-    def answer(self, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def answer(
+        self, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Do one operation; returns the answer's header and tensors."""
         match operation:
             case "describe":
@@ -155,7 +161,9 @@ class Server:
             "rollout_dtype": dtypes,
             "float32_biases": widened,
             "quantised_weights": quantised,
-            "log_prob_mode": str(getattr(config.model_config.logprobs_mode, "value", config.model_config.logprobs_mode)),
+            "log_prob_mode": str(
+                getattr(config.model_config.logprobs_mode, "value", config.model_config.logprobs_mode)
+            ),
             "prefix_cache": bool(config.cache_config.enable_prefix_caching),
             "max_sequences": config.scheduler_config.max_num_seqs,
             "tensor_parallel": config.parallel_config.tensor_parallel_size,
@@ -172,7 +180,8 @@ class Server:
         self._forget()
 
     def readback(self) -> dict[str, Tensor]:
-        """Samples of every parameter the engine holds, under the training model's names; none when it is spread over devices."""
+        """Samples of every parameter the engine holds, under the training model's names; none when it is spread over
+        devices."""
         if self._engine.vllm_config.parallel_config.tensor_parallel_size > 1:
             return {}
         found: dict[str, Tensor] = self._worker(_samples)[0]
@@ -181,9 +190,9 @@ class Server:
     def generate(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sample one response to each prompt.
 
-        ``tensors``: ``ids`` all prompts end to end, ``lengths`` (prompts,). Header: ``seeds`` (None: unseeded), ``temperature``,
-        ``max_new_tokens``, ``ends``, ``prompt_log_probs``. Answer: ``ids``, ``log_probs``, ``lengths`` likewise, and
-        ``prompt_log_probs`` (without each prompt's first token) when asked for.
+        ``tensors``: ``ids`` all prompts end to end, ``lengths`` (prompts,). Header: ``seeds`` (None: unseeded),
+        ``temperature``, ``max_new_tokens``, ``ends``, ``prompt_log_probs``. Answer: ``ids``, ``log_probs``, ``lengths``
+        likewise, and ``prompt_log_probs`` (without each prompt's first token) when asked for.
         """
         self._wake()
         self._forget()  # a batch depends on weights and requests alone, never on the batches before it
@@ -230,7 +239,12 @@ class Server:
             )
             try:
                 self._engine.add_request(str(place), TokensPrompt(prompt_token_ids=prompt), parameters)
-            except (VLLMClientError, ValueError, TypeError, NotImplementedError) as error:  # its words for what it cannot serve
+            except (
+                VLLMClientError,
+                ValueError,
+                TypeError,
+                NotImplementedError,
+            ) as error:  # its words for what it cannot serve
                 self._engine.abort_request([str(earlier) for earlier in range(place)])
                 raise Refused(f"prompt {place} of {len(prompt)} tokens: {error}") from error
         finished: dict[str, Any] = {}
@@ -276,10 +290,12 @@ def _collected(outputs: list[Any]) -> dict[str, Tensor]:
 
 
 def _inspect(worker: Any) -> tuple[str, int, int]:
-    """In the worker: the dtype the engine computes in (or all of them, joined), and the numbers of quantised layers and widened biases.
+    """In the worker: the dtype the engine computes in (or all of them, joined), and the numbers of quantised layers and
+    widened biases.
 
-    That dtype is the configured one and that of every parameter, biases apart that are kept in float32 to be added to the sums of
-    narrower products: so vLLM packs small layers on CPUs with AMX. It keeps an empty weight in such a layer's dtype.
+    That dtype is the configured one and that of every parameter, biases apart that are kept in float32 to be added to
+    the sums of narrower products: so vLLM packs small layers on CPUs with AMX. It keeps an empty weight in such a
+    layer's dtype.
     """
     model = worker.get_model()
     widened = {id(module.bias) for module in model.modules() if _widened(module)}

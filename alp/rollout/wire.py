@@ -1,7 +1,8 @@
-"""Messages between the trainer and an engine process: a JSON header and raw tensors over one stream socket, nothing that runs code.
+"""Messages between the trainer and an engine process: a JSON header and raw tensors over one stream socket, nothing
+that runs code.
 
-Frame: eight bytes with the header's length, the header (UTF-8 JSON), the bytes of its tensors in the order the header lists
-them. Both ends are the same machine, so bytes are in its own order.
+Frame: eight bytes with the header's length, the header (UTF-8 JSON), the bytes of its tensors in the order the header
+lists them. Both ends are the same machine, so bytes are in its own order.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Channel:
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
 
-    def send(self, header: dict[str, Any], tensors: dict[str, Tensor] | None = None, *, deadline: float | None = None) -> int:
+    def send(
+        self, header: dict[str, Any], tensors: dict[str, Tensor] | None = None, *, deadline: float | None = None
+    ) -> int:
         """Write one frame; returns the bytes of its tensors. Raises Closed and TimedOut."""
         values = {name: value.detach().cpu().contiguous() for name, value in (tensors or {}).items()}
         listed = [[name, str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in values.items()]

@@ -1,7 +1,7 @@
 """The jobs of grading workers: formulas by math-verify. Imported by workers alone; sympy takes seconds to import.
 
-A formula is judged by its form first (:mod:`alp.tasks.size`), then by its values (:mod:`alp.tasks.identity`), and by math-verify where
-those say nothing.
+A formula is judged by its form first (:mod:`alp.tasks.size`), then by its values (:mod:`alp.tasks.identity`), and by
+math-verify where those say nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +22,22 @@ from alp.tasks.size import BeyondError, check, check_text
 
 logging.disable(logging.CRITICAL)  # math-verify warns about every answer it cannot parse
 
-LIBRARIES = {"math_verify": "math-verify", "sympy": "sympy", "latex2sympy2_extended": "latex2sympy2_extended", "mpmath": "mpmath"}
+LIBRARIES = {
+    "math_verify": "math-verify",
+    "sympy": "sympy",
+    "latex2sympy2_extended": "latex2sympy2_extended",
+    "mpmath": "mpmath",
+}
 _TROUBLES = (MemoryError, ImportError, OSError, SystemError)  # of the machine: no property of an answer
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _RELATIVE = 1e-6  # constants this close were compared as decimals of six digits
-_WARM = (r"\frac{1}{2}", r"\sqrt{x}+2^{3}", r"x^{2}-3x+\pi", r"\sin(x) e^{-2 t}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}")
+_WARM = (
+    r"\frac{1}{2}",
+    r"\sqrt{x}+2^{3}",
+    r"x^{2}-3x+\pi",
+    r"\sin(x) e^{-2 t}",
+    r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+)
 
 
 class MathVerify:
@@ -52,7 +63,8 @@ class MathVerify:
         left, right = self._number(one), self._number(other)
         if left is None or right is None:
             return True
-        # math-verify rounds decimals to six places, which makes small numbers equal; sympy's numbers have exponents of any size
+        # math-verify rounds decimals to six places, which makes small numbers equal; sympy's numbers have exponents of
+        # any size
         return bool(abs(left - right) <= _RELATIVE * max(abs(left), abs(right)))
 
     def value(self, formula: str) -> float | None:
@@ -64,8 +76,11 @@ class MathVerify:
 
     @staticmethod
     def _same_equation(one: Any, other: Any) -> bool:
-        """Whether one side minus the other is the same up to a factor. (math-verify solves both, and finds two without solutions equal.)"""
-        if not one.free_symbols or not other.free_symbols or other.lhs - other.rhs == 0:  # true or false of itself: no equation
+        """Whether one side minus the other is the same up to a factor. (math-verify solves both, and finds two without
+        solutions equal.)"""
+        if (
+            not one.free_symbols or not other.free_symbols or other.lhs - other.rhs == 0
+        ):  # true or false of itself: no equation
             return False
         verdict = identity.proportional(one.lhs - one.rhs, other.lhs - other.rhs)
         if verdict is not None:
@@ -115,8 +130,8 @@ class _Reader(_Latex2Sympy):  # type: ignore[misc]
 def _parsed(formula: str) -> Any:
     """The formula as sympy reads it, or None. Raises BeyondError.
 
-    Straight to math-verify's parser: what that library does to a text before is for answers in prose; it lowers the case of variables and
-    reads 2(3) as a mixed number.
+    Straight to math-verify's parser: what that library does to a text before is for answers in prose; it lowers the
+    case of variables and reads 2(3) as a mixed number.
     """
     check_text(formula)
     try:
@@ -125,7 +140,9 @@ def _parsed(formula: str) -> Any:
         if not isinstance(found, Basic):
             return found
         names: dict[Any, Any] = {symbol: I for symbol in found.free_symbols if symbol.name == "i"}
-        names |= {rate: Symbol(str(rate)) for rate in found.atoms(Derivative)}  # of an unknown function: sympy would make it 0
+        names |= {
+            rate: Symbol(str(rate)) for rate in found.atoms(Derivative)
+        }  # of an unknown function: sympy would make it 0
         return found.xreplace(names) if names else found
     except _TROUBLES:
         raise
@@ -161,7 +178,8 @@ def _verified(gold: Any, response: Any) -> bool:
 
 
 def grade(response: str, gold: str, style: str) -> tuple[bool, str | None, str]:
-    """Whether the answers are equal; where they are not, whether that is for ``large`` or ``unreadable`` formulas, and which."""
+    """Whether the answers are equal; where they are not, whether that is for ``large`` or ``unreadable`` formulas, and
+    which."""
     judge = MathVerify()
     try:
         right = equal(response, gold, style, judge)

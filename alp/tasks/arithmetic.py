@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
+from alp.configuration.task_schema import ArithmeticTask as TaskConfig
 from alp.reproducibility import stream
-from alp.schema_tasks import ArithmeticTask as TaskConfig
 from alp.tasks.task import Generated, Problem
 
 ALPHABET = "0123456789+=;#"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alp.schema_tasks import ArithmeticTask, CustomTask, MathematicsTask, ReasoningGymTask, SumsInWordsTask
+from alp.configuration.task_schema import ArithmeticTask, CustomTask, MathematicsTask, ReasoningGymTask, SumsInWordsTask
 from alp.tasks import custom
 from alp.tasks.arithmetic import Arithmetic
 from alp.tasks.mathematics import Mathematics

@@ -1,4 +1,5 @@
-"""Tasks and graders of the user's own, by dotted path (docs/tasks.md, examples/own_task.py). Whatever they raise is one line."""
+"""Tasks and graders of the user's own, by dotted path (docs/tasks.md, examples/own_task.py). Whatever they raise is one
+line."""
 
 from __future__ import annotations
 
@@ -8,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from alp import own_code
+from alp.configuration.fields import NAME_RULE, is_name
+from alp.configuration.task_schema import SPLITS, CustomTask
 from alp.errors import Interrupted, UserError, nearest
 from alp.foreign import reason
-from alp.schema_base import NAME_RULE, is_name
-from alp.schema_tasks import SPLITS, CustomTask
 from alp.tasks.task import Problem, Task, check_problems, check_set, read_problems
 
 
 @contextmanager
 def foreign_code(what: str) -> Iterator[None]:
-    """Around a call of the user's code: what it raises becomes a UserError of one line; leaving the process is no way out either."""
+    """Around a call of the user's code: what it raises becomes a UserError of one line; leaving the process is no way
+    out either."""
     try:
         yield
     except (UserError, Interrupted):
@@ -27,13 +29,16 @@ def foreign_code(what: str) -> Iterator[None]:
 
 
 def module(dotted: str, key: str) -> Any:
-    """The module of that name, looked for where Python looks and then in the current folder. Raises UserError naming ``key``."""
+    """The module of that name, looked for where Python looks and then in the current folder. Raises UserError naming
+    ``key``."""
     try:
         return own_code.load(dotted)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except ImportError as error:
-        raise UserError(f"{key}: cannot import {dotted}: {error} (looked in {Path.cwd()} and on the Python path)") from error
+        raise UserError(
+            f"{key}: cannot import {dotted}: {error} (looked in {Path.cwd()} and on the Python path)"
+        ) from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{key}: importing {dotted} fails: {reason(error)}") from error
 
@@ -71,7 +76,9 @@ def load(config: CustomTask) -> Task:
             task = make(config.options)
     except UserError as error:
         if isinstance(error.__cause__, TypeError):
-            raise UserError(f"task.module: {config.module}.Task cannot be made with task.options: {error.__cause__}") from error
+            raise UserError(
+                f"task.module: {config.module}.Task cannot be made with task.options: {error.__cause__}"
+            ) from error
         raise
     if not isinstance(task, Task):
         raise UserError(f"task.module: {config.module}.Task must be a subclass of alp.tasks.task.Task")
@@ -86,7 +93,9 @@ class _Own(Task):
         self.system, self.sets = task.system, task.sets
         if self.system is not None and not isinstance(self.system, str):
             raise UserError(f"{self._place}: system must be a text or None, this is a {type(self.system).__name__}")
-        if not isinstance(self.sets, list | tuple) or not all(isinstance(name, str) and is_name(name) for name in self.sets):
+        if not isinstance(self.sets, list | tuple) or not all(
+            isinstance(name, str) and is_name(name) for name in self.sets
+        ):
             raise UserError(f"{self._place}: sets must be a list of names ({NAME_RULE})")
         if missing := [name for name in SPLITS if name not in self.sets]:
             raise UserError(f"{self._place}: sets has no '{missing[0]}'; train, validation and test are always there")
@@ -103,7 +112,9 @@ class _Own(Task):
         with foreign_code(f"{self._place}: prompt fails at problem '{problem.id}'"):
             found = self._task.prompt(problem)
         if not isinstance(found, str):
-            raise UserError(f"{self._place}: prompt of problem '{problem.id}' must be a text, this is a {type(found).__name__}")
+            raise UserError(
+                f"{self._place}: prompt of problem '{problem.id}' must be a text, this is a {type(found).__name__}"
+            )
         return found
 
     def examples(self, problem: Problem) -> list[tuple[str, str]]:

@@ -1,7 +1,9 @@
-"""Whether two answers say the same, as a careful person would judge: numbers exactly, brackets and lists part by part, units, words.
+"""Whether two answers say the same, as a careful person would judge: numbers exactly, brackets and lists part by part,
+units, words.
 
-What is left are formulas, and those go to a :class:`Algebra` (math-verify behind the limits of :mod:`alp.tasks.grading`). Tolerance on
-numbers exists in the style ``minerva`` alone, where gold answers are measured quantities.
+What is left are formulas, and those go to a :class:`Algebra` (math-verify behind the limits of
+:mod:`alp.tasks.grading`). Tolerance on numbers exists in the style ``minerva`` alone, where gold answers are measured
+quantities.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class NoAlgebra:
 
 
 def equal(response: str, gold: str, style: str, algebra: Algebra) -> bool:
-    """Whether ``response`` gives the answer ``gold``; both are what stands in the box. Raises what ``algebra`` raises."""
+    """Whether ``response`` gives the answer ``gold``; both are what stands in the box. Raises what ``algebra``
+    raises."""
     judge = _Judge(style == "minerva", algebra)
     readings = [(response, gold)]
     plain = tuple(_THOUSANDS.sub("", text.replace(r",\!", ",")) for text in (response, gold))
@@ -65,7 +68,8 @@ def equal(response: str, gold: str, style: str, algebra: Algebra) -> bool:
 
 
 class Number:
-    """An exact value, the unit of its last printed digit (None: a fraction, printed exactly) and how many digits are printed."""
+    """An exact value, the unit of its last printed digit (None: a fraction, printed exactly) and how many digits are
+    printed."""
 
     def __init__(self, value: Fraction, last: Fraction | None, digits: int, percent: bool) -> None:
         self.value, self.last, self.digits, self.percent = value, last, digits, percent
@@ -105,7 +109,9 @@ class Number:
         return cls._decimal(sign, "1", None, power, "")
 
     @classmethod
-    def _fraction(cls, sign: str, inner: str, above: str, up: str | None, below: str, down: str | None, percent: str) -> Number | None:
+    def _fraction(
+        cls, sign: str, inner: str, above: str, up: str | None, below: str, down: str | None, percent: str
+    ) -> Number | None:
         top, bottom = cls._decimal("", above, up, None, ""), cls._decimal("", below, down, None, "")
         if top is None or bottom is None or bottom.value == 0:
             return None
@@ -121,8 +127,8 @@ class Number:
 
 
 def close(response: Number, gold: Number) -> bool:
-    """Whether the two agree as far as they are printed: to half a unit of the gold answer's last digit, or of the response's when that has
-    three digits; never more than 2 % apart."""
+    """Whether the two agree as far as they are printed: to half a unit of the gold answer's last digit, or of the
+    response's when that has three digits; never more than 2 % apart."""
     units = [gold.last or Fraction(0), (response.last or Fraction(0)) if response.digits >= _DIGITS else Fraction(0)]
     return abs(response.value - gold.value) <= min(max(units) / 2, abs(gold.value) * _RELATIVE)
 
@@ -140,7 +146,16 @@ class _Judge:
             return False
         if response == gold:
             return True
-        for rule in (self._words, self._numbers, self._units, self._lists, self._relations, self._unions, self._brackets, self._matrices):
+        for rule in (
+            self._words,
+            self._numbers,
+            self._units,
+            self._lists,
+            self._relations,
+            self._unions,
+            self._brackets,
+            self._matrices,
+        ):
             verdict = rule(response, gold)
             if verdict is not None:
                 return verdict
@@ -166,7 +181,14 @@ class _Judge:
 
     def _units(self, response: Tokens, gold: Tokens) -> bool | None:
         (value, unit), (gold_value, gold_unit) = _measured(response), _measured(gold)
-        if self.minerva and not unit and not gold_unit and len(response) > 1 and Number.read(gold) and response[-1] in _SYMBOLS:
+        if (
+            self.minerva
+            and not unit
+            and not gold_unit
+            and len(response) > 1
+            and Number.read(gold)
+            and response[-1] in _SYMBOLS
+        ):
             value, unit = response[:-1], response[-1:]
         if not unit and not gold_unit:
             return None
@@ -241,7 +263,11 @@ class _Judge:
             return False
         rest = list(response)
         for element in sorted(gold, key=lambda item: item not in response):  # what is equal to the letter costs nothing
-            place = rest.index(element) if element in rest else next((i for i, item in enumerate(rest) if self.same(item, element)), None)
+            place = (
+                rest.index(element)
+                if element in rest
+                else next((i for i, item in enumerate(rest) if self.same(item, element)), None)
+            )
             if place is None:
                 return False
             del rest[place]
@@ -249,9 +275,36 @@ class _Judge:
 
 
 _SYMBOLS = set("KJNmsgWVCATFHL")  # single letters that are units behind a number
-_UNIT_NAMES = {"inch": "in", "inche": "in", "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km"}
-_UNIT_NAMES |= {"foot": "ft", "feet": "ft", "hour": "h", "hr": "h", "minute": "min", "second": "s", "sec": "s", "gram": "g", "unit": ""}
-_UNIT_NAMES |= {"kilogram": "kg", "erg": "erg", "kelvin": "K", "joule": "J", "newton": "N", "watt": "W", "cent": "cent", "square": "^2"}
+_UNIT_NAMES = {
+    "inch": "in",
+    "inche": "in",
+    "centimeter": "cm",
+    "centimetre": "cm",
+    "meter": "m",
+    "metre": "m",
+    "kilometer": "km",
+}
+_UNIT_NAMES |= {
+    "foot": "ft",
+    "feet": "ft",
+    "hour": "h",
+    "hr": "h",
+    "minute": "min",
+    "second": "s",
+    "sec": "s",
+    "gram": "g",
+    "unit": "",
+}
+_UNIT_NAMES |= {
+    "kilogram": "kg",
+    "erg": "erg",
+    "kelvin": "K",
+    "joule": "J",
+    "newton": "N",
+    "watt": "W",
+    "cent": "cent",
+    "square": "^2",
+}
 
 
 def _is_text(items: Tokens) -> bool:
@@ -283,7 +336,9 @@ def _bare(items: Tokens) -> Tokens:
 def _measured(items: Tokens) -> tuple[Tokens, Tokens]:
     """Value and unit: the words, powers and slashes at the end, when something stands before them."""
     start = len(items)
-    while start > 0 and (_is_text(items[start - 1 : start]) or items[start - 1] in ("/", "*", "^", "-") or _power(items, start - 1)):
+    while start > 0 and (
+        _is_text(items[start - 1 : start]) or items[start - 1] in ("/", "*", "^", "-") or _power(items, start - 1)
+    ):
         start -= 1
     while start < len(items) and not _is_text(items[start : start + 1]):
         start += 1
@@ -306,7 +361,9 @@ def _unit(items: Tokens) -> str:
 
 def _elements(items: Tokens) -> list[Tokens]:
     """Elements of a set or of a bare list; ± is two of them."""
-    inside = items[1:-1] if items[:1] == [r"\{"] and items[-1:] == [r"\}"] and closing(items, 0) == len(items) - 1 else items
+    inside = (
+        items[1:-1] if items[:1] == [r"\{"] and items[-1:] == [r"\}"] and closing(items, 0) == len(items) - 1 else items
+    )
     found: list[Tokens] = []
     for element in (part for part in split(inside, {",", ";"}) if part):
         signs = [place for place, item in enumerate(element) if item == r"\pm"]

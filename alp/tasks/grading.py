@@ -1,8 +1,9 @@
 """Whether a response answers a question: its final answer against the gold answer (docs/tasks.md).
 
-Nothing here trusts the text: cheap limits on length and depth come first, then comparison in this process where no algebra is needed,
-then formulas in another process (:mod:`alp.tasks.bounded`), where limits on their form come before any computing and limits on time and
-memory are a backstop. A verdict is a function of the two answers and the style alone; a grader that cannot work is a GraderError.
+Nothing here trusts the text: cheap limits on length and depth come first, then comparison in this process where no
+algebra is needed, then formulas in another process (:mod:`alp.tasks.grading_pool`), where limits on their form come
+before any computing and limits on time and memory are a backstop. A verdict is a function of the two answers and the
+style alone; a grader that cannot work is a GraderError.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from alp.errors import GraderError
-from alp.tasks.bounded import Limits, Outcome, Work, pool
 from alp.tasks.equality import NoAlgebra, UndecidedError, equal
+from alp.tasks.grading_pool import Limits, Outcome, Work, pool
 from alp.tasks.tally import SERIOUS, count, counts, note, summary
 
-if TYPE_CHECKING:  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
+if (
+    TYPE_CHECKING
+):  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
     from alp.tasks import algebra  # noqa: F401
 
 __all__ = ["STYLES", "GraderError", "Style", "counts", "final_answer", "grade", "grade_all", "summary"]
 
 Style = Literal["math", "minerva", "exact"]
 STYLES: tuple[str, ...] = get_args(Style)
-LIMITS = Limits(cpu_seconds=20.0, memory_bytes=2 * 1024**3, wall_seconds=900.0)  # a backstop: what the rules let through takes 3 s
+LIMITS = Limits(
+    cpu_seconds=20.0, memory_bytes=2 * 1024**3, wall_seconds=900.0
+)  # a backstop: what the rules let through takes 3 s
 LONGEST_ANSWER = 2000  # characters; the longest gold answer of the benchmarks has 245
 DEEPEST_ANSWER = 40  # brackets within brackets; the deepest gold answer has 4
 _LONGEST_SENTENCE = 300  # characters of a response without a box that may be an answer as a whole
@@ -38,7 +43,8 @@ _log = logging.getLogger(__name__)
 
 
 class Verdict(NamedTuple):
-    """Right or wrong; where wrong for more than a difference, the kind (:mod:`alp.tasks.tally`) and what is known of it."""
+    """Right or wrong; where wrong for more than a difference, the kind (:mod:`alp.tasks.tally`) and what is known of
+    it."""
 
     right: bool
     kind: str | None = None
@@ -46,7 +52,8 @@ class Verdict(NamedTuple):
 
 
 def grade(response: str, answer: str, *, style: str = "math") -> bool:
-    """Whether the final answer of ``response`` is ``answer``. Never raises on any string; at most the limits in time and memory.
+    """Whether the final answer of ``response`` is ``answer``. Never raises on any string; at most the limits in time
+    and memory.
 
     Styles: ``math`` compares exactly; ``minerva`` also allows rounding of measured quantities; ``exact`` to the letter.
     Raises ValueError for an unknown style, GraderError when the grader is broken whatever the strings.
@@ -71,8 +78,8 @@ def grade_all(responses: Sequence[str], answers: Sequence[str], *, style: str = 
 
 
 def final_answer(response: str) -> str | None:
-    """What stands in the last box that holds anything; without a box what follows the last ``####``, the last "answer is", or a single
-    line as a whole. None when a box is begun and never closed, or there is nothing."""
+    """What stands in the last box that holds anything; without a box what follows the last ``####``, the last "answer
+    is", or a single line as a whole. None when a box is begun and never closed, or there is nothing."""
     end = len(response)
     while (start := response.rfind(r"\boxed", 0, end)) >= 0:
         end = start
@@ -171,7 +178,9 @@ def _algebra(pairs: list[tuple[str | None, str]], style: str) -> list[Verdict]:
     count("algebra", len(fresh))
     met = Counter(verdict.kind for pair, verdict in found.items() if verdict.kind in SERIOUS)
     if met:
-        _log.warning("%d of %d answers hit a limit of grading twice and count as wrong: %s", met.total(), len(fresh), dict(met))
+        _log.warning(
+            "%d of %d answers hit a limit of grading twice and count as wrong: %s", met.total(), len(fresh), dict(met)
+        )
     return [found[pair] for pair in pairs]
 
 

@@ -1,9 +1,10 @@
 """Whether two formulas are the same function, by their values at random points in high precision.
 
-sympy's ``simplify`` searches for a shorter form step by step and may stop at a longer one (it turns multiples of four in a cosine into
-powers of a sine, from which it finds no way back), so that what it does not reduce to 0 need not differ. Values decide that: where two
-analytic expressions agree to 60 digits at points of several sizes and both signs, complex values included, they are one; where they differ
-at one point, they are two. Where too few values can be had, nothing is said.
+sympy's ``simplify`` searches for a shorter form step by step and may stop at a longer one (it turns multiples of four
+in a cosine into powers of a sine, from which it finds no way back), so that what it does not reduce to 0 need not
+differ. Values decide that: where two analytic expressions agree to 60 digits at points of several sizes and both signs,
+complex values included, they are one; where they differ at one point, they are two. Where too few values can be had,
+nothing is said.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ import mpmath
 import sympy
 from mpmath import mp, mpf
 
-_POINTS = ((0.3, 1.7, "+"), (0.2, 2.5, "±"), (0.5, 4.0, "-"), (3.0, 9.0, "±"), (10.0, 60.0, "+"), (60.0, 900.0, "±"))  # sizes and signs
+_POINTS = (
+    (0.3, 1.7, "+"),
+    (0.2, 2.5, "±"),
+    (0.5, 4.0, "-"),
+    (3.0, 9.0, "±"),
+    (10.0, 60.0, "+"),
+    (60.0, 900.0, "±"),
+)  # sizes and signs
 _LEAST = 3  # points whose values are known
 _DIGITS = (90, 180)  # a value is known when both precisions agree
 _SAME = mpf(10) ** -60  # relative
@@ -24,7 +32,23 @@ _APART = mpf(10) ** -6  # relative; constants nearer than this are left to other
 _LARGEST = 200_000  # bits of a value before the point
 _PRECISE = 100  # bits before the point of what a sine or a power can still be had of
 
-_NAMES = ("sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh")
+_NAMES = (
+    "sin",
+    "cos",
+    "tan",
+    "sec",
+    "csc",
+    "cot",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "asinh",
+    "acosh",
+    "atanh",
+)
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     getattr(sympy, name): getattr(mpmath, name) for name in (*_NAMES, "factorial", "gamma", "binomial")
 }
@@ -40,7 +64,8 @@ class _ForeignError(Exception):
 
 
 def same(one: Any, other: Any) -> bool | None:
-    """Whether two formulas have the same values; None where that cannot be told. Constants are told apart, and never called the same."""
+    """Whether two formulas have the same values; None where that cannot be told. Constants are told apart, and never
+    called the same."""
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     pairs = _values(one, other, symbols)
     if not symbols:
@@ -72,7 +97,9 @@ def _values(one: Any, other: Any, symbols: list[Any]) -> list[tuple[Any, Any]]:
     try:
         for place, (low, high, signs) in enumerate(_POINTS if symbols else _POINTS[:1]):
             drawn = random.Random(f"{place} " + " ".join(map(str, symbols)))
-            point = {symbol: drawn.uniform(low, high) * _sign(signs, index + place) for index, symbol in enumerate(symbols)}
+            point = {
+                symbol: drawn.uniform(low, high) * _sign(signs, index + place) for index, symbol in enumerate(symbols)
+            }
             try:
                 found.append((_value(one, point), _value(other, point)))
             except _UnknownError:
@@ -95,7 +122,9 @@ def _value(formula: Any, point: dict[Any, float]) -> Any:
                 values.append(_at(formula, point))
             except (ValueError, ArithmeticError, TypeError, NotImplementedError, mpmath.libmp.NoConvergence):
                 raise _UnknownError from None
-    if values[1] == 0 or abs(values[0] - values[1]) > _SAME * abs(values[1]) / 1000:  # nothing but rounding is left of it
+    if (
+        values[1] == 0 or abs(values[0] - values[1]) > _SAME * abs(values[1]) / 1000
+    ):  # nothing but rounding is left of it
         raise _UnknownError
     return values[1]
 
@@ -128,7 +157,10 @@ def _at(part: Any, point: dict[Any, float]) -> Any:
     return _finite(function(*inside))
 
 
-_GROWING = {_FUNCTIONS[function] for function in (sympy.factorial, sympy.gamma, sympy.binomial, sympy.sinh, sympy.cosh, sympy.tanh)}
+_GROWING = {
+    _FUNCTIONS[function]
+    for function in (sympy.factorial, sympy.gamma, sympy.binomial, sympy.sinh, sympy.cosh, sympy.tanh)
+}
 
 
 def _power(part: Any, point: dict[Any, float]) -> Any:

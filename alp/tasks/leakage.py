@@ -18,7 +18,9 @@ def leakage(training: Sequence[Problem], evaluation: Mapping[str, Sequence[Probl
     prompts: dict[str, str] = {}
     for problem in training:
         prompts.setdefault(normalised(problem.problem), problem.id)
-    wanted = {name: {problem.id: _runs(problem.problem) for problem in problems} for name, problems in evaluation.items()}
+    wanted = {
+        name: {problem.id: _runs(problem.problem) for problem in problems} for name, problems in evaluation.items()
+    }
     places: dict[str, str] = {}
     wanted_runs = {run for runs in wanted.values() for found in runs.values() for run in found}
     for problem in training:
@@ -29,7 +31,12 @@ def leakage(training: Sequence[Problem], evaluation: Mapping[str, Sequence[Probl
         exact = {problem.id: prompts[key] for problem in problems if (key := normalised(problem.problem)) in prompts}
         shared = {key: places[min(hits)] for key, runs in wanted[name].items() if (hits := runs & places.keys())}
         short = sum(not wanted[name][problem.id] for problem in problems)
-        report["sets"][name] = {"problems": len(problems), "shorter_than_13_words": short, "exact": exact, "shared_13_words": shared}
+        report["sets"][name] = {
+            "problems": len(problems),
+            "shorter_than_13_words": short,
+            "exact": exact,
+            "shared_13_words": shared,
+        }
     return report
 
 
@@ -44,6 +51,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = ["| set | problems | same prompt in training | 13 words in a row in training | under 13 words |"]
     lines.append("| --- | ---: | ---: | ---: | ---: |")
     for name, entry in report["sets"].items():
-        numbers = [entry["problems"], len(entry["exact"]), len(entry["shared_13_words"]), entry["shorter_than_13_words"]]
+        numbers = [
+            entry["problems"],
+            len(entry["exact"]),
+            len(entry["shared_13_words"]),
+            entry["shorter_than_13_words"],
+        ]
         lines.append(f"| {name} | " + " | ".join(map(str, numbers)) + " |")
     return "\n".join(lines) + "\n"

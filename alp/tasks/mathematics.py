@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from alp.configuration.task_schema import MathematicsTask, Source
 from alp.errors import UserError
 from alp.reproducibility import stream
-from alp.schema_tasks import MathematicsTask, Source
 from alp.tasks import sources
 from alp.tasks.custom import grader
 from alp.tasks.grading import grade_all
@@ -48,7 +48,9 @@ class Mathematics(Task):
         rewards = [0.0] * len(problems)
         for style in dict.fromkeys(map(self._style, problems)):
             places = [place for place, problem in enumerate(problems) if self._style(problem) == style]
-            verdicts = grade_all([responses[place] for place in places], [problems[place].answer for place in places], style=style)
+            verdicts = grade_all(
+                [responses[place] for place in places], [problems[place].answer for place in places], style=style
+            )
             for place, verdict in zip(places, verdicts, strict=True):
                 rewards[place] = float(verdict)
         return rewards
@@ -69,7 +71,10 @@ class Mathematics(Task):
         if name not in self._loaded:  # every problem of an evaluation set counts: no filter but its own, no merging
             self._loaded[name] = sources.load(self._config.test[name], name, None, f"task.test.{name}")
             if not self._loaded[name][0]:
-                raise UserError(f"task.test.{name}: {self._config.test[name].place} has no problem with an answer: leave the set out")
+                raise UserError(
+                    f"task.test.{name}: {self._config.test[name].place} has no problem with an answer: leave the"
+                    " set out"
+                )
         return self._loaded[name]
 
     @cached_property
@@ -81,7 +86,11 @@ class Mathematics(Task):
             parts.append(problems)
             self._training_steps.append(step)
         problems, step = sources.merged(parts, self._config.keep)
-        held = set(stream("held out problems", self._config.seed).permutation(len(problems))[: self._config.validation].tolist())
+        held = set(
+            stream("held out problems", self._config.seed)
+            .permutation(len(problems))[: self._config.validation]
+            .tolist()
+        )
         self._training_steps.append(step | {"held_out": len(held)})
         return {
             "train": [problem for place, problem in enumerate(problems) if place not in held],
@@ -90,7 +99,8 @@ class Mathematics(Task):
 
 
 def _names(train: list[Source]) -> list[str]:
-    """A short name for each training source: its file's or dataset's, numbered where two agree. No path: ids are the same anywhere."""
+    """A short name for each training source: its file's or dataset's, numbered where two agree. No path: ids are the
+    same anywhere."""
     found: list[str] = []
     for place, source in enumerate(train):
         name = Path(source.path).stem if source.path else source.place.rpartition("/")[2]

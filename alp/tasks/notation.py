@@ -1,7 +1,7 @@
 """Mathematical answers as tokens: the many ways to write one thing in LaTeX, or as a program, become one.
 
-``tokens("\\left( \\dfrac12,\\, 3 \\right)") == tokens("(\\frac{1}{2}, 3)")``. Everything here is linear in the text and decides nothing
-about mathematics; :mod:`alp.tasks.equality` does.
+``tokens("\\left( \\dfrac12,\\, 3 \\right)") == tokens("(\\frac{1}{2}, 3)")``. Everything here is linear in the text and
+decides nothing about mathematics; :mod:`alp.tasks.equality` does.
 """
 
 from __future__ import annotations
@@ -29,13 +29,30 @@ _CHARACTERS = str.maketrans(
         char: rf"\{name} "
         for char, name in zip(
             "×·⋅π∞√≤≥≠∪∩∈±θλ",
-            ["times", "cdot", "cdot", "pi", "infty", "sqrt", "le", "ge", "ne", "cup", "cap", "in", "pm", "theta", "lambda"],
+            [
+                "times",
+                "cdot",
+                "cdot",
+                "pi",
+                "infty",
+                "sqrt",
+                "le",
+                "ge",
+                "ne",
+                "cup",
+                "cap",
+                "in",
+                "pm",
+                "theta",
+                "lambda",
+            ],
             strict=True,
         )
     }
 )
 _FUNCTIONS = {
-    name: name for name in ["arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "exp", "log", "ln", "sqrt"]
+    name: name
+    for name in ["arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "sin", "cos", "tan", "exp", "log", "ln", "sqrt"]
 }
 _FUNCTIONS |= {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _FUNCTION = "|".join(sorted(_FUNCTIONS, key=len, reverse=True))
@@ -46,8 +63,18 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"\\\$"), " "),
     (re.compile(r",\\!\s*|\{,\}"), ","),  # a thousands separator, not a list
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*\.?"), " "),
-    (re.compile(r"\\(?:displaystyle|textstyle|limits|quad|qquad|hfill|enspace|thinspace)(?![a-zA-Z])|(?<!\\)\\[,;:! ]"), " "),
-    (re.compile(r"\\(?:mathrm|textrm|textnormal|mbox|textbf|textit|mathbf|boldsymbol|operatorname|textup)\*?\s*(?=\{)"), r"\\text"),
+    (
+        re.compile(
+            r"\\(?:displaystyle|textstyle|limits|quad|qquad|hfill|enspace|thinspace)(?![a-zA-Z])|(?<!\\)\\[,;:! ]"
+        ),
+        " ",
+    ),
+    (
+        re.compile(
+            r"\\(?:mathrm|textrm|textnormal|mbox|textbf|textit|mathbf|boldsymbol|operatorname|textup)\*?\s*(?=\{)"
+        ),
+        r"\\text",
+    ),
     (re.compile(r"\\text\s*\{\s*\}"), " "),
     (re.compile(r"\\begin\s*\{[pb]?matrix\}"), r"\\begin "),
     (re.compile(r"\\end\s*\{[pb]?matrix\}"), r"\\end "),
@@ -60,9 +87,32 @@ _REWRITES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"(?<=[\d}])\s+(" + _UNITS + r")(?![a-zA-Z])"), r"\\text{\1}"),
     (re.compile(r"\*\*"), "^"),
 ]
-_SYNONYMS = {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\geq": r"\ge", r"\leqslant": r"\le"}
-_SYNONYMS |= {r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\dbinom": r"\binom", r"\tbinom": r"\binom"}
-_SYNONYMS |= {r"\*": "*", r"\cdot": "*", r"\times": "*", r"\%": "%", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\to": r"\rightarrow"}
+_SYNONYMS = {
+    r"\dfrac": r"\frac",
+    r"\tfrac": r"\frac",
+    r"\cfrac": r"\frac",
+    r"\leq": r"\le",
+    r"\geq": r"\ge",
+    r"\leqslant": r"\le",
+}
+_SYNONYMS |= {
+    r"\geqslant": r"\ge",
+    r"\neq": r"\ne",
+    r"\lbrace": r"\{",
+    r"\rbrace": r"\}",
+    r"\dbinom": r"\binom",
+    r"\tbinom": r"\binom",
+}
+_SYNONYMS |= {
+    r"\*": "*",
+    r"\cdot": "*",
+    r"\times": "*",
+    r"\%": "%",
+    r"\lvert": "|",
+    r"\rvert": "|",
+    r"\vert": "|",
+    r"\to": r"\rightarrow",
+}
 _SYNONYMS |= {
     r"\langle": "(",
     r"\rangle": ")",
@@ -73,7 +123,10 @@ _SYNONYMS |= {
     r"\varnothing": r"\emptyset",
 }
 _SCIENTIFIC = r"\d+\.\d*[eE][+-]?\d+|\d+[eE]\d+|\.\d+[eE][+-]?\d+"
-_TOKEN = r"\\text\s*\{[^{}]*\}|\\[a-zA-Z]+|\\.|(?:@NUMBER@)(?![a-zA-Z]*\^)|\d+\.?\d*|\.\d+|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z]|\S"
+_TOKEN = (
+    r"\\text\s*\{[^{}]*\}|\\[a-zA-Z]+|\\.|(?:@NUMBER@)(?![a-zA-Z]*\^)"
+    r"|\d+\.?\d*|\.\d+|(?<![\\a-zA-Z])[a-zA-Z]{4,}|[a-zA-Z]|\S"
+)
 _TOKENS = {  # 3e-2 is a number among physicists and 3e - 2 among mathematicians
     False: re.compile(_TOKEN.replace("@NUMBER@", _SCIENTIFIC), re.ASCII | re.DOTALL),
     True: re.compile(_TOKEN.replace("@NUMBER@", _SCIENTIFIC + r"|\d+[eE][+-]\d+"), re.ASCII | re.DOTALL),
@@ -96,7 +149,11 @@ def _plain(token: str) -> str:
     """One spelling of a token."""
     if token.startswith(r"\text"):
         inside = " ".join(token[token.index("{") + 1 : -1].split()) if "{" in token else ""
-        return rf"\text{{{inside}}}" if inside and not re.fullmatch(r"[-+]?[\d.,]+", inside) else inside.replace(",", "") or "{}"
+        return (
+            rf"\text{{{inside}}}"
+            if inside and not re.fullmatch(r"[-+]?[\d.,]+", inside)
+            else inside.replace(",", "") or "{}"
+        )
     if re.fullmatch(r"\d+\.?\d*|\.\d+", token, re.ASCII):
         whole, point, rest = token.partition(".")
         return (whole.lstrip("0") or "0") + (point + rest if rest else "")
@@ -124,7 +181,8 @@ def closing(items: Tokens, start: int) -> int:
 
 
 def _argument(items: Tokens, start: int, *, digits: bool) -> tuple[Tokens, int]:
-    """What a command at ``start - 1`` takes, without its braces, and the place after it; ``digits``: of bare numbers the first digit."""
+    """What a command at ``start - 1`` takes, without its braces, and the place after it; ``digits``: of bare numbers
+    the first digit."""
     if start >= len(items):
         return [], start
     first = items[start]
@@ -137,7 +195,8 @@ def _argument(items: Tokens, start: int, *, digits: bool) -> tuple[Tokens, int]:
 
 
 def _braced(items: Tokens) -> Tokens:
-    """Arguments of fractions, roots and powers in braces when, and only when, they need them; groups of one token bare."""
+    """Arguments of fractions, roots and powers in braces when, and only when, they need them; groups of one token
+    bare."""
     items, found, place = list(items), Tokens(), 0
     while place < len(items):
         token, place = items[place], place + 1
@@ -177,7 +236,8 @@ def _implicit_products(items: Tokens) -> Tokens:
 
 
 def latex(items: Tokens) -> str:
-    """Tokens as LaTeX that a parser reads: arguments of powers and indices in braces, a sign where a number multiplies a bracket."""
+    """Tokens as LaTeX that a parser reads: arguments of powers and indices in braces, a sign where a number multiplies
+    a bracket."""
     found: Tokens = []
     for place, item in enumerate(items):
         before = items[place - 1] if place else ""
@@ -191,7 +251,14 @@ def latex(items: Tokens) -> str:
 
 
 # E is Euler's number to the parser and a variable to everybody else; e is a variable with an index; it knows no sun.
-_LATEX = {"E": r"\Upsilon", r"\odot": r"\Xi", "*": r"\cdot", "%": r"\%", r"\begin": r"\begin{pmatrix}", r"\end": r"\end{pmatrix}"}
+_LATEX = {
+    "E": r"\Upsilon",
+    r"\odot": r"\Xi",
+    "*": r"\cdot",
+    "%": r"\%",
+    r"\begin": r"\begin{pmatrix}",
+    r"\end": r"\end{pmatrix}",
+}
 
 
 def split(items: Tokens, separators: set[str]) -> list[Tokens]:

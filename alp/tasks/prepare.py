@@ -1,22 +1,24 @@
-"""A task's problems as files (``alp prepare``): the sets, what was counted on the way, and what of them stands in training."""
+"""A task's problems as files (``alp prepare``): the sets, what was counted on the way, and what of them stands in
+training."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
 
-from alp.config import identity, origin_of
+from alp.configuration.compose import identity, origin_of
+from alp.configuration.schema import PrepareConfig, Run
 from alp.errors import UserError
 from alp.ownership import claimed
 from alp.reproducibility import code_hash, json_line, sha256_file, write_json, write_text
-from alp.schema import PrepareConfig, Run
 from alp.tasks.catalogue import TaskConfig, load_task
 from alp.tasks.leakage import leakage, markdown
 from alp.tasks.task import SPLITS, Task, check_disjoint
 
 
 def prepare(config: TaskConfig, folder: Path, *, replace: bool = False) -> dict[str, dict[str, object]]:
-    """Write every set as JSONL, ``summary.json`` with counts and content hashes, and what of the evaluation sets stands in training.
+    """Write every set as JSONL, ``summary.json`` with counts and content hashes, and what of the evaluation sets stands
+    in training.
 
     Sets that share a problem's id are refused; a shared text is reported in ``leakage.json`` and ``leakage.md``.
     """
@@ -30,7 +32,9 @@ def prepare(config: TaskConfig, folder: Path, *, replace: bool = False) -> dict[
 
 def _prepare(task: Task, folder: Path) -> dict[str, dict[str, object]]:
     sets = {name: task.problems(name) for name in task.sets}
-    own = {name: problems for name, problems in sets.items() if name != "test" or len(sets) == len(SPLITS)}  # test: the others together
+    own = {
+        name: problems for name, problems in sets.items() if name != "test" or len(sets) == len(SPLITS)
+    }  # test: the others together
     try:
         check_disjoint(own)
     except ValueError as error:

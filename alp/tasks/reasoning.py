@@ -8,14 +8,16 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from alp.configuration.task_schema import ReasoningGymTask
 from alp.errors import UserError, nearest
-from alp.schema_tasks import ReasoningGymTask
-from alp.tasks.bounded import Limits, Outcome, Work, pool
 from alp.tasks.grading import final_answer
+from alp.tasks.grading_pool import Limits, Outcome, Work, pool
 from alp.tasks.tally import count, note
 from alp.tasks.task import Generated, Problem
 
-if TYPE_CHECKING:  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
+if (
+    TYPE_CHECKING
+):  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
     from alp.tasks import reasoning_jobs  # noqa: F401
 
 _JOBS = "alp.tasks.reasoning_jobs"
@@ -31,10 +33,14 @@ class ReasoningGym(Generated[ReasoningGymTask]):
     def __init__(self, config: ReasoningGymTask) -> None:
         self._config, self.system = config, config.system
         if find_spec("reasoning_gym") is None:
-            raise UserError("task=reasoning_gym: reasoning-gym is not installed; make install EXTRAS=dev,parity,reasoning")
+            raise UserError(
+                "task=reasoning_gym: reasoning-gym is not installed; make install EXTRAS=dev,parity,reasoning"
+            )
         known = _worked("names", [], "task").value
         if config.generator not in known:
-            raise UserError(f"task.generator: reasoning-gym has no generator '{config.generator}'{nearest(config.generator, known)}")
+            raise UserError(
+                f"task.generator: reasoning-gym has no generator '{config.generator}'{nearest(config.generator, known)}"
+            )
         self._wanted = config.train + config.validation + config.test
         size = 3 * self._wanted + 200  # entries to choose from: small generators repeat themselves
         self._key = [config.generator, json.dumps(config.options, sort_keys=True), config.seed, size]
@@ -50,7 +56,10 @@ class ReasoningGym(Generated[ReasoningGymTask]):
             made = f"{self._config.generator} gave only {len(outcome.value)} different ones"
             raise UserError(f"task: train + validation + test = {wanted} problems, but {made}")
         name = self._config.generator
-        return [Problem(f"{name}/{index}", question, answer, f"reasoning-gym:{name}") for index, question, answer in outcome.value]
+        return [
+            Problem(f"{name}/{index}", question, answer, f"reasoning-gym:{name}")
+            for index, question, answer in outcome.value
+        ]
 
     def grade(self, problem: Problem, response: str) -> float:
         """1 when the generator's score of the final answer reaches the threshold."""
@@ -73,7 +82,8 @@ class ReasoningGym(Generated[ReasoningGymTask]):
 
 
 def _worked(job: str, arguments: list[Any], what: str) -> Outcome:
-    """The outcome of a job that answers no policy. Raises UserError when it fails, GraderError when workers do not work."""
+    """The outcome of a job that answers no policy. Raises UserError when it fails, GraderError when workers do not
+    work."""
     ((outcome, _),) = pool().settle(Work(_JOBS, job, _KNOWN), [arguments], _GENERATING)
     if outcome.fault is not None:
         raise UserError(f"{what} fails: {outcome.detail or outcome.fault}")

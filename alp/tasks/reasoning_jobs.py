@@ -1,4 +1,5 @@
-"""The jobs of workers for reasoning-gym: making problems and scoring answers, with the fixed hash seed that six of its generators need."""
+"""The jobs of workers for reasoning-gym: making problems and scoring answers, with the fixed hash seed that six of its
+generators need."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def names() -> list[str]:
 
 
 def generate(name: str, options: str, seed: int, size: int, count: int) -> list[tuple[int, str, str]]:
-    """(index, question, answer) of the first ``count`` entries whose questions differ; fewer when the generator has no more."""
+    """(index, question, answer) of the first ``count`` entries whose questions differ; fewer when the generator has no
+    more."""
     dataset, seen, found = _dataset(name, options, seed, size), set(), []
     for index in range(size):
         entry = dataset[index]
@@ -49,7 +51,8 @@ def sound() -> bool:
 
 
 def warm(job: str, arguments: list[Any]) -> None:
-    """Word lists and the like are read once per worker. What fails here fails in the fork too, where it is a fault of the request."""
+    """Word lists and the like are read once per worker. What fails here fails in the fork too, where it is a fault of
+    the request."""
     if job in ("generate", "score"):
         with contextlib.suppress(Exception):
             _dataset(*arguments[:4])

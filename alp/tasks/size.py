@@ -1,7 +1,8 @@
-"""How large a formula is, by its form alone: a rule every machine applies alike, so that time and memory decide nothing.
+"""How large a formula is, by its form alone: a rule every machine applies alike, so that time and memory decide
+nothing.
 
-``check(formula)`` raises :class:`BeyondError` before anything is computed with it. Sizes are decimal digits of the numbers that a formula
-would become, estimated from above; a variable counts as 1.
+``check(formula)`` raises :class:`BeyondError` before anything is computed with it. Sizes are decimal digits of the
+numbers that a formula would become, estimated from above; a variable counts as 1.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ MOST_DEGREE = 10_000  # of a variable's power
 MOST_RANGE = 10_000  # terms of a sum or product over numbers
 MOST_CHOICES = 1_000  # of a binomial coefficient of other things than whole numbers
 MOST_CELLS = 25  # of a matrix
-MOST_CALCULUS = 12  # parts of what is integrated, or followed to a limit; sums, integrals and limits within each other are none
+MOST_CALCULUS = (
+    12  # parts of what is integrated, or followed to a limit; sums, integrals and limits within each other are none
+)
 MOST_SIGNS = 500  # of a formula as it is written; the longest gold answer has 155
 MOST_DEEP = 12  # brackets within brackets of it; the deepest gold answer has 4
 
@@ -46,7 +49,8 @@ _FACTORIALS = (factorial, gamma)
 
 
 class BeyondError(BaseException):
-    """The formula is beyond the limits; the message says which. No Exception: libraries that swallow those must not swallow this one."""
+    """The formula is beyond the limits; the message says which. No Exception: libraries that swallow those must not
+    swallow this one."""
 
 
 class RuleError(BaseException):
@@ -54,7 +58,8 @@ class RuleError(BaseException):
 
 
 def check_text(signs: str) -> None:
-    """Raise BeyondError where a formula, as signs with spaces between, is too long or too deep for the parser to read it in a second."""
+    """Raise BeyondError where a formula, as signs with spaces between, is too long or too deep for the parser to read
+    it in a second."""
     depth = 0
     for place, sign in enumerate(signs.split()):
         depth += sum((char in "{([") - (char in "})]") for char in sign)
@@ -158,7 +163,8 @@ def _power(part: Any, inside: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _is_plain(part: Any) -> bool:
-    """Whether a factorial's arguments are made of variables and numbers; of numbers alone they may have factorials in them."""
+    """Whether a factorial's arguments are made of variables and numbers; of numbers alone they may have factorials in
+    them."""
     kinds = (Add, Mul, Pow, Rational, Symbol, *(() if part.free_symbols else (*_FACTORIALS, binomial)))
     return all(isinstance(one, kinds) for argument in part.args for one in preorder_traversal(argument))
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from alp.configuration.task_schema import Length, Source
 from alp.errors import UserError, nearest
 from alp.foreign import is_file, is_folder, read_lines, reading
-from alp.schema_tasks import Length, Source
 from alp.tasks.task import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -19,7 +19,8 @@ Step = dict[str, object]
 
 
 def load(source: Source, name: str, length: Length | None, place: str) -> tuple[list[Problem], Step]:
-    """Problems of one source, named ``<name>:<id>``, and what was counted. ``place`` is where the configuration says it, for errors."""
+    """Problems of one source, named ``<name>:<id>``, and what was counted. ``place`` is where the configuration says
+    it, for errors."""
     rows, step = _local(source, place) if source.path is not None else _hub(source, place)
     step |= {"rows": len(rows)}
     if source.score_above is not None or source.score_below is not None:
@@ -55,17 +56,21 @@ def _hub(source: Source, place: str) -> tuple[list[Row], Step]:
         import datasets
         from huggingface_hub import HfApi
     except ImportError:
-        raise UserError(f"{place}.hub: {hub} needs the package datasets: pip install '.[hub]', or name a local JSONL by path") from None
+        raise UserError(
+            f"{place}.hub: {hub} needs the package datasets: pip install '.[hub]', or name a local JSONL by path"
+        ) from None
     folder = Path(hub).is_dir()
     try:
         if not folder and not _COMMIT.fullmatch(revision):
             revision = str(HfApi().dataset_info(hub, revision=revision, timeout=20).sha)
-        data = datasets.load_dataset(hub, source.config, split=source.split, data_files=source.files, revision=None if folder else revision)
+        data = datasets.load_dataset(
+            hub, source.config, split=source.split, data_files=source.files, revision=None if folder else revision
+        )
     except Exception as error:  # the libraries below raise whatever the network, the server or a file makes them
         first = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
-            f"{place}.hub: cannot load {hub} at {revision} from the Hugging Face hub ({type(error).__name__}: {first}); where there is no "
-            "network name a local JSONL by path, or prepare elsewhere and set task.data"
+            f"{place}.hub: cannot load {hub} at {revision} from the Hugging Face hub ({type(error).__name__}: {first});"
+            " where there is no network name a local JSONL by path, or prepare elsewhere and set task.data"
         ) from None
     step: Step = {"source": Path(hub).name if folder else hub, "split": source.split}
     return [dict(row) for row in data], step if folder else step | {"revision": revision}
@@ -111,7 +116,12 @@ def _problem(row: Row, number: int, source: Source, name: str, place: str) -> Pr
     identity = number if own is None else _take(row, own, place)
     origin = row.get("source") if source.path is not None else None
     label = origin if isinstance(origin, str) else (Path(source.place).name if source.path else source.place)
-    return Problem(id=f"{name}:{identity}", problem=text.strip(), answer="" if answer is None else str(answer).strip(), source=label)
+    return Problem(
+        id=f"{name}:{identity}",
+        problem=text.strip(),
+        answer="" if answer is None else str(answer).strip(),
+        source=label,
+    )
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:
@@ -154,4 +164,9 @@ def merged(parts: Iterable[list[Problem]], keep: str) -> tuple[list[Problem], St
         conflicts += other.answer != problem.answer
     stay = {id(problem) for problem in kept.values()}
     found = [problem for problem in problems if id(problem) in stay]
-    return found, {"merged": len(problems), "different_prompts": len(found), "dropped_with_another_answer": conflicts, "keep": keep}
+    return found, {
+        "merged": len(problems),
+        "different_prompts": len(found),
+        "dropped_with_another_answer": conflicts,
+        "keep": keep,
+    }

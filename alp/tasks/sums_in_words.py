@@ -1,4 +1,5 @@
-"""Two numbers below ten in words: a task that a small pretrained language model solves now and then, with answers of a few tokens.
+"""Two numbers below ten in words: a task that a small pretrained language model solves now and then, with answers of a
+few tokens.
 
     seven plus five is              12
     nine minus four is              5
@@ -14,8 +15,8 @@ import re
 from collections.abc import Callable
 from itertools import combinations_with_replacement
 
+from alp.configuration.task_schema import SumsInWordsTask
 from alp.reproducibility import stream
-from alp.schema_tasks import SumsInWordsTask
 from alp.tasks.task import Generated, Problem
 
 WORDS = (
@@ -46,7 +47,10 @@ class SumsInWords(Generated[SumsInWordsTask]):
     def examples(self, problem: Problem) -> list[tuple[str, str]]:
         """Solved questions of the same kind, as (question, answer)."""
         operation = problem.id.split()[0]
-        return [(example.problem, example.answer) for example in (_problem(operation, *_ordered(operation, *pair)) for pair in _EXAMPLES)]
+        return [
+            (example.problem, example.answer)
+            for example in (_problem(operation, *_ordered(operation, *pair)) for pair in _EXAMPLES)
+        ]
 
     def grade(self, problem: Problem, response: str) -> float:
         """1 when the last number of the response, in digits or in words, is the answer."""
@@ -60,7 +64,12 @@ def _value(number: str) -> str:
 
 def _problem(operation: str, a: int, b: int) -> Problem:
     text, answer = _OPERATIONS[operation]
-    return Problem(id=f"{operation} {a} {b}", problem=text.format(WORDS[a], WORDS[b]), answer=str(answer(a, b)), source="sums_in_words")
+    return Problem(
+        id=f"{operation} {a} {b}",
+        problem=text.format(WORDS[a], WORDS[b]),
+        answer=str(answer(a, b)),
+        source="sums_in_words",
+    )
 
 
 def _ordered(operation: str, a: int, b: int) -> tuple[int, int]:
@@ -68,7 +77,8 @@ def _ordered(operation: str, a: int, b: int) -> tuple[int, int]:
 
 
 def _all(config: SumsInWordsTask) -> list[Problem]:
-    """Every problem of the chosen operations, shuffled, each in a random order of its two numbers (the larger first in differences)."""
+    """Every problem of the chosen operations, shuffled, each in a random order of its two numbers (the larger first in
+    differences)."""
     random = stream("sums in words", config.seed)
     known = {frozenset(pair) for pair in _EXAMPLES}
     found = []

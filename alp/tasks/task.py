@@ -8,12 +8,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from alp.configuration.task_schema import SPLITS, ArithmeticTask, ReasoningGymTask, SumsInWordsTask
 from alp.errors import UserError, nearest
 from alp.foreign import is_file, read_lines
 from alp.reproducibility import stream
-from alp.schema_tasks import SPLITS, ArithmeticTask, ReasoningGymTask, SumsInWordsTask
 
-__all__ = ["SPLITS", "Generated", "Problem", "Task", "check_disjoint", "check_problems", "check_set", "read_problems", "select"]
+__all__ = [
+    "SPLITS",
+    "Generated",
+    "Problem",
+    "Task",
+    "check_disjoint",
+    "check_problems",
+    "check_set",
+    "read_problems",
+    "select",
+]
 
 Config = TypeVar("Config", ArithmeticTask, SumsInWordsTask, ReasoningGymTask)
 
@@ -29,7 +39,8 @@ class Problem:
 
 
 class Task(ABC):
-    """What training and evaluation need of a task. ``system`` is what a chat model is told before the prompt, if anything."""
+    """What training and evaluation need of a task. ``system`` is what a chat model is told before the prompt, if
+    anything."""
 
     system: str | None = None
     sets: Sequence[str] = SPLITS
@@ -56,13 +67,15 @@ class Task(ABC):
         return [self.grade(problem, response) for problem, response in zip(problems, responses, strict=True)]
 
     def steps(self, split: str) -> list[dict[str, object]]:
-        """How a set came about: what was read, left out and merged, with counts. Nothing where problems are simply made."""
+        """How a set came about: what was read, left out and merged, with counts. Nothing where problems are simply
+        made."""
         del split
         return []
 
 
 class Generated(Task, Generic[Config]):
-    """A task that makes its problems itself; splits are consecutive stretches of them, as long as the configuration says."""
+    """A task that makes its problems itself; splits are consecutive stretches of them, as long as the configuration
+    says."""
 
     _config: Config
 
@@ -94,7 +107,9 @@ def read_problems(folder: Path, split: str) -> list[Problem]:
     problems = []
     for number, row in read_lines("task.data", path):
         if row.keys() != Problem.__annotations__.keys() or not all(isinstance(value, str) for value in row.values()):
-            raise UserError(f"task.data: {path}, line {number}: fields id, problem, answer, source expected, each a text")
+            raise UserError(
+                f"task.data: {path}, line {number}: fields id, problem, answer, source expected, each a text"
+            )
         problems.append(Problem(**row))
     if not problems:
         raise UserError(f"task.data: {path} holds no problem")
@@ -102,7 +117,8 @@ def read_problems(folder: Path, split: str) -> list[Problem]:
 
 
 def check_problems(problems: object, where: str) -> list[Problem]:
-    """A set's problems as a list. Raises UserError, beginning with ``where``, unless they are Problems of texts with an id each."""
+    """A set's problems as a list. Raises UserError, beginning with ``where``, unless they are Problems of texts with an
+    id each."""
     if not isinstance(problems, list | tuple):
         raise UserError(f"{where}: a list of problems is needed, this is a {type(problems).__name__}")
     seen: set[str] = set()
@@ -115,7 +131,9 @@ def check_problems(problems: object, where: str) -> list[Problem]:
             if any("\ud800" <= character <= "\udfff" for character in value):
                 raise UserError(f"{where}: number {place}: {name} holds half a character that is no text")
         if not problem.id or problem.id in seen:
-            raise UserError(f"{where}: number {place}: its id '{problem.id[:80]}' is {'used twice' if problem.id else 'empty'}")
+            raise UserError(
+                f"{where}: number {place}: its id '{problem.id[:80]}' is {'used twice' if problem.id else 'empty'}"
+            )
         seen.add(problem.id)
     return list(problems)
 
@@ -131,7 +149,8 @@ def check_disjoint(splits: dict[str, list[Problem]]) -> None:
 
 
 def select(items: Sequence[Problem], count: int, seed: int, step: int) -> list[Problem]:
-    """``count`` problems for rollout batch ``step`` (from 0): consecutive slices of a fresh shuffle per pass over the data.
+    """``count`` problems for rollout batch ``step`` (from 0): consecutive slices of a fresh shuffle per pass over the
+    data.
 
     A pure function of its arguments, so that a resumed job sees what an undisturbed one saw.
     """

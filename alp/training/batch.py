@@ -1,4 +1,5 @@
-"""Trajectories as padded tensors, all aligned with ``input_ids``: entry [i, t] of a log-prob belongs to token [i, t]."""
+"""Trajectories as padded tensors, all aligned with ``input_ids``: entry [i, t] of a log-prob belongs to token [i,
+t]."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from alp.rollout.episodes import Trajectory
 class Batch:
     """Right-padded rows. Per-token tensors are (batch, tokens), the others (batch,).
 
-    ``response_mask`` marks what counts in ratios; ``loss_mask`` and ``weights`` are what the rollout correction left of it.
-    ``old_log_probs`` and later fields stay empty until the training model has been run.
+    ``response_mask`` marks what counts in ratios; ``loss_mask`` and ``weights`` are what the rollout correction left of
+    it. ``old_log_probs`` and later fields stay empty until the training model has been run.
     """
 
     input_ids: Tensor

@@ -1,6 +1,7 @@
 """What an interrupted job continues from: whole or not at all, and only by the same code, inputs and configuration.
 
-``checkpoints/step_<steps done>_update_<updates done of the next>_<identity>/`` holds ``state.pt`` and ``checkpoint.json``, its card.
+``checkpoints/step_<steps done>_update_<updates done of the next>_<identity>/`` holds ``state.pt`` and
+``checkpoint.json``, its card.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _NAME = re.compile(r"step_\d{6,}_update_\d{4,}_[0-9a-f]{8}")
 
 
 def save(run_dir: Path, origin: dict[str, Any], state: dict[str, Any]) -> bool:
-    """Write a checkpoint, then drop all but the last two of this job; whether that worked. A full disk costs a warning, not the job.
+    """Write a checkpoint, then drop all but the last two of this job; whether that worked. A full disk costs a warning,
+    not the job.
 
     ``origin`` is what may continue it: ``identity`` and its parts, and the resolved ``config``.
     """
@@ -67,16 +69,21 @@ def _write(folder: Path, card: dict[str, Any], state: dict[str, Any]) -> None:
 def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     """The newest usable state; None when there is nothing to continue.
 
-    What is damaged, of an older format, or of another configuration, other code or inputs is passed over, and named with the reason.
+    What is damaged, of an older format, or of another configuration, other code or inputs is passed over, and named
+    with the reason.
     """
     root = run_dir / "checkpoints"
     for folder in sorted(root.glob("step_*"), reverse=True):
         try:
-            if not all((folder / name).is_file() for name in ("checkpoint.json", "state.pt")):  # a pipe would be waited for
+            if not all(
+                (folder / name).is_file() for name in ("checkpoint.json", "state.pt")
+            ):  # a pipe would be waited for
                 raise ValueError("a file of it is missing")
             card = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
             if card.get("format") != FORMAT:
-                logger.warning("%s has format %s, this version reads %d: not used", folder, card.get("format", 1), FORMAT)
+                logger.warning(
+                    "%s has format %s, this version reads %d: not used", folder, card.get("format", 1), FORMAT
+                )
                 continue
             if card["identity"] != origin["identity"]:
                 logger.warning("%s belongs to another job (%s): not used", folder, difference(card, origin))
@@ -87,7 +94,9 @@ def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
         except Exception as error:  # whatever a damaged file makes of its readers
             reason = " ".join(str(error).split())[:200]
             logger.warning("%s is damaged (%s: %s): not used", folder, type(error).__name__, reason)
-            aside = folder.with_name(f"damaged_{folder.name}")  # by its old name it would outrank those written from now on
+            aside = folder.with_name(
+                f"damaged_{folder.name}"
+            )  # by its old name it would outrank those written from now on
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
             continue
@@ -111,9 +120,11 @@ def _own(root: Path, identity: str) -> list[Path]:
 
 
 def check_room(run_dir: Path, *, weights: int, tokens: int, every: int) -> None:
-    """Refuse a job that the disk cannot hold: its checkpoints, one of them being written, and the final model. Raises UserError.
+    """Refuse a job that the disk cannot hold: its checkpoints, one of them being written, and the final model. Raises
+    UserError.
 
-    ``weights`` are bytes of the trained parameters (AdamW keeps two more of each), ``tokens`` the most a rollout batch has.
+    ``weights`` are bytes of the trained parameters (AdamW keeps two more of each), ``tokens`` the most a rollout batch
+    has.
     """
     one = 3 * weights + 64 * tokens
     wanted = (_KEPT + 1 if every else 1) * one + weights
@@ -121,8 +132,8 @@ def check_room(run_dir: Path, *, weights: int, tokens: int, every: int) -> None:
     free = shutil.disk_usage(nearest_folder(run_dir)).free
     if wanted - held > free:
         raise UserError(
-            f"run.dir: the job needs about {_size(wanted - held)} in {run_dir} (checkpoints of {_size(one)} and the final model), "
-            f"{_size(free)} are free there; make room or choose another run.dir"
+            f"run.dir: the job needs about {_size(wanted - held)} in {run_dir} (checkpoints of {_size(one)} and the"
+            f" final model), {_size(free)} are free there; make room or choose another run.dir"
         )
 
 

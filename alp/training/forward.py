@@ -18,10 +18,13 @@ def precision(device: torch.device) -> AbstractContextManager[None]:
 
 
 def token_log_probs(model: Any, batch: Batch, temperature: float, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
-    """log π(token | before it) of every token, (batch, tokens) with 0 for the first, and the entropy (zeros unless asked for)."""
+    """log π(token | before it) of every token, (batch, tokens) with 0 for the first, and the entropy (zeros unless
+    asked for)."""
     position_ids = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
     with precision(batch.input_ids.device):
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=position_ids, use_cache=False).logits
+        logits = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=position_ids, use_cache=False
+        ).logits
     logits = logits[:, :-1].float() / temperature
     norm = logits.logsumexp(-1)
     chosen = logits.gather(-1, batch.input_ids[:, 1:].unsqueeze(-1)).squeeze(-1) - norm
@@ -31,7 +34,8 @@ def token_log_probs(model: Any, batch: Batch, temperature: float, *, entropy: bo
 
 @torch.no_grad()
 def frozen_log_probs(model: Any, batch: Batch, temperature: float, micro_batch: int | None) -> tuple[Tensor, Tensor]:
-    """The same without gradient, over a whole batch in the pieces an update would use: then an on-policy ratio is exactly 1."""
+    """The same without gradient, over a whole batch in the pieces an update would use: then an on-policy ratio is
+    exactly 1."""
     log_probs, entropy = torch.zeros_like(batch.rollout_log_probs), torch.zeros_like(batch.rollout_log_probs)
     for index, piece in batch.split(micro_batch):
         found = token_log_probs(model, piece, temperature, entropy=True)

@@ -9,17 +9,20 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from alp import models
-from alp.config import identity
+from alp.configuration.compose import identity
+from alp.configuration.schema import TrainConfig, VLLMRollout
 from alp.errors import UserError
 from alp.reproducibility import code_hash, json_line, provenance
 from alp.rollout import contract
-from alp.schema import TrainConfig, VLLMRollout
 from alp.tasks.task import Problem, Task, check_disjoint
 
 
 def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[str, str]:
-    """Hashes of everything a job's results follow from, and ``identity`` over all of them: what may continue a checkpoint."""
-    versions = {name: version for name, version in provenance()["versions"].items() if name not in ("mlflow", "snakemake")}
+    """Hashes of everything a job's results follow from, and ``identity`` over all of them: what may continue a
+    checkpoint."""
+    versions = {
+        name: version for name, version in provenance()["versions"].items() if name not in ("mlflow", "snakemake")
+    }
     parts = {
         "environment_hash": hashlib.sha256(json_line(versions).encode()).hexdigest(),
         "config_hash": identity(config),
@@ -63,5 +66,7 @@ def check_prompts(
     sets = {"train": training}
     if validation or trainer.validate_every or trainer.probe_every or isinstance(rollout, VLLMRollout):
         sets["validation"] = validation
-    contract.check_prompts(tokenizer, task, sets, model=config.model, limits=limits, max_new_tokens=rollout.max_new_tokens)
+    contract.check_prompts(
+        tokenizer, task, sets, model=config.model, limits=limits, max_new_tokens=rollout.max_new_tokens
+    )
     return limits

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alp import models
-from alp.config import identity, origin_of, to_yaml
+from alp.configuration.compose import identity, origin_of, to_yaml
+from alp.configuration.schema import ArithmeticTask, PretrainConfig
 from alp.ownership import claimed
 from alp.progress import Progress
 from alp.reproducibility import code_hash, fix_threads, json_line, stream, write_text
-from alp.schema import ArithmeticTask, PretrainConfig
 from alp.tasks.arithmetic import ALPHABET, Arithmetic
 from alp.tasks.task import Problem
 
@@ -27,7 +27,14 @@ OUTPUTS = ("model/*", "metrics.jsonl", "timings.jsonl", "config.yaml")
 def pretrain(config: PretrainConfig) -> None:
     """Teach the model and write ``model/``, ``metrics.jsonl`` and ``config.yaml`` below ``run.dir``."""
     parts = {"config_hash": identity(config), "code_hash": code_hash("alp.training.pretrain")}
-    with claimed(config.run.dir, "pretrain", origin_of(parts, config), outputs=OUTPUTS, replace=config.run.replace, dependents="evaluate"):
+    with claimed(
+        config.run.dir,
+        "pretrain",
+        origin_of(parts, config),
+        outputs=OUTPUTS,
+        replace=config.run.replace,
+        dependents="evaluate",
+    ):
         _pretrain(config)
 
 
@@ -46,7 +53,9 @@ def _pretrain(config: PretrainConfig) -> None:
     with Progress(f"pretrain {config.model.name}", settings.steps) as progress:
         for step in range(1, settings.steps + 1):
             input_ids, labels = _batch(task, problems, tokenizer, random, config)
-            loss = model(input_ids=input_ids, attention_mask=input_ids != int(tokenizer.pad_token_id), labels=labels).loss
+            loss = model(
+                input_ids=input_ids, attention_mask=input_ids != int(tokenizer.pad_token_id), labels=labels
+            ).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -66,7 +75,11 @@ def _pretrain(config: PretrainConfig) -> None:
 
 
 def _batch(
-    task: Arithmetic, problems: list[Problem], tokenizer: PreTrainedTokenizerBase, random: Generator, config: PretrainConfig
+    task: Arithmetic,
+    problems: list[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    random: Generator,
+    config: PretrainConfig,
 ) -> tuple[Tensor, Tensor]:
     """Right-padded ids (batch, tokens) and labels: the response and its end token, nothing else."""
     settings = config.pretrain

@@ -11,26 +11,33 @@ from typing import Any
 import torch
 
 from alp import models
-from alp.config import to_yaml
+from alp.configuration.compose import to_yaml
+from alp.configuration.schema import HFRollout, TrainConfig
 from alp.errors import Interrupted, UserError
 from alp.lifetime import StopRequest
 from alp.ownership import Claim, check_finished
-from alp.policy import LayerwisePerturbation, group_advantages, mismatch_diagnostics, ratio_diagnostics, rollout_correction, sharpness
+from alp.policy import (
+    LayerwisePerturbation,
+    group_advantages,
+    mismatch_diagnostics,
+    ratio_diagnostics,
+    rollout_correction,
+    sharpness,
+)
 from alp.progress import Progress
 from alp.reproducibility import fix_threads, json_line, provenance, write_json, write_text
-from alp.rollout import choose, prompts
+from alp.rollout import prompts, registry
 from alp.rollout.engine import Engine, Purpose
 from alp.rollout.episodes import Trajectory, collect
 from alp.rollout.hf import HFEngine
-from alp.schema import HFRollout, TrainConfig
 from alp.tasks.catalogue import load_task
 from alp.tasks.task import select
 from alp.training import checkpoint, inputs
-from alp.training.active import check_active, check_perturbed, describe_active
 from alp.training.batch import Batch, collate
 from alp.training.forward import frozen_log_probs, sequence_log_probs, token_log_probs
 from alp.training.metrics import envelope, noise_metrics, rollout_metrics, update_metrics
-from alp.training.underway import Clock, UnderWay
+from alp.training.pending import Clock, UnderWay
+from alp.training.settings_report import check_active, check_perturbed, describe_active
 from alp.training.update import Updater
 
 Observer = Callable[[], None]
@@ -62,8 +69,8 @@ def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
 class Job:
     """One training job: everything it holds, built and checked before anything is computed.
 
-    ``accept`` is told what the results follow from before the weights are read, and may refuse. ``scratch`` is a folder for temporary
-    files, there once the job runs.
+    ``accept`` is told what the results follow from before the weights are read, and may refuse. ``scratch`` is a folder
+    for temporary files, there once the job runs.
     """
 
     def __init__(
@@ -79,7 +86,7 @@ class Job:
         folder = models.check_model(config.model)
         check_finished(folder, "model.path")
         inputs.check_layers(config, folder)
-        choose.check(config.rollout, folder)
+        registry.check(config.rollout, folder)
         self.device = models.resolve_device(config.trainer.device)
         self.task = load_task(config.task)
         self.problems, self.validation = self.task.problems("train"), self.task.problems("validation")
@@ -89,7 +96,10 @@ class Job:
         fix_threads(config.trainer.threads)
         self.tokenizer = models.load_tokenizer(folder)
         self.sampling = prompts.sampling(
-            self.tokenizer, config.model, temperature=config.rollout.temperature, max_new_tokens=config.rollout.max_new_tokens
+            self.tokenizer,
+            config.model,
+            temperature=config.rollout.temperature,
+            max_new_tokens=config.rollout.max_new_tokens,
         )
         self.limits = inputs.check_prompts(config, folder, self.tokenizer, self.task, self.problems, self.validation)
         self.model = models.load_model(folder, self.device)
@@ -122,7 +132,7 @@ class Job:
         checkpoint.check_room(self.run_dir, weights=weights, tokens=tokens, every=trainer.checkpoint_every)
 
     def _engine(self, folder: Path, scratch: Path | None) -> Engine:
-        return choose.make(
+        return registry.make(
             self.config.rollout,
             self.model,
             folder,
@@ -130,7 +140,10 @@ class Job:
             scratch=scratch,
             device=self.device,
             seed=self.config.trainer.seed,
-            prompts=[prompts.prompt_ids(self.tokenizer, self.task, problem, self.config.model) for problem in self.validation[:8]],
+            prompts=[
+                prompts.prompt_ids(self.tokenizer, self.task, problem, self.config.model)
+                for problem in self.validation[:8]
+            ],
             reference=lambda sequences, temperature: sequence_log_probs(self.model, sequences, temperature),
         )
 
@@ -156,7 +169,9 @@ class Job:
         trainer = self.config.trainer
         self._start()
         self._write_settings()
-        with Progress(f"train {self.config.run.arm or self.config.method.name} seed {trainer.seed}", trainer.steps) as progress:
+        with Progress(
+            f"train {self.config.run.arm or self.config.method.name} seed {trainer.seed}", trainer.steps
+        ) as progress:
             while self.done < trainer.steps:
                 metrics = self._step(self.done + 1)
                 self._append("metrics.jsonl", metrics)
@@ -190,7 +205,8 @@ class Job:
             self.current = UnderWay.of(state["current"], self.device) if state["current"] else None
         for name, text in self.records.items():
             write_text(self.run_dir / name, text)
-        # In the middle of a rollout batch these weights are newer than those it was sampled with: nothing is sampled before the next sync.
+        # In the middle of a rollout batch these weights are newer than those it was sampled with: nothing is sampled
+        # before the next sync.
         self.engine.sync_weights(self.model.named_parameters(), version=self.done)
         if state is not None:
             checkpoint.set_random_state(state["random"])
@@ -218,13 +234,18 @@ class Job:
     def _stop_if_asked(self) -> None:
         if self.stop.signal is None:
             return
-        place = f"{self.stop.signal} after {self.done} steps" + (f" and {len(self.current.results)} updates" if self.current else "")
+        place = f"{self.stop.signal} after {self.done} steps" + (
+            f" and {len(self.current.results)} updates" if self.current else ""
+        )
         kept = "what is done is saved" if self._save() else "the checkpoint before stays"
         raise Interrupted(f"{self.run_dir}: stopped by {place}; {kept}, the same command goes on from there")
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         # A figure that is not finite is missing: JSON has no word for it, and a job must not die of a diagnostic.
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
         line = json_line(finite)
         self.records[name] += line
         with (self.run_dir / name).open("a", encoding="utf-8") as stream:
@@ -239,7 +260,11 @@ class Job:
         current, clock = self.current, Clock(self.current.seconds)
         self._updates(current)
         clock.lap("update")
-        metrics = current.metrics | update_metrics(current.results) | ratio_diagnostics(current.raw, current.batch.response_mask)
+        metrics = (
+            current.metrics
+            | update_metrics(current.results)
+            | ratio_diagnostics(current.raw, current.batch.response_mask)
+        )
         metrics |= noise_metrics(self.perturbation, current.results)
         synced = self.engine.sync_weights(self.model.named_parameters(), version=step)
         clock.lap("sync")
@@ -288,7 +313,9 @@ class Job:
         reference = torch.zeros_like(batch.ref_log_probs)
         for rows, mini in batch.split(len(batch) // trainer.updates_per_batch):
             width = mini.input_ids.shape[1]
-            old[rows, :width], entropy[rows, :width] = frozen_log_probs(self.model, mini, temperature, trainer.micro_batch)
+            old[rows, :width], entropy[rows, :width] = frozen_log_probs(
+                self.model, mini, temperature, trainer.micro_batch
+            )
             if self.reference is not None:
                 reference[rows, :width], _ = frozen_log_probs(self.reference, mini, temperature, trainer.micro_batch)
         settings = self.config.method.correction
@@ -306,12 +333,18 @@ class Job:
         metrics |= ratio_diagnostics(old - batch.rollout_log_probs, batch.response_mask, prefix="rollout_corr")
         metrics["policy/entropy"] = float(entropy[batch.response_mask].double().mean())
         filled = batch.with_(
-            advantages=advantages, old_log_probs=old, entropy=entropy, ref_log_probs=reference, weights=weights, loss_mask=loss_mask
+            advantages=advantages,
+            old_log_probs=old,
+            entropy=entropy,
+            ref_log_probs=reference,
+            weights=weights,
+            loss_mask=loss_mask,
         )
         return filled, metrics
 
     def _updates(self, current: UnderWay) -> None:
-        """The mini-batches that are left of the rollout batch, whole groups each; a signal stops before any of them, or after the last."""
+        """The mini-batches that are left of the rollout batch, whole groups each; a signal stops before any of them, or
+        after the last."""
         trainer, batch = self.config.trainer, current.batch
         pieces = list(batch.split(len(batch) // trainer.updates_per_batch))
         for place in range(len(current.results), len(pieces)):

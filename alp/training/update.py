@@ -1,4 +1,5 @@
-"""One optimizer step on one mini-batch: the method's ratio, its loss over the whole mini-batch, clipping, noise projected."""
+"""One optimizer step on one mini-batch: the method's ratio, its loss over the whole mini-batch, clipping, noise
+projected."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alp.configuration.schema import Method, Trainer
 from alp.policy import LayerwisePerturbation, kl_penalty, log_ratio, policy_loss
 from alp.policy.objective import loss_normaliser
-from alp.schema import Method, Trainer
 from alp.training.batch import Batch
 from alp.training.forward import token_log_probs
 
@@ -44,7 +45,9 @@ class Updater:
         self.perturbation, self.temperature, self.reference = perturbation, temperature, reference
         self.skipped_in_a_row = 0
         self.perturbed_updates = 0
-        groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "lr": trainer.lr, "weight_decay": trainer.weight_decay}]
+        groups: list[dict[str, Any]] = [
+            {"params": list(model.parameters()), "lr": trainer.lr, "weight_decay": trainer.weight_decay}
+        ]
         noise = list(perturbation.parameters()) if perturbation is not None else []
         if noise and method.perturbation is not None:
             # No decay: it would pull σ towards 1. Not part of the clipped norm either.
@@ -52,7 +55,8 @@ class Updater:
         self.optimizer = torch.optim.AdamW(groups, fused=True)
 
     def update(self, batch: Batch, index: int) -> UpdateResult:
-        """Step on the mini-batch ``batch`` as update number ``index`` of the run. Raises RuntimeError after too many skips."""
+        """Step on the mini-batch ``batch`` as update number ``index`` of the run. Raises RuntimeError after too many
+        skips."""
         self.optimizer.zero_grad(set_to_none=True)
         normaliser = loss_normaliser(batch.loss_mask, self.method.aggregation)
         tokens = loss_normaliser(batch.loss_mask, "token-mean")
@@ -66,10 +70,14 @@ class Updater:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         totals["policy/grad_norm"] = float(norm)
         self._finish(result, norm, normaliser)
-        result.metrics = {name: value for name, value in totals.items() if math.isfinite(value)}  # the others are skips, and counted
+        result.metrics = {
+            name: value for name, value in totals.items() if math.isfinite(value)
+        }  # the others are skips, and counted
         return result
 
-    def _accumulate(self, piece: Batch, index: int, normaliser: int, tokens: int, result: UpdateResult) -> tuple[Tensor, dict[str, float]]:
+    def _accumulate(
+        self, piece: Batch, index: int, normaliser: int, tokens: int, result: UpdateResult
+    ) -> tuple[Tensor, dict[str, float]]:
         """Forward and backward of one micro-batch, as its share of the mini-batch's loss."""
         noise, method = self.perturbation, self.method
         active = (
@@ -110,7 +118,9 @@ class Updater:
         noise = self.perturbation
         if noise is not None and noise.enabled:
             result.noise["grad"] = noise.std_grad.tolist()
-            if not any(result.noise["realised_rms"]):  # one layer's may round to nothing, all of them are a method that is off
+            if not any(
+                result.noise["realised_rms"]
+            ):  # one layer's may round to nothing, all of them are a method that is off
                 raise RuntimeError("perturbation on, but nothing was added in any layer: the realised RMS is 0")
             self.perturbed_updates += 1
         finite = bool(norm.isfinite()) and (noise is None or bool(noise.std_grad.isfinite().all()))
@@ -118,7 +128,9 @@ class Updater:
         if result.skipped:
             self.skipped_in_a_row += not finite  # an empty loss is no sign of divergence
             if self.skipped_in_a_row >= self.trainer.max_skipped:
-                raise RuntimeError(f"{self.skipped_in_a_row} updates skipped in a row: the gradient norm is {float(norm)}")
+                raise RuntimeError(
+                    f"{self.skipped_in_a_row} updates skipped in a row: the gradient norm is {float(norm)}"
+                )
             return
         self.skipped_in_a_row = 0
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.max_grad_norm, norm)
@@ -128,7 +140,11 @@ class Updater:
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and counters."""
-        return {"optimizer": self.optimizer.state_dict(), "skipped": self.skipped_in_a_row, "perturbed": self.perturbed_updates}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "skipped": self.skipped_in_a_row,
+            "perturbed": self.perturbed_updates,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""

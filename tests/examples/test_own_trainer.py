@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_own_trainer_learns_and_is_perturbed() -> None:
-    done = subprocess.run([sys.executable, "examples/own_trainer.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "examples/own_trainer.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     steps = re.findall(r"step +\d+  reward (\S+)  noise (\S+), (\S+), (\S+)", done.stderr)
     assert len(steps) == 20
     assert float(steps[0][0]) < 0.35

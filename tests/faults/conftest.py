@@ -59,7 +59,8 @@ class Ledger:
             stream.write(json.dumps({"kind": kind, "tried": 1, "lost": 0, "changed": 0, "touched": count}) + "\n")
 
     def compare(self, kind: str, found: dict[str, str | None], whole: dict[str, str | None], count: int = 1) -> None:
-        """Count ``count`` faults behind the results ``found``, and fail unless these are those of the undisturbed run."""
+        """Count ``count`` faults behind the results ``found``, and fail unless these are those of the undisturbed
+        run."""
         lost = [name for name in whole if found[name] is None]
         changed = [name for name in whole if found[name] is not None and found[name] != whole[name]]
         self.tried(kind, count, len(lost), len(changed))
@@ -74,7 +75,8 @@ def ledger() -> Ledger:
 
 @pytest.fixture(scope="session")
 def words(base_model: Path) -> Words:
-    """The words of a tiny training job in a folder: steps of two updates on a perturbed method, a checkpoint after each."""
+    """The words of a tiny training job in a folder: steps of two updates on a perturbed method, a checkpoint after
+    each."""
 
     def make(folder: Path, *more: str) -> list[str]:
         plain = [

@@ -1,4 +1,5 @@
-"""Foreign files and what can become of them: cut, flipped, spliced, nested, in another encoding, of other values, no file at all."""
+"""Foreign files and what can become of them: cut, flipped, spliced, nested, in another encoding, of other values, no
+file at all."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 
 Damage = Callable[[Path], None]
 DEEP = 60_000
-BOMB = "".join(f"{name}: &{name} [{', '.join(['*' + before if before else 'x'] * 9)}]\n" for before, name in pairwise(["", *"abcdefghi"]))
+BOMB = "".join(
+    f"{name}: &{name} [{', '.join(['*' + before if before else 'x'] * 9)}]\n"
+    for before, name in pairwise(["", *"abcdefghi"])
+)
 _ODD_CONTENTS = [
     b"",
     b"\0" * 64,
@@ -41,7 +45,8 @@ _ODD_CONTENTS = [
     b"!!python/object/apply:os.getcwd []\n",
 ]
 ODD_VALUES: list[Any] = [
-    None, True, -1, 0, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "\0", "\ud800", "a" * 5000, "../../x",
+    None, True, -1, 0, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "\0", "\ud800",
+    "a" * 5000, "../../x",
     "/etc/passwd", [], {}, [[]], [None], {"x": 1}, [[[[[]]]]], "${x}", "${oc.env:HOME}", "*", "1",
 ]  # fmt: skip
 ODD_PLACES = ("missing", "folder", "pipe", "nowhere", "circle", "device")
@@ -73,7 +78,9 @@ def put(kind: str) -> Damage:
 
 def _places(value: Any, found: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of every value inside."""
-    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    inner = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
     return [found, *(place for key, one in inner for place in _places(one, (*found, key)))]
 
 
@@ -117,7 +124,8 @@ def _in_header(content: bytes, seed: int, odd: Any, how: str) -> bytes:
 
 @st.composite
 def damages(draw: st.DrawFn, content: bytes, form: str) -> Damage:
-    """What becomes of a file of that intact content, ``json`` (lines too), ``safetensors``, ``yaml`` (that is JSON) or ``binary``."""
+    """What becomes of a file of that intact content, ``json`` (lines too), ``safetensors``, ``yaml`` (that is JSON) or
+    ``binary``."""
     place = st.integers(0, max(len(content) - 1, 0))
     kinds = ["cut", "flipped", "spliced", "odd", "random", "gone"]
     kinds += [] if form == "binary" else ["encoded", "changed", "changed", "changed", "changed"]
@@ -146,7 +154,12 @@ def damages(draw: st.DrawFn, content: bytes, form: str) -> Damage:
         changes = _in_header if form == "safetensors" else _in_json
         odd = ODD_VALUES[draw(st.integers(0, len(ODD_VALUES) - 1))]
         return write(
-            changes(content, draw(st.integers(0, 2**32)), odd, draw(st.sampled_from(["other", "other", "other", "gone", "doubled"])))
+            changes(
+                content,
+                draw(st.integers(0, 2**32)),
+                odd,
+                draw(st.sampled_from(["other", "other", "other", "gone", "doubled"])),
+            )
         )
     return put(draw(st.sampled_from(ODD_PLACES)))
 

@@ -1,6 +1,8 @@
-"""Training jobs as processes of their own that start warm: a fork server has imported torch, so an attempt costs a second, not ten.
+"""Training jobs as processes of their own that start warm: a fork server has imported torch, so an attempt costs a
+second, not ten.
 
-The functions below run inside such a process: real signals, real limits and real mounts, on the command line ``alp train``.
+The functions below run inside such a process: real signals, real limits and real mounts, on the command line ``alp
+train``.
 """
 
 from __future__ import annotations
@@ -25,8 +27,17 @@ from typing import Any
 from tests.signals import heard
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["alp.training.trainer", "alp.cli", "alp.analysis.evaluate", "alp.analysis.report", "alp.analysis.figures"])
-RESULTS = ("metrics.jsonl", "updates.jsonl", "active.json", "provenance.json", "model/model.safetensors", "model/config.json")
+CONTEXT.set_forkserver_preload(
+    ["alp.training.trainer", "alp.cli", "alp.evaluation.evaluate", "alp.reporting.report", "alp.reporting.figures"]
+)
+RESULTS = (
+    "metrics.jsonl",
+    "updates.jsonl",
+    "active.json",
+    "provenance.json",
+    "model/model.safetensors",
+    "model/config.json",
+)
 NOISY = (*RESULTS, "model/perturbation.json")
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 _WRITERS = (
@@ -51,7 +62,9 @@ Fault = Callable[[], None]
 def digest(folder: Path, names: tuple[str, ...] = RESULTS) -> dict[str, str | None]:
     """SHA-256 of every result; None for one that is missing."""
     paths = {name: folder / name for name in names}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None for name, path in paths.items()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None for name, path in paths.items()
+    }
 
 
 def _to_log(log: Path) -> None:
@@ -136,7 +149,8 @@ class CountLines(KillAtLine):
 
 
 class KillAtByte:
-    """The kernel ends the process in the middle of a write, when any file grows beyond ``size`` bytes; half of it stays."""
+    """The kernel ends the process in the middle of a write, when any file grows beyond ``size`` bytes; half of it
+    stays."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -157,7 +171,8 @@ def kill_later(process: BaseProcess, seconds: float, number: signal.Signals) -> 
 
 
 def in_mounts(script: Callable[..., str], *arguments: Any) -> str:
-    """Run ``script`` in a mount namespace of its own, where root's disks can be full or read-only; returns what it returns."""
+    """Run ``script`` in a mount namespace of its own, where root's disks can be full or read-only; returns what it
+    returns."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_in_mounts, args=(sender, script, arguments))
     process.start()

@@ -41,8 +41,11 @@ def attempt(words: list[str], cwd: Path, log: Path, seconds: float, way: tuple[s
         return None
 
 
-def kill_until_done(folder: Path, grid: str, cores: int, kills: int, dice: random.Random, longest: float) -> tuple[Path, list[str]]:
-    """Kill a build ``kills`` times, each within ``longest`` seconds (fewer, if it gets through before), then let it end.
+def kill_until_done(
+    folder: Path, grid: str, cores: int, kills: int, dice: random.Random, longest: float
+) -> tuple[Path, list[str]]:
+    """Kill a build ``kills`` times, each within ``longest`` seconds (fewer, if it gets through before), then let it
+    end.
 
     Returns the manifest and what was sent.
     """
@@ -73,7 +76,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--longest", type=float, help="seconds between a start and its end; a quarter of the undisturbed build without it")
+    parser.add_argument(
+        "--longest",
+        type=float,
+        help="seconds between a start and its end; a quarter of the undisturbed build without it",
+    )
     options = parser.parse_args()
     root = ROOT / "build" / "kill_grid"
     shutil.rmtree(root, ignore_errors=True)
@@ -82,10 +89,15 @@ def main() -> int:
     seconds = time.monotonic() - started
     print(f"undisturbed: {seconds:.0f} s", flush=True)
     longest = options.longest or max(8.0, seconds / 4)
-    other, sent = kill_until_done(root / "killed", options.grid, options.cores, options.kills, random.Random(options.seed), longest)
+    other, sent = kill_until_done(
+        root / "killed", options.grid, options.cores, options.kills, random.Random(options.seed), longest
+    )
     print("\n".join(sent))
     lost, changed = compare(manifest, other)
-    print(f"kills: {len(sent)}, results lost: {len(lost)}, results changed: {len(changed)} {[*lost, *changed][:5] or ''}".rstrip())
+    print(
+        f"kills: {len(sent)}, results lost: {len(lost)}, "
+        f"results changed: {len(changed)} {[*lost, *changed][:5] or ''}".rstrip()
+    )
     return 1 if lost or changed else 0
 
 

@@ -1,4 +1,5 @@
-"""Disks that are full or read-only, and checkpoints that a disk has damaged. Root may write anywhere: mount namespaces make it real."""
+"""Disks that are full or read-only, and checkpoints that a disk has damaged. Root may write anywhere: mount namespaces
+make it real."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def _answer(answer: str) -> dict[str, Any]:
 
 
 def full_disk(disk: Path, room: int, words: list[str], log: Path) -> str:
-    """A job on a disk of 16 MiB with ``room`` bytes left once it starts; then the disk is emptied and the job started again."""
+    """A job on a disk of 16 MiB with ``room`` bytes left once it starts; then the disk is emptied and the job started
+    again."""
     disk.mkdir()
     if jobs.mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", disk) != 0:
         return "skip: no tmpfs can be mounted here"
@@ -37,7 +39,8 @@ def full_disk(disk: Path, room: int, words: list[str], log: Path) -> str:
 
 
 class _Fill:
-    """Fills the disk when the job has written its first metrics: a job that starts on a full disk is refused, and rightly."""
+    """Fills the disk when the job has written its first metrics: a job that starts on a full disk is refused, and
+    rightly."""
 
     def __init__(self, disk: Path, room: int) -> None:
         self.disk, self.room = disk, room
@@ -60,7 +63,9 @@ class _Fill:
 @pytest.mark.parametrize("room", [0, 4096, 20_000, 200_000, 700_000] if ALL else [0, 200_000])
 def test_full_disk(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, room: int) -> None:
     """The job fails with one line or does without checkpoints; either way nothing is lost."""
-    answer = _answer(jobs.in_mounts(full_disk, tmp_path / "disk", room, words(tmp_path / "disk" / "run"), tmp_path / "log"))
+    answer = _answer(
+        jobs.in_mounts(full_disk, tmp_path / "disk", room, words(tmp_path / "disk" / "run"), tmp_path / "log")
+    )
     assert answer["first"] in (0, 1), answer["said"][-2000:]
     assert "No space left on device" in answer["said"]
     assert "Traceback" not in answer["said"]
@@ -74,7 +79,13 @@ def small_disk(disk: Path, words: list[str], log: Path) -> str:
     if jobs.mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", disk) != 0:
         return "skip: no tmpfs can be mounted here"
     code = jobs.forked(words, log)
-    return json.dumps({"code": code, "said": log.read_text(encoding="utf-8"), "left": [path.name for path in (disk / "run").glob("*")]})
+    return json.dumps(
+        {
+            "code": code,
+            "said": log.read_text(encoding="utf-8"),
+            "left": [path.name for path in (disk / "run").glob("*")],
+        }
+    )
 
 
 def test_a_job_that_does_not_fit_is_refused(tmp_path: Path, words: Words, ledger: Ledger) -> None:
@@ -86,7 +97,8 @@ def test_a_job_that_does_not_fit_is_refused(tmp_path: Path, words: Words, ledger
 
 
 def read_only(folder: Path, words: list[str], log: Path) -> str:
-    """A job in a folder that becomes read-only, before it starts or in the middle; then the folder is writable again."""
+    """A job in a folder that becomes read-only, before it starts or in the middle; then the folder is writable
+    again."""
     folder.mkdir(exist_ok=True)
     if not _cover(folder):
         return "skip: no read-only mounts here"
@@ -98,11 +110,14 @@ def read_only(folder: Path, words: list[str], log: Path) -> str:
     subprocess.run(["umount", folder], check=True)
     again = jobs.forked(words, log)
     found = jobs.digest(folder / "run", jobs.NOISY)
-    return json.dumps({"refused": refused, "said": said, "middle": middle, "later": later, "again": again, "found": found})
+    return json.dumps(
+        {"refused": refused, "said": said, "middle": middle, "later": later, "again": again, "found": found}
+    )
 
 
 def _cover(folder: Path) -> bool:
-    """Lay a read-only mount of the folder over it: a mount with files open for writing cannot be made read-only itself."""
+    """Lay a read-only mount of the folder over it: a mount with files open for writing cannot be made read-only
+    itself."""
     return jobs.mount("--bind", folder, folder) == 0 and jobs.mount("-o", "remount,bind,ro", folder) == 0
 
 
@@ -141,9 +156,9 @@ def test_read_only_results(tmp_path: Path, words: Words, whole: Any, ledger: Led
 def stopped(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that a signal stopped in the middle of its third rollout batch."""
     folder = tmp_path_factory.mktemp("stopped")
-    assert jobs.train(words(folder / "run"), folder / "log", _StopInUpdate(5)) == TRY_AGAIN, (folder / "log").read_text(encoding="utf-8")[
-        -2000:
-    ]
+    assert jobs.train(words(folder / "run"), folder / "log", _StopInUpdate(5)) == TRY_AGAIN, (folder / "log").read_text(
+        encoding="utf-8"
+    )[-2000:]
     return folder / "run"
 
 
@@ -179,10 +194,19 @@ def _flip(path: Path, dice: random.Random) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("kind", "damage"), [("checkpoint truncated", _truncate), ("bit of a checkpoint flipped", _flip)])
+@pytest.mark.parametrize(
+    ("kind", "damage"), [("checkpoint truncated", _truncate), ("bit of a checkpoint flipped", _flip)]
+)
 @pytest.mark.parametrize("seed", range(8 if ALL else 1))
 def test_damaged_checkpoints(
-    tmp_path: Path, stopped: Path, words: Words, whole: Any, ledger: Ledger, seed: int, kind: str, damage: Callable[..., None]
+    tmp_path: Path,
+    stopped: Path,
+    words: Words,
+    whole: Any,
+    ledger: Ledger,
+    seed: int,
+    kind: str,
+    damage: Callable[..., None],
 ) -> None:
     run, dice = tmp_path / "run", random.Random(seed)
     shutil.copytree(stopped, run)
@@ -190,7 +214,8 @@ def test_damaged_checkpoints(
     damage(newest / ("checkpoint.json" if dice.random() < 0.2 else "state.pt"), dice)
     assert jobs.train(words(run), tmp_path / "log") == 0
     said = (tmp_path / "log").read_text(encoding="utf-8")
-    # A flipped bit of the card may change nothing that it says but a name in the configuration; then the checkpoint is still good.
+    # A flipped bit of the card may change nothing that it says but a name in the configuration; then the checkpoint is
+    # still good.
     assert f"{newest} is damaged" in said or "not used" in said or "checkpoint.json" in str(newest)
     ledger.compare(kind, jobs.digest(run, jobs.NOISY), whole)
 
@@ -206,9 +231,9 @@ def test_checkpoints_of_another_configuration_and_of_an_older_format(
     placed = run / "checkpoints" / foreign.name.replace("step_000001", f"step_{STEPS:06d}")  # it would be the newest
     shutil.copytree(foreign, placed)
     assert jobs.train(words(run), tmp_path / "log") == 0
-    assert f"{placed} belongs to another job (trainer.lr: 0.002 there, 0.001 here): not used" in (tmp_path / "log").read_text(
-        encoding="utf-8"
-    )
+    assert f"{placed} belongs to another job (trainer.lr: 0.002 there, 0.001 here): not used" in (
+        tmp_path / "log"
+    ).read_text(encoding="utf-8")
     ledger.compare("checkpoint of another configuration", jobs.digest(run, jobs.NOISY), whole)
 
     old = tmp_path / "old"

@@ -1,4 +1,5 @@
-"""Every verb killed again and again beside a user's files: an undisturbed run's results, no temporary file, nothing else touched."""
+"""Every verb killed again and again beside a user's files: an undisturbed run's results, no temporary file, nothing
+else touched."""
 
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alp.analysis.manifest import outputs
+from alp.configuration.grid import Grid
 from alp.errors import UserError
-from alp.grid import Grid
 from alp.ownership import claimed, marks
-from tests.analysis.conftest import GRID, fabricate, write_grid
+from alp.reporting.manifest import outputs
 from tests.canary import plant, snapshot
 from tests.conftest import TINY_MODEL, TINY_TASK
 from tests.faults import jobs
 from tests.faults.conftest import ALL, Ledger
+from tests.reporting.conftest import GRID, fabricate, write_grid
 
 _AT_LINES, _AT_MOMENTS = (8, 3) if ALL else (1, 0)
 Words = Callable[[Path], list[str]]
@@ -77,12 +78,20 @@ def _cases(base_model: Path, built: tuple[Grid, Path]) -> dict[str, Case]:
         assert jobs.train(grid_words(place), None, verb="figures") == 0
 
     tiny = [*TINY_TASK, *TINY_MODEL, "pretrain.steps=20", "pretrain.batch=8"]
-    scored = [*TINY_TASK, f"model.path='{base_model}'", "evaluation.samples=2", "evaluation.batch_size=4", "evaluation.device=cpu"]
+    scored = [
+        *TINY_TASK,
+        f"model.path='{base_model}'",
+        "evaluation.samples=2",
+        "evaluation.batch_size=4",
+        "evaluation.device=cpu",
+    ]
     return {
         "prepare": Case("prepare", lambda place: [*TINY_TASK, f"run.dir='{place}/run'"], "run"),
         "pretrain": Case("pretrain", lambda place: [*tiny, f"run.dir='{place}/run'"], "run"),
         "evaluate": Case("evaluate", lambda place: [*scored, f"run.dir='{place}/run'"], "run"),
-        "diagnose": Case("diagnose", lambda place: [f"input='{place}/dump.npz'", f"output='{place}/run'"], "run", _dump),
+        "diagnose": Case(
+            "diagnose", lambda place: [f"input='{place}/dump.npz'", f"output='{place}/run'"], "run", _dump
+        ),
         "aggregate": Case("aggregate", grid_words, "results", copy),
         "figures": Case("figures", grid_words, "results", copy),
         "report": Case("report", grid_words, "results", pages),
@@ -95,7 +104,11 @@ VERBS = ("prepare", "pretrain", "evaluate", "diagnose", "aggregate", "figures", 
 
 def _results(folder: Path) -> dict[str, str | None]:
     """Everything below the folder but marks and times."""
-    found = {name: value for name, value in snapshot(folder).items() if ".alp" not in Path(name).parts and "timings.jsonl" not in name}
+    found = {
+        name: value
+        for name, value in snapshot(folder).items()
+        if ".alp" not in Path(name).parts and "timings.jsonl" not in name
+    }
     for name in found:
         if Path(name).name == "config.yaml":  # it names the folder
             found[name] = (folder / name).read_text(encoding="utf-8").replace(str(folder), "")
@@ -110,7 +123,9 @@ def test_killed_anywhere(verb: str, base_model: Path, built: tuple[Grid, Path], 
         place.mkdir()
         case.before(place)
     counted = tmp_path / "lines"
-    assert jobs.train(case.words(places["whole"]), tmp_path / "log", jobs.CountLines(counted), verb) == 0, (tmp_path / "log").read_text()
+    assert jobs.train(case.words(places["whole"]), tmp_path / "log", jobs.CountLines(counted), verb) == 0, (
+        tmp_path / "log"
+    ).read_text()
     total, whole = int(counted.read_text(encoding="utf-8")), _results(places["whole"] / case.run)
     place, run, log = places["killed"], places["killed"] / case.run, tmp_path / "killed.log"
     plant(place)
@@ -146,5 +161,7 @@ def test_a_user_s_files_inside_a_marked_folder(tmp_path: Path, ledger: Ledger) -
     assert jobs.train(words, log, verb="pretrain") == 0, log.read_text(encoding="utf-8")[-2000:]
     assert set(marks(run)) == {"other", "pretrain"}
     left = snapshot(run)
-    ledger.touched("a user's files inside a run folder", sum(left.get(name) != value for name, value in planted.items()))
+    ledger.touched(
+        "a user's files inside a run folder", sum(left.get(name) != value for name, value in planted.items())
+    )
     assert {name: left.get(name) for name in planted} == planted

@@ -1,4 +1,5 @@
-"""Every kind of file that comes from elsewhere, damaged in every way that hypothesis finds: a result or one line, never a traceback.
+"""Every kind of file that comes from elsewhere, damaged in every way that hypothesis finds: a result or one line, never
+a traceback.
 
 Each attempt is ``alp`` in a forked process with a limit on its memory, so that files that explode are seen.
 """
@@ -25,16 +26,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from alp import cli, config, grid
-from tests.analysis.conftest import GRID, fabricate, write_grid
+from alp import cli
+from alp.configuration import compose, grid
 from tests.conftest import TINY_TASK
 from tests.faults import damage
 from tests.faults.conftest import ALL, Ledger
+from tests.reporting.conftest import GRID, fabricate, write_grid
 
 EXAMPLES = 22 if ALL else 2
 SECONDS = 60
 MEMORY = 2 * 2**30  # bytes beyond what the process has when it is forked
-DUMP = {"old_log_probs": [-1.0, -0.5], "rollout_log_probs": [-1.1, -0.4], "response_mask": [1, 1], "advantages": 0.5, "step": 1}
+DUMP = {
+    "old_log_probs": [-1.0, -0.5],
+    "rollout_log_probs": [-1.1, -0.4],
+    "response_mask": [1, 1],
+    "advantages": 0.5,
+    "step": 1,
+}
 
 
 @dataclass
@@ -93,8 +101,12 @@ def _shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     places = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(sorted(tensors))}
     for file in set(places.values()):
-        save_file({name: tensors[name] for name in places if places[name] == file}, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+        save_file(
+            {name: tensors[name] for name in places if places[name] == file}, folder / file, metadata={"format": "pt"}
+        )
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": places})
+    )
 
 
 def _dumps(root: Path, kinds: dict[str, Kind]) -> None:
@@ -106,13 +118,23 @@ def _dumps(root: Path, kinds: dict[str, Kind]) -> None:
     pq.write_table(pa.table({name: [value] * 3 for name, value in DUMP.items()}), root / "dump.parquet")
     np.savez(root / "dump.npz", **arrays)
     np.savez_compressed(root / "packed.npz", **arrays)
-    for name, form in (("dump.jsonl", "json"), ("dump.parquet", "binary"), ("dump.npz", "binary"), ("packed.npz", "binary")):
-        kinds[f"dump {name}"] = Kind(root / name, form, ["diagnose", f"input='{root}/{name}'", f"output='{root}/of {name}'"])
+    for name, form in (
+        ("dump.jsonl", "json"),
+        ("dump.parquet", "binary"),
+        ("dump.npz", "binary"),
+        ("packed.npz", "binary"),
+    ):
+        kinds[f"dump {name}"] = Kind(
+            root / name, form, ["diagnose", f"input='{root}/{name}'", f"output='{root}/of {name}'"]
+        )
 
 
 def _problems(root: Path, kinds: dict[str, Kind]) -> None:
     for name in ("train", "easy"):
-        rows = [{"id": str(number), "problem": f"{name} {number}?", "answer": str(number), "source": "x"} for number in range(5)]
+        rows = [
+            {"id": str(number), "problem": f"{name} {number}?", "answer": str(number), "source": "x"}
+            for number in range(5)
+        ]
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [
         "prepare",
@@ -120,7 +142,9 @@ def _problems(root: Path, kinds: dict[str, Kind]) -> None:
         f"task.train=[{{path: '{root}/train.jsonl'}}]",
         f"task.test={{easy: {{path: '{root}/easy.jsonl'}}}}",
     ]
-    kinds["problems"] = Kind(root / "train.jsonl", "json", [*words, "task.validation=1", f"run.dir='{root}/data'", "run.replace=true"])
+    kinds["problems"] = Kind(
+        root / "train.jsonl", "json", [*words, "task.validation=1", f"run.dir='{root}/data'", "run.replace=true"]
+    )
 
 
 def _yaml(root: Path, kinds: dict[str, Kind]) -> None:
@@ -129,7 +153,7 @@ def _yaml(root: Path, kinds: dict[str, Kind]) -> None:
     path.write_text(json.dumps(OmegaConf.to_container(OmegaConf.create(GRID)) | {"seeds": [0]}))  # type: ignore[operator]
     kinds["grid"] = Kind(path, "yaml", call=lambda: grid.load(str(root / "mine.yaml")))
     configs = root / "configs"
-    shutil.copytree(config.CONFIGS, configs)
+    shutil.copytree(compose.CONFIGS, configs)
     for name in ("published", "method/token_alp", "trainer/default", "task/arithmetic"):
         path = configs / f"{name}.yaml"
         path.write_text(json.dumps(OmegaConf.to_container(OmegaConf.load(path))))
@@ -138,14 +162,16 @@ def _yaml(root: Path, kinds: dict[str, Kind]) -> None:
 
 
 def _results(root: Path, kinds: dict[str, Kind]) -> None:
-    from alp.analysis.records import UPDATE, read_lines
-    from alp.tracking import describe
+    from alp.reporting.records import UPDATE, read_lines
+    from alp.reporting.tracking import describe
 
     made, results = fabricate(write_grid(root, GRID), root / "results", steps=3)
     run = made.run_dir(results, "grpo", 0)
     for name in ("metrics.jsonl", "evaluation/test.json"):
         kinds[name] = Kind(run / name, "json", ["aggregate", f"grid='{root}/tiny.yaml'", f"results='{results}'"])
-    kinds["updates.jsonl"] = Kind(run / "updates.jsonl", "json", call=lambda: read_lines(run / "updates.jsonl", UPDATE, "…"))
+    kinds["updates.jsonl"] = Kind(
+        run / "updates.jsonl", "json", call=lambda: read_lines(run / "updates.jsonl", UPDATE, "…")
+    )
     (run / "updates.jsonl").write_text('{"step": 1, "log_ratio": [0.5, 0.1], "mean_probability": [0.5, 1.0]}\n')
     for name in ("config.yaml", "provenance.json"):
         kinds[name] = Kind(run / name, "binary" if name == "config.yaml" else "json", call=lambda: describe(run))
@@ -155,16 +181,28 @@ def _continued(root: Path, kinds: dict[str, Kind]) -> None:
     """What an interrupted job continues from: damaged, it is passed over."""
     import gzip
 
-    from alp.analysis.samples import Chunks
+    from alp.evaluation.samples import Chunks
     from alp.training import checkpoint
 
-    origin = {"identity": "a" * 64, "config": {}, "code_hash": "x", "model_hash": "x", "data_hash": "x", "environment_hash": "x"}
+    origin = {
+        "identity": "a" * 64,
+        "config": {},
+        "code_hash": "x",
+        "model_hash": "x",
+        "data_hash": "x",
+        "environment_hash": "x",
+    }
     checkpoint.save(root / "job", origin, {"step": 1, "current": None})
     (folder,) = (root / "job" / "checkpoints").iterdir()
     for name in ("checkpoint.json", "state.pt"):
         form = "json" if name.endswith("json") else "binary"
         kinds[name] = Kind(folder / name, form, call=lambda: checkpoint.restore(root / "job", origin))
-    line = json.dumps({"problem_id": "a", "sample": 0, "reward": 1.0, "finished": True, "token_ids": [1], "log_probs": [-0.5]}) + "\n"
+    line = (
+        json.dumps(
+            {"problem_id": "a", "sample": 0, "reward": 1.0, "finished": True, "token_ids": [1], "log_probs": [-0.5]}
+        )
+        + "\n"
+    )
     chunks = Chunks(root / "parts", "b" * 64)
     chunks.write(0, [line])
     path = root / "parts" / ("b" * 16) / "000000.jsonl.gz"
@@ -187,7 +225,17 @@ def world(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 KINDS = [
-    *(f"model {name}" for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "weights", "index")),
+    *(
+        f"model {name}"
+        for name in (
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "weights",
+            "index",
+        )
+    ),
     *(f"dump {name}" for name in ("dump.jsonl", "dump.parquet", "dump.npz", "packed.npz")),
     *("problems", "prepared problems"),
     *("grid", "configs/published", "configs/method/token_alp", "configs/trainer/default", "configs/task/arithmetic"),
@@ -197,7 +245,8 @@ KINDS = [
 
 
 def _limited(root: Path, action: Callable[[], int], log: Path) -> int:
-    """The exit code of ``action`` in a forked process with little memory; 70 for an exception, 124 for one that hangs."""
+    """The exit code of ``action`` in a forked process with little memory; 70 for an exception, 124 for one that
+    hangs."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -208,9 +257,9 @@ def _limited(root: Path, action: Callable[[], int], log: Path) -> int:
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             sys.stdout = sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-            config.CONFIGS = root / "configs"
-            config._selected.cache_clear()
-            config._check_file.cache_clear()
+            compose.CONFIGS = root / "configs"
+            compose._selected.cache_clear()
+            compose._check_file.cache_clear()
             used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
             from alp.errors import UserError
@@ -263,7 +312,9 @@ def test_a_damaged_file_is_one_line(name: str, world: World, ledger: Ledger) -> 
     kind, log = world.kinds[name], world.root / "log"
     tried = 0
 
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(st.data())
     def attempt(data: Any) -> None:
         nonlocal tried

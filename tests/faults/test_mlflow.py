@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from alp import tracking, tracking_database
+from alp.reporting import tracking, tracking_database
 from tests.faults import jobs
 from tests.faults.conftest import ALL, Ledger, Words
-from tests.test_tracking import JOB, expected, folder, history
+from tests.reporting.test_tracking import JOB, expected, folder, history
 
 
 def _logged_later(run: Path, database: Path) -> None:
@@ -50,7 +50,7 @@ class Delete:
         def step(job: Job, number: int) -> Any:
             if number == 3:
                 for thread in threading.enumerate():
-                    if thread.name == "alp.tracking":
+                    if thread.name == "alp.reporting.tracking":
                         thread.join()
                 with sqlite3.connect(self.database) as connection:
                     assert connection.execute("SELECT count(*) FROM metrics").fetchone()[0] > 0
@@ -106,7 +106,8 @@ def test_killed_while_the_database_is_made(tmp_path: Path, ledger: Ledger) -> No
 
 @pytest.mark.usefixtures("migrated")
 def test_half_made_databases_are_set_aside(tmp_path: Path, ledger: Ledger) -> None:
-    """What MLflow itself leaves under the final name when it is killed in the middle, as earlier versions of ours let it."""
+    """What MLflow itself leaves under the final name when it is killed in the middle, as earlier versions of ours let
+    it."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     run, kind = folder(tmp_path / "run"), "half-made MLflow database"
@@ -123,8 +124,11 @@ def test_half_made_databases_are_set_aside(tmp_path: Path, ledger: Ledger) -> No
 
 
 def test_damaged(tmp_path: Path, migrated: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut off, zeroed or overwritten at random places: the next call has a run with every number, in this database or a new one."""
-    monkeypatch.setattr(tracking_database, "_make", lambda path: shutil.copy(migrated, path))  # making one takes seconds
+    """Cut off, zeroed or overwritten at random places: the next call has a run with every number, in this database or a
+    new one."""
+    monkeypatch.setattr(
+        tracking_database, "_make", lambda path: shutil.copy(migrated, path)
+    )  # making one takes seconds
     monkeypatch.setattr(tracking_database, "SETTLE_SECONDS", 0.0)
     run, dice, whole = folder(tmp_path / "run"), random.Random(7), migrated.read_bytes()
     for number in range(150 if ALL else 8):
@@ -147,7 +151,9 @@ def test_damaged(tmp_path: Path, migrated: Path, ledger: Ledger, monkeypatch: py
 def test_deleted(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, database: Path) -> None:
     run = tmp_path / "run"
     chosen = [*words(run), f"run.tracking='sqlite:///{database}'"]
-    assert jobs.train(chosen, tmp_path / "log", Delete(database)) == 0, (tmp_path / "log").read_text(encoding="utf-8")[-2000:]
+    assert jobs.train(chosen, tmp_path / "log", Delete(database)) == 0, (tmp_path / "log").read_text(encoding="utf-8")[
+        -2000:
+    ]
     ledger.compare("MLflow's database deleted", jobs.digest(run, jobs.NOISY), whole)
     _logged_later(run, database)
 
@@ -160,7 +166,9 @@ def test_unreachable(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, d
     _logged_later(run, database)
 
 
-@pytest.mark.skipif(not ALL, reason="waits for a lock: make faults (tests/test_tracking.py has the call alone)")
+@pytest.mark.skipif(
+    not ALL, reason="waits for a lock: make faults (tests/reporting/test_tracking.py has the call alone)"
+)
 def test_locked(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, database: Path) -> None:
     run = tmp_path / "run"
     holder = sqlite3.connect(database, isolation_level=None)
@@ -182,10 +190,14 @@ def read_only(folder: Path, words: list[str], log: Path) -> str:
     return json.dumps({"code": jobs.forked(words, log), "said": log.read_text(encoding="utf-8")})
 
 
-@pytest.mark.skipif(not ALL, reason="imports MLflow once more: make faults (tests/test_tracking.py has the call alone)")
+@pytest.mark.skipif(
+    not ALL, reason="imports MLflow once more: make faults (tests/reporting/test_tracking.py has the call alone)"
+)
 def test_read_only(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, database: Path) -> None:
     run = tmp_path / "run"
-    text = jobs.in_mounts(read_only, database.parent, [*words(run), f"run.tracking='sqlite:///{database}'"], tmp_path / "log")
+    text = jobs.in_mounts(
+        read_only, database.parent, [*words(run), f"run.tracking='sqlite:///{database}'"], tmp_path / "log"
+    )
     if text.startswith("skip: "):
         pytest.skip(text.removeprefix("skip: "))
     answer = json.loads(text)

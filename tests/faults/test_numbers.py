@@ -1,4 +1,5 @@
-"""NaN and infinities where they can arise: the update is skipped and counted, or the job fails by name. No weight is ever spoilt."""
+"""NaN and infinities where they can arise: the update is skipped and counted, or the job fails by name. No weight is
+ever spoilt."""
 
 from __future__ import annotations
 
@@ -72,18 +73,22 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(
     tmp_path: Path, words: Words, ledger: Ledger, place: str, value: float
 ) -> None:
     for name in ("run", "again"):
-        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (tmp_path / "log").read_text(
-            encoding="utf-8"
-        )[-1500:]
+        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (
+            tmp_path / "log"
+        ).read_text(encoding="utf-8")[-1500:]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     skipped = {line["step"]: line["policy/skipped"] for line in lines if "policy/skipped" in line}
     assert skipped == dict.fromkeys(range(1, STEPS + 1), 0.0) | {3: 1.0}
     weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
-    ledger.compare(f"{value} in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), jobs.digest(tmp_path / "again", jobs.NOISY))
+    ledger.compare(
+        f"{value} in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), jobs.digest(tmp_path / "again", jobs.NOISY)
+    )
 
 
-@pytest.mark.parametrize(("place", "name"), [("old log-prob", "old_log_probs"), ("rollout log-prob", "rollout_log_probs")])
+@pytest.mark.parametrize(
+    ("place", "name"), [("old log-prob", "old_log_probs"), ("rollout log-prob", "rollout_log_probs")]
+)
 def test_a_log_prob_that_is_nan_stops_the_job_by_name(
     tmp_path: Path, words: Words, whole: Any, ledger: Ledger, place: str, name: str
 ) -> None:
@@ -97,14 +102,18 @@ def test_a_log_prob_that_is_nan_stops_the_job_by_name(
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf] if ALL else [math.inf])
 @pytest.mark.parametrize("place", ["old log-prob", "rollout log-prob"])
-def test_a_log_prob_that_is_infinite_spoils_no_weight(tmp_path: Path, words: Words, ledger: Ledger, place: str, value: float) -> None:
+def test_a_log_prob_that_is_infinite_spoils_no_weight(
+    tmp_path: Path, words: Words, ledger: Ledger, place: str, value: float
+) -> None:
     for name in ("run", "again"):
-        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (tmp_path / "log").read_text(
-            encoding="utf-8"
-        )[-1500:]
+        assert jobs.train(words(tmp_path / name), tmp_path / "log", Spoil(place, value)) == 0, (
+            tmp_path / "log"
+        ).read_text(encoding="utf-8")[-1500:]
     weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
-    ledger.compare(f"{value} in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), jobs.digest(tmp_path / "again", jobs.NOISY))
+    ledger.compare(
+        f"{value} in a {place}", jobs.digest(tmp_path / "run", jobs.NOISY), jobs.digest(tmp_path / "again", jobs.NOISY)
+    )
 
 
 def test_one_that_stays(tmp_path: Path, words: Words, base_model: Path, ledger: Ledger) -> None:

@@ -66,7 +66,8 @@ def test_a_dead_job_s_lock_blocks_nobody(tmp_path: Path, words: Words, whole: An
 
 
 def test_an_orphan_s_folder_is_waited_for(tmp_path: Path, words: Words, whole: Any, ledger: Ledger) -> None:
-    """A workflow was killed and started again: its orphaned job stops at its next update, and the new job takes over from there."""
+    """A workflow was killed and started again: its orphaned job stops at its next update, and the new job takes over
+    from there."""
     run = tmp_path / "run"
     first = jobs.start(words(run), tmp_path / "log", Slow(1.0))
     _wait_for(run / "active.json", first)
@@ -112,7 +113,9 @@ def test_a_pipe_that_nobody_reads(tmp_path: Path, words: Words, whole: Any, ledg
     assert jobs.train(words(tmp_path / "run"), None, Pipe(full)) == 0
     assert time.monotonic() - started < 120
     ledger.compare(
-        "stdout and stderr a full pipe" if full else "stdout and stderr a broken pipe", jobs.digest(tmp_path / "run", jobs.NOISY), whole
+        "stdout and stderr a full pipe" if full else "stdout and stderr a broken pipe",
+        jobs.digest(tmp_path / "run", jobs.NOISY),
+        whole,
     )
 
 
@@ -145,9 +148,13 @@ def test_clock_set_back(tmp_path: Path, words: Words, whole: Any, ledger: Ledger
     moment = run / "active.json"  # written before the first step
     environment = os.environ | {"LD_PRELOAD": str(shim), "CLOCK_BACK_WHEN": str(moment)}
     chosen = words(run, f"run.tracking='sqlite:///{tmp_path}/mlflow.db'" if ALL else "run.tracking=null")
-    done = subprocess.run([sys.executable, "-m", "alp.cli", "train", *chosen], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "alp.cli", "train", *chosen], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "MLflow is behind" not in done.stderr
-    check = subprocess.run([sys.executable, "-c", "import time; print(time.time())"], env=environment, capture_output=True, text=True)
+    check = subprocess.run(
+        [sys.executable, "-c", "import time; print(time.time())"], env=environment, capture_output=True, text=True
+    )
     assert time.time() - float(check.stdout) > 80_000, "the clock did go back"
     ledger.compare("clock set back", jobs.digest(run, jobs.NOISY), whole)

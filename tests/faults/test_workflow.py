@@ -44,7 +44,9 @@ def test_a_job_that_is_asked_to_stop_is_tried_again(tmp_path: Path, ledger: Ledg
         assert process.poll() is None
         time.sleep(0.02)
     children = {
-        int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text(encoding="utf-8").split()
+        int(pid)
+        for path in Path(f"/proc/{process.pid}/task").glob("*/children")
+        for pid in path.read_text(encoding="utf-8").split()
     }
     for pid in children:
         os.kill(pid, signal.SIGTERM)

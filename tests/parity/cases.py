@@ -17,8 +17,8 @@ FIGURE = 1e-6  # TRL computes the figures it logs in float32
 class Case:
     """Log-probs (rows, tokens) of the sampled tokens, and what else a trainer sees of the samples.
 
-    Row ``i`` has ``lengths[i]`` tokens; ``mask`` is False behind them and in holes (tool output). ``samples`` rows in a row
-    answer one prompt.
+    Row ``i`` has ``lengths[i]`` tokens; ``mask`` is False behind them and in holes (tool output). ``samples`` rows in a
+    row answer one prompt.
     """
 
     current: Tensor
@@ -78,8 +78,11 @@ def random_case(seed: int, *, rows: int = 9, tokens: int = 7, samples: int = 3, 
     )
 
 
-def chosen_case(log_ratio: list[float], log_mismatch: list[float] | None = None, *, rewards: tuple[float, float] = (1.0, 0.0)) -> Case:
-    """Two full rows with the same chosen log π_θ/π_old and log π_old/μ, the first with a positive advantage, the second a negative one."""
+def chosen_case(
+    log_ratio: list[float], log_mismatch: list[float] | None = None, *, rewards: tuple[float, float] = (1.0, 0.0)
+) -> Case:
+    """Two full rows with the same chosen log π_θ/π_old and log π_old/μ, the first with a positive advantage, the second
+    a negative one."""
     drift = torch.tensor([log_ratio] * 2, dtype=torch.float64)
     gap = torch.tensor([log_mismatch or [0.0] * len(log_ratio)] * 2, dtype=torch.float64)
     old = torch.full_like(drift, -1.0)

@@ -1,5 +1,5 @@
-"""TRL's side, made once. TRL is imported by the tests that use it, not at collection: it takes ten seconds. Every module is in one
-xdist group, so that one worker pays."""
+"""TRL's side, made once. TRL is imported by the tests that use it, not at collection: it takes ten seconds. Every
+module is in one xdist group, so that one worker pays."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ def rewarded(rewards: list[float], samples: int) -> Case:
 
 def spread(case: Case) -> torch.Tensor:
     """Unbiased standard deviation of its group, for every row."""
-    return torch.tensor(case.rewards, dtype=torch.float64).view(-1, case.samples).std(-1).repeat_interleave(case.samples)
+    return (
+        torch.tensor(case.rewards, dtype=torch.float64).view(-1, case.samples).std(-1).repeat_interleave(case.samples)
+    )
 
 
 @every_seed
@@ -42,7 +44,8 @@ def test_difference_advantage_epsilon(trl_side: TrlSide, samples: int, seed: int
 
 
 def test_difference_equal_rewards(trl_side: TrlSide) -> None:
-    """In float32, TRL's own dtype, the rounding of a mean leaves equal rewards an advantage, amplified by 1/1e-4; ours is exactly 0."""
+    """In float32, TRL's own dtype, the rounding of a mean leaves equal rewards an advantage, amplified by 1/1e-4; ours
+    is exactly 0."""
     case = rewarded([0.9] * 3 + [0.0, 0.5, 1.0, 1.0, 1.0, 1.0], samples=3)
     theirs = trl_side.score(case, dtype=torch.float32).advantages
     mine = group_advantages(torch.tensor(case.rewards), case.groups)
@@ -54,13 +57,16 @@ def test_difference_equal_rewards(trl_side: TrlSide) -> None:
 
 @every_seed
 def test_difference_scale_rewards(trl_side: TrlSide, seed: int) -> None:
-    """Only `scale_rewards="group"`, TRL's default, is ours; "batch" divides by one std of everything, "none" by nothing."""
+    """Only `scale_rewards="group"`, TRL's default, is ours; "batch" divides by one std of everything, "none" by
+    nothing."""
     case = random_case(seed)
     mine = group_advantages(torch.tensor(case.rewards, dtype=torch.float64), case.groups)
     centred = mine * (spread(case) + 1e-6)
     batch = torch.tensor(case.rewards, dtype=torch.float64).std()
     assert_close(trl_side.score(case, scale_rewards="none").advantages, centred, "none", tol=TOLERANCE)
-    assert_close(trl_side.score(case, scale_rewards="batch").advantages, centred / (batch + 1e-4), "batch", tol=TOLERANCE)
+    assert_close(
+        trl_side.score(case, scale_rewards="batch").advantages, centred / (batch + 1e-4), "batch", tol=TOLERANCE
+    )
 
 
 def test_difference_missing_reward(trl_side: TrlSide) -> None:
@@ -77,7 +83,8 @@ def test_difference_missing_reward(trl_side: TrlSide) -> None:
 @every_seed
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_kl(trl_side: TrlSide, level: str, seed: int) -> None:
-    """Another estimator, direction or mask of the KL term, a gradient into the reference: with `use_bias_correction_kl` off it is k3."""
+    """Another estimator, direction or mask of the KL term, a gradient into the reference: with `use_bias_correction_kl`
+    off it is k3."""
     case = random_case(seed)
     options: dict[str, Any] = {"importance_sampling_level": level, "loss_type": "bnpo", "use_bias_correction_kl": False}
     scored = trl_side.score(case, beta=BETA, **options)
@@ -85,7 +92,9 @@ def test_kl(trl_side: TrlSide, level: str, seed: int) -> None:
     mine = ours(case, scored.advantages, level="token" if level == "token" else "sequence_geometric", beta=BETA)
     assert_close(mine.loss, loss, "loss", tol=TOLERANCE)
     assert_close(mine.gradient, gradient, "gradient", tol=TOLERANCE)
-    assert_close(kl_penalty(case.current, case.reference, case.mask)[case.mask].mean(), scored.metric("kl"), "figure", tol=FIGURE)
+    assert_close(
+        kl_penalty(case.current, case.reference, case.mask)[case.mask].mean(), scored.metric("kl"), "figure", tol=FIGURE
+    )
 
 
 @every_seed
@@ -108,7 +117,9 @@ def test_difference_kl_times_ratio(trl_side: TrlSide, seed: int) -> None:
 def test_kl_under_a_truncation(trl_side: TrlSide, seed: int) -> None:
     """Correction weights on the KL term: neither side applies them."""
     case = random_case(seed)
-    scored = trl_side.score(case, beta=BETA, loss_type="bnpo", use_bias_correction_kl=False, **settings("token_truncate"))
+    scored = trl_side.score(
+        case, beta=BETA, loss_type="bnpo", use_bias_correction_kl=False, **settings("token_truncate")
+    )
     loss, gradient = scored.loss()
     mine = ours(case, scored.advantages, beta=BETA, correction=MODES["token_truncate"][1])
     assert_close(mine.loss, loss, "loss", tol=TOLERANCE)
@@ -117,7 +128,8 @@ def test_kl_under_a_truncation(trl_side: TrlSide, seed: int) -> None:
 
 @every_seed
 def test_difference_kl_of_rejected_tokens(trl_side: TrlSide, seed: int) -> None:
-    """TRL keeps the KL of tokens its mask rejects; under our `mask` they leave the KL too, under `mask_keep_denominator` they stay."""
+    """TRL keeps the KL of tokens its mask rejects; under our `mask` they leave the KL too, under
+    `mask_keep_denominator` they stay."""
     case = random_case(seed)
     scored = trl_side.score(case, beta=BETA, loss_type="bnpo", use_bias_correction_kl=False, **settings("token_mask"))
     loss, gradient = scored.loss()
@@ -143,7 +155,9 @@ def test_difference_kl_normaliser(trl_side: TrlSide, seed: int) -> None:
     means = terms.sum(-1) / case.mask.sum(-1).clamp(min=1)
     assert_close(with_kl - without, BETA * means.sum() / case.rows, "TRL: mean of means", tol=TOLERANCE)
     scored = trl_side.score(case, **options)
-    with_ours, without_ours = (ours(case, scored.advantages, aggregation="seq-mean-token-mean", beta=beta).loss for beta in (BETA, 0.0))
+    with_ours, without_ours = (
+        ours(case, scored.advantages, aggregation="seq-mean-token-mean", beta=beta).loss for beta in (BETA, 0.0)
+    )
     assert_close(with_ours - without_ours, BETA * terms.sum() / case.mask.sum(), "ours: token mean", tol=TOLERANCE)
 
 

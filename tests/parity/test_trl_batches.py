@@ -19,7 +19,9 @@ ROWS = 12
 
 def cut(case: Case, rows: Tensor) -> Case:
     """Those rows."""
-    return case.with_(**{name: getattr(case, name)[rows] for name in ("current", "old", "rollout", "reference", "mask")})
+    return case.with_(
+        **{name: getattr(case, name)[rows] for name in ("current", "old", "rollout", "reference", "mask")}
+    )
 
 
 def piecewise(case: Case, pieces: list[dict[str, Tensor]], aggregation: str, normaliser: int | None) -> list[Ours]:
@@ -41,7 +43,8 @@ def gradient_of(case: Case, pieces: list[dict[str, Tensor]], parts: list[Ours]) 
 
 @every_seed
 def test_micro_batches_share_a_normaliser(trl_side: TrlSide, seed: int) -> None:
-    """One update in two micro-batches: TRL's `dapo`, and it alone, divides both by the token count of the mini-batch as we do."""
+    """One update in two micro-batches: TRL's `dapo`, and it alone, divides both by the token count of the mini-batch as
+    we do."""
     case = random_case(seed, rows=ROWS)
     options = {"per_device_train_batch_size": ROWS // 2, "gradient_accumulation_steps": 2, "num_iterations": 3}
     whole = loss_normaliser(case.mask, "token-mean")
@@ -64,21 +67,27 @@ def test_micro_batches_share_a_normaliser(trl_side: TrlSide, seed: int) -> None:
 
 @every_seed
 def test_difference_normaliser_of_several_updates(trl_side: TrlSide, seed: int) -> None:
-    """Two updates per rollout batch: `dapo` divides each by half of the batch's tokens, we by the tokens of that update."""
+    """Two updates per rollout batch: `dapo` divides each by half of the batch's tokens, we by the tokens of that
+    update."""
     case = random_case(seed, rows=ROWS)
-    scored, pieces = trl_side.pieces(case, loss_type="dapo", per_device_train_batch_size=ROWS // 2, steps_per_generation=2)
+    scored, pieces = trl_side.pieces(
+        case, loss_type="dapo", per_device_train_batch_size=ROWS // 2, steps_per_generation=2
+    )
     half = loss_normaliser(case.mask, "token-mean") / 2
     parts = piecewise(case, pieces, "token-mean", None)
     assert parts[0].tokens != parts[1].tokens
     for piece, part in zip(pieces, parts, strict=True):
         loss, gradient = scored.loss(piece)
         assert_close(part.loss * part.tokens, loss * half, "loss", tol=TOLERANCE)
-        assert_close(part.gradient * part.tokens, gradient[rows_of(piece["prompt_ids"])] * half, "gradient", tol=TOLERANCE)
+        assert_close(
+            part.gradient * part.tokens, gradient[rows_of(piece["prompt_ids"])] * half, "gradient", tol=TOLERANCE
+        )
 
 
 @every_seed
 def test_difference_micro_batches_of_sequence_means(trl_side: TrlSide, seed: int) -> None:
-    """`grpo` in two micro-batches is the mean over all rows, empty ones included; ours over the occupied rows of the mini-batch."""
+    """`grpo` in two micro-batches is the mean over all rows, empty ones included; ours over the occupied rows of the
+    mini-batch."""
     case = random_case(seed, rows=ROWS)
     options = {"per_device_train_batch_size": ROWS // 2, "gradient_accumulation_steps": 2, "num_iterations": 3}
     scored, pieces = trl_side.pieces(case, loss_type="grpo", **options)

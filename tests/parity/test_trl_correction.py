@@ -47,7 +47,8 @@ def settings(mode: str, **bounds: float | None) -> dict[str, Any]:
 @every_seed
 @every_mode
 def test_weights(trl_side: TrlSide, mode: str, seed: int) -> None:
-    """Another ratio, level, bound or mask: TRL's sequence weight is the product over tokens that count, bounds are on π_old/μ."""
+    """Another ratio, level, bound or mask: TRL's sequence weight is the product over tokens that count, bounds are on
+    π_old/μ."""
     case = random_case(seed)
     weights = trl_side.score(case, **settings(mode)).weights.expand(case.mask.shape)
     correction = MODES[mode][1]
@@ -67,7 +68,9 @@ def test_loss_and_gradient(trl_side: TrlSide, loss_type: str, mode: str, seed: i
     scored = trl_side.score(case, **settings(mode), loss_type=loss_type, delta=1.5)
     loss, gradient = scored.loss()
     aggregation, count = ("token-mean", None) if loss_type == "bnpo" else ("seq-mean-token-mean", case.rows)
-    mine = ours(case, scored.advantages, dual_clip=1.5, aggregation=aggregation, normaliser=count, correction=MODES[mode][1])
+    mine = ours(
+        case, scored.advantages, dual_clip=1.5, aggregation=aggregation, normaliser=count, correction=MODES[mode][1]
+    )
     assert_close(mine.loss, loss, "loss", tol=TOLERANCE)
     assert_close(mine.gradient, gradient, "gradient", tol=TOLERANCE)
 
@@ -75,20 +78,27 @@ def test_loss_and_gradient(trl_side: TrlSide, loss_type: str, mode: str, seed: i
 @every_seed
 @pytest.mark.parametrize("mode", ["sequence_truncate", "sequence_mask"])
 def test_sequence_weights_on_a_sequence_ratio(trl_side: TrlSide, mode: str, seed: int) -> None:
-    """The two sequence levels mixed up: TRL puts a product weight on a geometric ratio, and so do these settings of ours."""
+    """The two sequence levels mixed up: TRL puts a product weight on a geometric ratio, and so do these settings of
+    ours."""
     case = random_case(seed)
     scored = trl_side.score(case, **settings(mode), loss_type="bnpo", importance_sampling_level="sequence")
     loss, gradient = scored.loss()
     mine = ours(case, scored.advantages, level="sequence_geometric", correction=MODES[mode][1])
     assert_close(mine.loss, loss, "loss", tol=TOLERANCE)
     assert_close(mine.gradient, gradient, "gradient", tol=TOLERANCE)
-    geometric = ours(case, scored.advantages, level="sequence_geometric", correction={**MODES[mode][1], "level": "sequence_geometric"})
+    geometric = ours(
+        case,
+        scored.advantages,
+        level="sequence_geometric",
+        correction={**MODES[mode][1], "level": "sequence_geometric"},
+    )
     assert abs(geometric.loss - loss) > 1e-4, "a geometric weight would have passed as well"
 
 
 @every_seed
 def test_difference_token_weights_on_a_sequence_ratio(trl_side: TrlSide, seed: int) -> None:
-    """TRL's geometric ratio shares a row's gradient equally; ours gives each token its own weight's share. Loss and row sums agree."""
+    """TRL's geometric ratio shares a row's gradient equally; ours gives each token its own weight's share. Loss and row
+    sums agree."""
     case = random_case(seed)
     scored = trl_side.score(case, **settings("token_truncate"), loss_type="bnpo", importance_sampling_level="sequence")
     loss, gradient = scored.loss()
@@ -117,7 +127,12 @@ def test_difference_mask_in_a_mean_of_sequences(trl_side: TrlSide, seed: int) ->
     case = random_case(seed)
     scored = trl_side.score(case, **settings("sequence_mask"), loss_type="grpo")
     loss, _ = scored.loss()
-    mine = ours(case, scored.advantages, aggregation="seq-mean-token-mean", correction={**MODES["sequence_mask"][1], "kind": "mask"})
+    mine = ours(
+        case,
+        scored.advantages,
+        aggregation="seq-mean-token-mean",
+        correction={**MODES["sequence_mask"][1], "kind": "mask"},
+    )
     left = int(mine.kept.any(-1).sum())
     assert 0 < left < case.occupied
     assert_close(mine.loss * left, loss * case.rows, "loss", tol=TOLERANCE)
@@ -137,7 +152,9 @@ def test_bounds_are_inclusive_and_on_old_over_rollout(trl_side: TrlSide) -> None
         mine, _, _ = rollout_correction(
             case.old, case.rollout, case.mask, kind="mask_keep_denominator", level="token", lower=lower, upper=upper
         )
-        assert_close(weights[0], [r if keep else 0.0 for r, keep in zip(ratios, kept, strict=True)], "TRL", tol=TOLERANCE)
+        assert_close(
+            weights[0], [r if keep else 0.0 for r, keep in zip(ratios, kept, strict=True)], "TRL", tol=TOLERANCE
+        )
         assert_close(mine, weights, "ours", tol=TOLERANCE)
 
 
@@ -172,10 +189,13 @@ def test_difference_missing_sampling_log_probs(trl_side: TrlSide) -> None:
 
 
 def test_difference_veto(trl_side: TrlSide) -> None:
-    """TRL has no veto: its `off_policy_mask_threshold` goes by a row's mean log μ/π_θ, spares positive advantages and keeps the
-    row in the normaliser. Ours goes by the smallest π_old/μ, whatever the advantage, and out of the normaliser."""
+    """TRL has no veto: its `off_policy_mask_threshold` goes by a row's mean log μ/π_θ, spares positive advantages and
+    keeps the row in the normaliser. Ours goes by the smallest π_old/μ, whatever the advantage, and out of the
+    normaliser."""
     case = chosen_case([0.0] * 4, [0.0, 0.0, 0.0, math.log(1e-3)])
-    scored = trl_side.score(case, **settings("token_truncate", clip_max=2.0), loss_type="bnpo", off_policy_mask_threshold=1.0)
+    scored = trl_side.score(
+        case, **settings("token_truncate", clip_max=2.0), loss_type="bnpo", off_policy_mask_threshold=1.0
+    )
     _, gradient = scored.loss()
     weights = torch.tensor([1.0, 1.0, 1.0, 1e-3], dtype=torch.float64)
     assert_close(gradient[0], -scored.advantages[0] * weights / case.mask.sum(), "kept, over all tokens", tol=TOLERANCE)
@@ -187,14 +207,17 @@ def test_difference_veto(trl_side: TrlSide) -> None:
 
 @every_seed
 def test_difference_figures(trl_side: TrlSide, seed: int) -> None:
-    """TRL logs the mean |log π_old - log μ| and the weights after bounding; ours are signed and before it. An empty row has weight 1."""
+    """TRL logs the mean |log π_old - log μ| and the weights after bounding; ours are signed and before it. An empty row
+    has weight 1."""
     case = random_case(seed)
     scored = trl_side.score(case, **settings("token_truncate"))
     rho = (case.old - case.rollout)[case.mask]
     mine = mismatch_diagnostics(case.old, case.rollout, case.mask)
     assert_close(scored.metric("sampling/sampling_logp_difference/mean"), rho.abs().mean(), "absolute", tol=FIGURE)
     assert_close(mine["rollout_corr/kl"], -rho.mean(), "signed", tol=TOLERANCE)
-    assert_close(scored.metric("sampling/importance_sampling_ratio/mean"), rho.exp().clamp(max=1.3).mean(), "bounded", tol=FIGURE)
+    assert_close(
+        scored.metric("sampling/importance_sampling_ratio/mean"), rho.exp().clamp(max=1.3).mean(), "bounded", tol=FIGURE
+    )
     weights = rho.exp()
     share = weights.sum() ** 2 / (weights.numel() * weights.square().sum())
     assert_close(mine["rollout_corr/rollout_is_eff_sample_size"], share, "unbounded", tol=TOLERANCE)
@@ -203,7 +226,9 @@ def test_difference_figures(trl_side: TrlSide, seed: int) -> None:
     product = torch.where(case.mask, case.old - case.rollout, 0.0).sum(-1).exp()
     assert product[4] == 1
     assert not case.mask[4].any()
-    assert_close(rows.metric("sampling/importance_sampling_ratio/mean"), product.mean(), "empty row counted", tol=FIGURE)
+    assert_close(
+        rows.metric("sampling/importance_sampling_ratio/mean"), product.mean(), "empty row counted", tol=FIGURE
+    )
     product = product[case.mask.any(-1)]
     share = product.sum() ** 2 / (product.numel() * product.square().sum())
     assert_close(mine["rollout_corr/rollout_is_eff_sample_size_seq"], share, "empty row left out", tol=TOLERANCE)

@@ -1,4 +1,5 @@
-"""Two optimizer steps of `GRPOTrainer.train()` on a real model, nothing prescribed but the rollout, against our `Updater`."""
+"""Two optimizer steps of `GRPOTrainer.train()` on a real model, nothing prescribed but the rollout, against our
+`Updater`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alp import config
+from alp.configuration import compose
 from alp.models import load_model
 from alp.policy import group_advantages, rollout_correction
 from alp.rollout.episodes import Trajectory
@@ -35,7 +36,11 @@ METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "gspo": (
         [
             *("method=gspo", "method.clip_low=0.02", "method.clip_high=0.03", "method.dual_clip=10"),
-            *("method.correction.kind=mask_keep_denominator", "method.correction.level=sequence", "method.correction.upper=3"),
+            *(
+                "method.correction.kind=mask_keep_denominator",
+                "method.correction.level=sequence",
+                "method.correction.upper=3",
+            ),
         ],
         {"importance_sampling_level": "sequence", "epsilon": 0.02, "epsilon_high": 0.03},
     ),
@@ -58,12 +63,19 @@ def sampled_near(model: Any, case: Case) -> list[Trajectory]:
         )
         for row, length in enumerate(case.lengths)
     ]
-    own, _ = frozen_log_probs(model, collate(trajectories, pad_token_id=0, first_sequence=0, device=DEVICE), TEMPERATURE, None)
+    own, _ = frozen_log_probs(
+        model, collate(trajectories, pad_token_id=0, first_sequence=0, device=DEVICE), TEMPERATURE, None
+    )
     near = own + 0.5 * torch.randn(own.shape, generator=random)
-    return [replace(t, rollout_log_probs=near[i, len(t.prompt_ids) :][: len(t.response_ids)].tolist()) for i, t in enumerate(trajectories)]
+    return [
+        replace(t, rollout_log_probs=near[i, len(t.prompt_ids) :][: len(t.response_ids)].tolist())
+        for i, t in enumerate(trajectories)
+    ]
 
 
-def trained_by_trl(trl_side: TrlSide, case: Case, trajectories: list[Trajectory], options: dict[str, Any]) -> list[tuple[Weights, Weights]]:
+def trained_by_trl(
+    trl_side: TrlSide, case: Case, trajectories: list[Trajectory], options: dict[str, Any]
+) -> list[tuple[Weights, Weights]]:
     """Weights before, and gradients in, two updates on one rollout batch, each in two micro-batches."""
     from transformers import TrainerCallback
 
@@ -109,7 +121,8 @@ def trained_by_trl(trl_side: TrlSide, case: Case, trajectories: list[Trajectory]
 
 
 def prepared(trajectories: list[Trajectory], model: Any, method: Any) -> Batch:
-    """The batch with old log-probs, correction and advantages; these with TRL's epsilon, which has a test of its own."""
+    """The batch with old log-probs, correction and advantages; these with TRL's epsilon, which has a test of its
+    own."""
     batch = collate(trajectories, pad_token_id=0, first_sequence=0, device=DEVICE)
     old, _ = frozen_log_probs(model, batch, TEMPERATURE, None)
     weights, kept, _ = rollout_correction(old, batch.rollout_log_probs, batch.response_mask, **dict(method.correction))
@@ -120,15 +133,22 @@ def prepared(trajectories: list[Trajectory], model: Any, method: Any) -> Batch:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_parameter_gradients(trl_side: TrlSide, tmp_path: Path, name: str) -> None:
-    """A fault that prescribed log-probs hide: temperature, a shift by one token, padding, accumulation, staleness of a second update.
+    """A fault that prescribed log-probs hide: temperature, a shift by one token, padding, accumulation, staleness of a
+    second update.
 
     Neither side computes log-probs in anything wider than float32, hence a tolerance of 1e-5 of the largest gradient.
     """
     words, options = METHODS[name]
     case = random_case(5, rows=ROWS, samples=SAMPLES)
     model = load_model(trl_side.folder / "model", DEVICE)
-    fixed = ["model.path='unused'", f"run.dir='{tmp_path}'", "trainer.device=cpu", "trainer.max_grad_norm=1e9", "trainer.micro_batch=3"]
-    job = config.load("train", [*words, *fixed])
+    fixed = [
+        "model.path='unused'",
+        f"run.dir='{tmp_path}'",
+        "trainer.device=cpu",
+        "trainer.max_grad_norm=1e9",
+        "trainer.micro_batch=3",
+    ]
+    job = compose.load("train", [*words, *fixed])
     trajectories = sampled_near(model, case)
     batch = prepared(trajectories, model, job.method)
     steps = trained_by_trl(trl_side, case, trajectories, options)
@@ -138,7 +158,9 @@ def test_parameter_gradients(trl_side: TrlSide, tmp_path: Path, name: str) -> No
         model.load_state_dict(weights, strict=False)
         current, _ = token_log_probs(model, batch, TEMPERATURE)
         ratios.append((current.detach() - batch.old_log_probs)[batch.response_mask].abs().max())
-        Updater(model, job.method, job.trainer, perturbation=None, temperature=TEMPERATURE, reference=False).update(batch, 0)
+        Updater(model, job.method, job.trainer, perturbation=None, temperature=TEMPERATURE, reference=False).update(
+            batch, 0
+        )
         size = max(float(gradient.abs().max()) for gradient in gradients.values())
         assert size > 1e-3
         for parameter, value in model.named_parameters():

@@ -44,7 +44,11 @@ def test_loss_and_gradient(trl_side: TrlSide, level: str, loss_type: str, seed: 
     scored = trl_side.score(case, importance_sampling_level=level, loss_type=loss_type)
     loss, gradient = scored.loss()
     mine = ours(
-        case, scored.advantages, level=LEVELS[level], aggregation=AGGREGATIONS[loss_type][0], normaliser=normaliser(case, loss_type)
+        case,
+        scored.advantages,
+        level=LEVELS[level],
+        aggregation=AGGREGATIONS[loss_type][0],
+        normaliser=normaliser(case, loss_type),
     )
     assert_close(mine.loss, loss, "loss", tol=TOLERANCE)
     assert_close(mine.gradient, gradient, "gradient", tol=TOLERANCE)
@@ -54,7 +58,8 @@ def test_loss_and_gradient(trl_side: TrlSide, level: str, loss_type: str, seed: 
 @every_seed
 @every_level
 def test_dual_clip_is_delta(trl_side: TrlSide, level: str, seed: int) -> None:
-    """TRL's `delta` and our dual clip agree as long as the bound lies above the clip range; so do the clip fractions per token."""
+    """TRL's `delta` and our dual clip agree as long as the bound lies above the clip range; so do the clip fractions
+    per token."""
     case = random_case(seed)
     case = case.with_(current=case.old + 3 * (case.current - case.old))
     scored = trl_side.score(case, importance_sampling_level=level, loss_type="bnpo", delta=1.5)
@@ -69,7 +74,8 @@ def test_dual_clip_is_delta(trl_side: TrlSide, level: str, seed: int) -> None:
 
 
 def test_difference_delta_inside_the_clip_range(trl_side: TrlSide) -> None:
-    """Below 1 + high, `delta` caps what a positive advantage earns and no longer caps the loss of a negative one: ours is the reverse."""
+    """Below 1 + high, `delta` caps what a positive advantage earns and no longer caps the loss of a negative one: ours
+    is the reverse."""
     case = chosen_case([math.log(1.2)])
     scored = trl_side.score(case, loss_type="bnpo", delta=1.1)
     loss, gradient = scored.loss()
@@ -82,7 +88,8 @@ def test_difference_delta_inside_the_clip_range(trl_side: TrlSide) -> None:
 
 
 def test_clip_range_is_one_plus_epsilon_high(trl_side: TrlSide) -> None:
-    """An upper bound read as the ratio itself, or a lower one used on both sides: TRL's default `epsilon_high` is `epsilon`."""
+    """An upper bound read as the ratio itself, or a lower one used on both sides: TRL's default `epsilon_high` is
+    `epsilon`."""
     points = [math.log(r) for r in (0.79, 0.81, 1.19, 1.21, 1.27, 1.29)]
     case = chosen_case(points)
     for epsilon_high, high in ((0.28, 0.28), (None, 0.2)):
@@ -96,7 +103,8 @@ def test_clip_range_is_one_plus_epsilon_high(trl_side: TrlSide) -> None:
 
 
 def test_difference_cispo_bounds_the_ratio_itself(trl_side: TrlSide) -> None:
-    """With `cispo`, `epsilon_high` is the bound on r, not on r - 1, and a clipped token keeps a gradient: we have no such loss."""
+    """With `cispo`, `epsilon_high` is the bound on r, not on r - 1, and a clipped token keeps a gradient: we have no
+    such loss."""
     case = chosen_case([math.log(1.5), math.log(3.0)])
     scored = trl_side.score(case, loss_type="cispo", epsilon_high=2.0)
     _, gradient = scored.loss()
@@ -104,7 +112,9 @@ def test_difference_cispo_bounds_the_ratio_itself(trl_side: TrlSide) -> None:
     assert_close(gradient, expected, "TRL's gradient", tol=TOLERANCE)
     mine = ours(case, scored.advantages, clip_high=1.0)
     assert_close(mine.gradient[0], [expected[0][0], 0.0], "our gradient", tol=TOLERANCE)
-    assert_close(mine.gradient[1, 1], -3.0 * scored.advantages[1] / 4, "our gradient without a dual clip", tol=TOLERANCE)
+    assert_close(
+        mine.gradient[1, 1], -3.0 * scored.advantages[1] / 4, "our gradient without a dual clip", tol=TOLERANCE
+    )
 
 
 @every_seed
@@ -122,16 +132,21 @@ def test_difference_empty_rows(trl_side: TrlSide, seed: int) -> None:
 
 @every_seed
 def test_difference_sequence_is_never_the_product(trl_side: TrlSide, seed: int) -> None:
-    """TRL's sequence ratio is the geometric mean; our `sequence` is the product, the length-th power of it, and TRL has none."""
+    """TRL's sequence ratio is the geometric mean; our `sequence` is the product, the length-th power of it, and TRL has
+    none."""
     case = random_case(seed)
     scored = trl_side.score(case, importance_sampling_level="sequence", loss_type="bnpo", epsilon=1.0, epsilon_high=1e9)
     loss, _ = scored.loss()
     wide: dict[str, Any] = {"clip_low": 1.0, "clip_high": 1e9}
-    product, geometric = (ours(case, scored.advantages, level=level, **wide).loss for level in ("sequence", "sequence_geometric"))
+    product, geometric = (
+        ours(case, scored.advantages, level=level, **wide).loss for level in ("sequence", "sequence_geometric")
+    )
     assert_close(geometric, loss, "geometric", tol=TOLERANCE)
     assert abs(product - loss) > 1e-3
     lengths = case.mask.sum(-1, keepdim=True)
-    product, geometric = (log_ratio(case.current, case.old, case.mask, level=level) for level in ("sequence", "sequence_geometric"))
+    product, geometric = (
+        log_ratio(case.current, case.old, case.mask, level=level) for level in ("sequence", "sequence_geometric")
+    )
     assert_close(product, geometric * lengths, "product", tol=TOLERANCE)
     broken = trl_side.score(case)
     broken.trainer.importance_sampling_level = "sequence_product"
@@ -141,7 +156,8 @@ def test_difference_sequence_is_never_the_product(trl_side: TrlSide, seed: int) 
 
 @every_level
 def test_difference_no_clamp_on_the_log_ratio(trl_side: TrlSide, level: str) -> None:
-    """TRL's log-ratio has no bound: without `delta` one far token dominates. Ours stops at 20, with no gradient beyond."""
+    """TRL's log-ratio has no bound: without `delta` one far token dominates. Ours stops at 20, with no gradient
+    beyond."""
     case = chosen_case([25.0])
     scored = trl_side.score(case, importance_sampling_level=level, loss_type="bnpo")
     loss, gradient = scored.loss()
@@ -154,7 +170,8 @@ def test_difference_no_clamp_on_the_log_ratio(trl_side: TrlSide, level: str) -> 
 
 
 def test_difference_junk_at_masked_positions(trl_side: TrlSide) -> None:
-    """TRL multiplies by the mask: a token that no policy can sample, under the mask, makes the loss NaN; ours never reads it."""
+    """TRL multiplies by the mask: a token that no policy can sample, under the mask, makes the loss NaN; ours never
+    reads it."""
     case = chosen_case([0.1, 0.2, 0.3])
     case.mask[:, 1] = False
     case.current[:, 1] = case.old[:, 1] = -torch.inf
@@ -170,14 +187,18 @@ def test_difference_junk_at_masked_positions(trl_side: TrlSide) -> None:
 def test_difference_clip_fractions_of_sequences(trl_side: TrlSide, seed: int) -> None:
     """At the sequence level TRL counts sequences, the empty ones too; we count the tokens that the clip touches."""
     case = random_case(seed)
-    scored = trl_side.score(case, importance_sampling_level="sequence", loss_type="grpo", epsilon=0.02, epsilon_high=0.02)
+    scored = trl_side.score(
+        case, importance_sampling_level="sequence", loss_type="grpo", epsilon=0.02, epsilon_high=0.02
+    )
     scored.loss()
     mine = ours(case, scored.advantages, level="sequence_geometric", clip_low=0.02, clip_high=0.02)
     ratio = log_ratio(case.current, case.old, case.mask, level="sequence_geometric").exp()[:, 0]
     hit = (ratio < 0.98) & (scored.advantages < 0)
     lengths = case.mask.sum(-1).double()
     assert_close(scored.metric("clip_ratio/low_mean"), hit.sum() / case.rows, "TRL: sequences", tol=FIGURE)
-    assert_close(mine.metrics["ratio/clipped_low"], (hit * lengths).sum() / lengths.sum(), "ours: tokens", tol=TOLERANCE)
+    assert_close(
+        mine.metrics["ratio/clipped_low"], (hit * lengths).sum() / lengths.sum(), "ours: tokens", tol=TOLERANCE
+    )
 
 
 def test_difference_metric_names(trl_side: TrlSide) -> None:

@@ -3,9 +3,9 @@
 TRL's own code builds the batch from a rollout, scores it (`_generate_and_score_completions`: masks, old and reference
 log-probs, importance-sampling correction, rewards, advantages), splits it (`_prepare_inputs`) and computes the loss
 (`compute_loss`). Two seams: the public `rollout_func` hands over tokens, sampling log-probs and the tool mask; and
-`_get_per_token_logps_and_entropies`, the model's forward, looks its answer up in a `Case` by the row's first prompt token.
-`test_trl_end_to_end.py` leaves the forward alone as well. `use_vllm` is switched on after construction, because the
-constructor would start an engine; in what runs here it decides whether the correction applies and nothing else.
+`_get_per_token_logps_and_entropies`, the model's forward, looks its answer up in a `Case` by the row's first prompt
+token. `test_trl_end_to_end.py` leaves the forward alone as well. `use_vllm` is switched on after construction, because
+the constructor would start an engine; in what runs here it decides whether the correction applies and nothing else.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class TrlSide:
         size: Any = SimpleNamespace(hidden=16, intermediate=32, layers=2, heads=2)
         save_model(build_embedded(size, self.tokenizer, seed=3), self.tokenizer, folder / "model")
 
-    def trainer(self, case: Case, rollout: Callable[..., Any] | None = None, *, correct: bool = False, **config: Any) -> Any:
+    def trainer(
+        self, case: Case, rollout: Callable[..., Any] | None = None, *, correct: bool = False, **config: Any
+    ) -> Any:
         """A trainer for batches of this case, its forward untouched."""
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
@@ -84,7 +86,12 @@ class TrlSide:
             **CLIPS,
         }
         arguments = GRPOConfig(
-            output_dir=str(self.folder / "out"), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, **{**defaults, **config}
+            output_dir=str(self.folder / "out"),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+            **{**defaults, **config},
         )
         trainer = GRPOTrainer(
             model=str(self.folder / "model"),
@@ -122,7 +129,9 @@ class TrlSide:
         current = case.current.clone().requires_grad_()
 
         def forward(model: Any, input_ids: Tensor, *_: Any, **asked: Any) -> tuple[Tensor, Any, None]:
-            in_loss = bool(asked.get("compute_entropy"))  # TRL asks for entropies with the loss, not when it scores a rollout
+            in_loss = bool(
+                asked.get("compute_entropy")
+            )  # TRL asks for entropies with the loss, not when it scores a rollout
             table = case.reference if model is trainer.ref_model else current if in_loss else case.old
             values = table[rows_of(input_ids)]
             return values, torch.zeros_like(values) if in_loss else None, None

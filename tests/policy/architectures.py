@@ -1,4 +1,5 @@
-"""Tiny random models of every causal-LM architecture that is tested, by model type; docs/architectures.md lists the same."""
+"""Tiny random models of every causal-LM architecture that is tested, by model type; docs/architectures.md lists the
+same."""
 
 from __future__ import annotations
 
@@ -24,10 +25,16 @@ DEPTH, WIDTH = 3, 32
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "n_words", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "n_embed", "word_embed_proj_dim", "embedding_size"), WIDTH),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), DEPTH),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "encoder_attention_heads"), 4),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), DEPTH
+    ),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "encoder_attention_heads"), 4
+    ),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "n_inner", "dff"), 48),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "max_target_positions"), 64),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "max_target_positions"), 64
+    ),
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 16),
     **dict.fromkeys(("initializer_range", "init_std", "initializer_factor"), 0.2),
@@ -74,13 +81,16 @@ TEXT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is expected of one model type, and the fields of its configuration that SIZES does not cover (None: leave it out)."""
+    """What is expected of one model type, and the fields of its configuration that SIZES does not cover (None: leave it
+    out)."""
 
     model_class: str
     layers: str = "model.layers"
     sizes: dict[str, Any] = field(default_factory=dict)
     checkpointing: bool = True  # whether transformers can checkpoint it at all
-    reentrant: bool = True  # whether it stands reentrant checkpointing, which Zamba nests around tensors passed by keyword
+    reentrant: bool = (
+        True  # whether it stands reentrant checkpointing, which Zamba nests around tensors passed by keyword
+    )
     float64: bool = False  # computes in float64 throughout; others take their norms, softmaxes or decays in float32
 
 
@@ -95,7 +105,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bart": Architecture("BartForCausalLM", "model.decoder.layers", float64=True),
     "bert": Architecture("BertLMHeadModel", "bert.encoder.layer", sizes=DECODER, float64=True),
     "bert-generation": Architecture("BertGenerationDecoder", "bert.encoder.layer", sizes=DECODER),
-    "big_bird": Architecture("BigBirdForCausalLM", "bert.encoder.layer", sizes=DECODER | {"attention_type": "original_full"}),
+    "big_bird": Architecture(
+        "BigBirdForCausalLM", "bert.encoder.layer", sizes=DECODER | {"attention_type": "original_full"}
+    ),
     "bigbird_pegasus": Architecture("BigBirdPegasusForCausalLM", "model.decoder.layers"),
     "biogpt": Architecture("BioGptForCausalLM", "biogpt.layers"),
     "bitnet": Architecture("BitNetForCausalLM"),
@@ -130,7 +142,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ernie4_5_moe": Architecture("Ernie4_5_MoeForCausalLM", sizes={"moe_k": 2}),
     "exaone4": Architecture("Exaone4ForCausalLM"),
     "exaone_moe": Architecture("ExaoneMoeForCausalLM"),
-    "falcon": Architecture("FalconForCausalLM", "transformer.h", sizes={"num_kv_heads": 2, "new_decoder_architecture": True}, float64=True),
+    "falcon": Architecture(
+        "FalconForCausalLM", "transformer.h", sizes={"num_kv_heads": 2, "new_decoder_architecture": True}, float64=True
+    ),
     "falcon_h1": Architecture("FalconH1ForCausalLM", sizes=MAMBA | {"mamba_d_ssm": 64}),
     "falcon_mamba": Architecture("FalconMambaForCausalLM", "backbone.layers"),
     "flex_olmo": Architecture("FlexOlmoForCausalLM"),
@@ -146,7 +160,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Gemma4ForConditionalGeneration",
         "model.language_model.layers",
         sizes={
-            "text_config": TEXT | {"head_dim": 16, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
+            "text_config": (
+                TEXT | {"head_dim": 16, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
+            ),
             "vision_config": None,
         },
     ),
@@ -161,7 +177,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture("GPT2LMHeadModel", "transformer.h", float64=True),
     "gpt_bigcode": Architecture("GPTBigCodeForCausalLM", "transformer.h"),
     "gpt_neo": Architecture(
-        "GPTNeoForCausalLM", "transformer.h", sizes={"attention_types": [[["global", "local", "global"], 1]], "window_size": 4}
+        "GPTNeoForCausalLM",
+        "transformer.h",
+        sizes={"attention_types": [[["global", "local", "global"], 1]], "window_size": 4},
     ),
     "gpt_neox": Architecture("GPTNeoXForCausalLM", "gpt_neox.layers"),
     "gpt_neox_japanese": Architecture("GPTNeoXJapaneseForCausalLM", "gpt_neox_japanese.layers", checkpointing=False),
@@ -171,7 +189,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite_swa": Architecture("GraniteSWAForCausalLM"),
     "granitemoe": Architecture("GraniteMoeForCausalLM"),
     "granitemoe_swa": Architecture("GraniteMoeSWAForCausalLM"),
-    "granitemoehybrid": Architecture("GraniteMoeHybridForCausalLM", sizes=MAMBA | {"layer_types": ["mamba", "attention", "mamba"]}),
+    "granitemoehybrid": Architecture(
+        "GraniteMoeHybridForCausalLM", sizes=MAMBA | {"layer_types": ["mamba", "attention", "mamba"]}
+    ),
     "granitemoeshared": Architecture("GraniteMoeSharedForCausalLM"),
     "helium": Architecture("HeliumForCausalLM"),
     "hunyuan_v1_dense": Architecture("HunYuanDenseV1ForCausalLM"),
@@ -179,7 +199,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hy_v3": Architecture("HYV3ForCausalLM"),
     "hyperclovax": Architecture("HyperCLOVAXForCausalLM"),
     "inkling_text": Architecture(
-        "InklingForCausalLM", sizes={"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "rel_extent": 16}
+        "InklingForCausalLM",
+        sizes={"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "rel_extent": 16},
     ),
     "jais2": Architecture("Jais2ForCausalLM"),
     "jamba": Architecture("JambaForCausalLM"),
@@ -198,11 +219,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "laguna": Architecture("LagunaForCausalLM"),
     "lfm2": Architecture("Lfm2ForCausalLM"),
-    "lfm2_moe": Architecture("Lfm2MoeForCausalLM", sizes={"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}),
+    "lfm2_moe": Architecture(
+        "Lfm2MoeForCausalLM", sizes={"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1}
+    ),
     "llama": Architecture("LlamaForCausalLM"),
     "llama4_text": Architecture("Llama4ForCausalLM"),
     "mamba": Architecture("MambaForCausalLM", "backbone.layers"),
-    "mamba2": Architecture("Mamba2ForCausalLM", "backbone.layers", sizes={"num_heads": 8, "n_groups": 1, "state_size": 8}),
+    "mamba2": Architecture(
+        "Mamba2ForCausalLM", "backbone.layers", sizes={"num_heads": 8, "n_groups": 1, "state_size": 8}
+    ),
     "marian": Architecture("MarianForCausalLM", "model.decoder.layers"),
     "mbart": Architecture("MBartForCausalLM", "model.decoder.layers"),
     "megatron-bert": Architecture("MegatronBertForCausalLM", "bert.encoder.layer", sizes=DECODER),
@@ -255,14 +280,24 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_next": Architecture("Qwen3NextForCausalLM", sizes=DELTA),
     "recurrent_gemma": Architecture("RecurrentGemmaForCausalLM"),
     "rembert": Architecture(
-        "RemBertForCausalLM", "rembert.encoder.layer", sizes=DECODER | {"input_embedding_size": 16, "output_embedding_size": 16}
+        "RemBertForCausalLM",
+        "rembert.encoder.layer",
+        sizes=DECODER | {"input_embedding_size": 16, "output_embedding_size": 16},
     ),
     "roberta": Architecture("RobertaForCausalLM", "roberta.encoder.layer", sizes=DECODER),
-    "roberta-prelayernorm": Architecture("RobertaPreLayerNormForCausalLM", "roberta_prelayernorm.encoder.layer", sizes=DECODER),
+    "roberta-prelayernorm": Architecture(
+        "RobertaPreLayerNormForCausalLM", "roberta_prelayernorm.encoder.layer", sizes=DECODER
+    ),
     "roc_bert": Architecture(
         "RoCBertForCausalLM",
         "roc_bert.encoder.layer",
-        sizes=DECODER | {"pronunciation_vocab_size": 50, "pronunciation_embed_dim": 8, "shape_vocab_size": 50, "shape_embed_dim": 8},
+        sizes=DECODER
+        | {
+            "pronunciation_vocab_size": 50,
+            "pronunciation_embed_dim": 8,
+            "shape_vocab_size": 50,
+            "shape_embed_dim": 8,
+        },
     ),
     "roformer": Architecture("RoFormerForCausalLM", "roformer.encoder.layer", sizes=DECODER),
     "rwkv": Architecture("RwkvForCausalLM", "rwkv.blocks"),
@@ -278,9 +313,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "xlm-roberta": Architecture("XLMRobertaForCausalLM", "roberta.encoder.layer", sizes=DECODER),
     "xlm-roberta-xl": Architecture("XLMRobertaXLForCausalLM", "roberta.encoder.layer", sizes=DECODER),
     "xlstm": Architecture(
-        "xLSTMForCausalLM", "backbone.blocks", sizes={"v_head_dim": None, "num_heads": 4, "num_blocks": DEPTH, "embedding_dim": WIDTH}
+        "xLSTMForCausalLM",
+        "backbone.blocks",
+        sizes={"v_head_dim": None, "num_heads": 4, "num_blocks": DEPTH, "embedding_dim": WIDTH},
     ),
-    "xmod": Architecture("XmodForCausalLM", "roberta.encoder.layer", sizes=DECODER | {"languages": ["en_XX"], "default_language": "en_XX"}),
+    "xmod": Architecture(
+        "XmodForCausalLM",
+        "roberta.encoder.layer",
+        sizes=DECODER | {"languages": ["en_XX"], "default_language": "en_XX"},
+    ),
     "youtu": Architecture("YoutuForCausalLM", sizes=LATENT),
     "zamba": Architecture(
         "ZambaForCausalLM",
@@ -313,7 +354,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 @dataclass(frozen=True)
 class Refused:
-    """A model that is no decoder-only causal language model, or not one with layers that can be told: what the error says of it."""
+    """A model that is no decoder-only causal language model, or not one with layers that can be told: what the error
+    says of it."""
 
     model_class: str
     says: str
@@ -346,15 +388,27 @@ REFUSED: tuple[Refused, ...] = (
     Refused("XLNetLMHeadModel", "a permutation language model", {"d_inner": 48, "max_position_embeddings": None}),
     Refused("XLMWithLMHeadModel", "no list of whole decoder layers", {"emb_dim": WIDTH}),
     Refused("FlaubertWithLMHeadModel", "no list of whole decoder layers", {"emb_dim": WIDTH}),
-    Refused("ReformerModelWithLMHead", "two reversible residual streams", AXIAL | {"is_decoder": True, "attention_head_size": 8}),
-    Refused("ProphetNetForCausalLM", "several tokens ahead", {"num_decoder_layers": DEPTH, "num_encoder_layers": DEPTH}),
+    Refused(
+        "ReformerModelWithLMHead",
+        "two reversible residual streams",
+        AXIAL | {"is_decoder": True, "attention_head_size": 8},
+    ),
+    Refused(
+        "ProphetNetForCausalLM", "several tokens ahead", {"num_decoder_layers": DEPTH, "num_encoder_layers": DEPTH}
+    ),
     Refused("CpmAntForCausalLM", "prompt tokens of its own"),
     Refused(
-        "Gemma3nForCausalLM", "several residual streams", {"hidden_size_per_layer_input": 8, "laurel_rank": 8, "num_kv_shared_layers": 0}
+        "Gemma3nForCausalLM",
+        "several residual streams",
+        {"hidden_size_per_layer_input": 8, "laurel_rank": 8, "num_kv_shared_layers": 0},
     ),
     Refused("DeepseekV4ForCausalLM", "several residual streams"),
     Refused("HYV4ForCausalLM", "several residual streams"),
-    Refused("Qwen4ExpForCausalLM", "several residual streams", TEXT | DELTA | HASHED | INDEXER | {"hc_lowrank": 8, "ple_layer_ids": []}),
+    Refused(
+        "Qwen4ExpForCausalLM",
+        "several residual streams",
+        TEXT | DELTA | HASHED | INDEXER | {"hc_lowrank": 8, "ple_layer_ids": []},
+    ),
     Refused("HrmTextForCausalLM", "runs its layers several times"),
     Refused("MllamaForCausalLM", "skips its cross-attention layers", MLLAMA_ROPE | {"cross_attention_layers": [1]}),
     Refused("LongcatFlashForCausalLM", "cannot tell", {"n_routed_experts": 4, "head_dim": 4, "num_key_value_heads": 4}),
@@ -369,7 +423,8 @@ def locked_version() -> str:
 
 
 def config_class(model_type: str) -> type[Any]:
-    """The configuration class of a model type. A version of transformers other than the locked one may lack it: skip."""
+    """The configuration class of a model type. A version of transformers other than the locked one may lack it:
+    skip."""
     if model_type not in CONFIG_MAPPING and transformers.__version__ != locked_version():
         pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
     return CONFIG_MAPPING[model_type]  # type: ignore[no-any-return]
@@ -389,7 +444,9 @@ def build(model_type: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         config = tiny_config(config_class(model_type), ARCHITECTURES[model_type].sizes)
-        model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        )
     return model.to(dtype).train()
 
 

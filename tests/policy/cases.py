@@ -110,7 +110,9 @@ def double(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def assert_close(actual: Tensor | float, expected: object, what: str, *, scale: float = 1.0, tol: float = 1e-10) -> None:
+def assert_close(
+    actual: Tensor | float, expected: object, what: str, *, scale: float = 1.0, tol: float = 1e-10
+) -> None:
     """|actual - expected| <= tol * max(scale, |expected|), element by element; NaN never passes."""
     actual = torch.as_tensor(actual, dtype=torch.float64).detach()
     wanted = torch.as_tensor(expected, dtype=torch.float64)

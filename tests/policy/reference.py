@@ -1,8 +1,9 @@
 """Reference of the method in plain Python floats: one loop per formula, no tensor library.
 
 Written from the method specification alone (sections 1, 3, 4 and 6). Matrices are lists of rows, masks lists of rows of
-bools. Nothing here reads a value at a masked position. Every function that compares a ratio with a bound also returns the
-smallest distance, in log space, to such a bound (`margin`), so that a test can leave out ties that rounding decides.
+bools. Nothing here reads a value at a masked position. Every function that compares a ratio with a bound also returns
+the smallest distance, in log space, to such a bound (`margin`), so that a test can leave out ties that rounding
+decides.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ KINDS = ("none", "truncate", "mask", "mask_keep_denominator")
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
 ESTIMATORS = ("k1", "k2", "k3")
 QUANTILES = {
-    "q001": 0.001, "q01": 0.01, "q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "q99": 0.99, "q999": 0.999,
+    "q001": 0.001, "q01": 0.01, "q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95,
+    "q99": 0.99, "q999": 0.999,
 }  # fmt: skip
 
 
@@ -44,7 +46,9 @@ class LogRatio:
     margin: float = math.inf
 
 
-def log_ratio(numerator: Matrix, denominator: Matrix, mask: Mask, level: str, turn_ids: list[list[int]] | None = None) -> LogRatio:
+def log_ratio(
+    numerator: Matrix, denominator: Matrix, mask: Mask, level: str, turn_ids: list[list[int]] | None = None
+) -> LogRatio:
     """Section 1: the five levels. The gradient reaches log p_t only, with slope 1 inside the clamp and 0 outside."""
     values: Matrix = []
     slopes: Matrix = []

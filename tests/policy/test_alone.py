@@ -37,7 +37,8 @@ class TinyForCausalLM(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(num_hidden_layers=3, is_encoder_decoder=False)
         self.config.get_text_config = lambda decoder: self.config
-        self.embed, self.layers, self.head = nn.Embedding(11, 16), nn.ModuleList(Layer() for _ in range(3)), nn.Linear(16, 11)
+        self.embed, self.head = nn.Embedding(11, 16), nn.Linear(16, 11)
+        self.layers = nn.ModuleList(Layer() for _ in range(3))
     def can_generate(self):
         return True
     def forward(self, ids):

@@ -1,4 +1,5 @@
-"""`LayerwisePerturbation` on every architecture of `architectures.py`, and the refusal of models that it does not fit."""
+"""`LayerwisePerturbation` on every architecture of `architectures.py`, and the refusal of models that it does not
+fit."""
 
 import inspect
 import re
@@ -21,7 +22,20 @@ from .models import Batch, active, collate, flat, nudge, relative_gap, scales
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
 every_architecture = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-ATTENTION = ("falcon", "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "olmo2", "opt", "phi3", "qwen3", "smollm3", "stablelm")
+ATTENTION = (
+    "falcon",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "olmo2",
+    "opt",
+    "phi3",
+    "qwen3",
+    "smollm3",
+    "stablelm",
+)
 WHICH = [0, 2, 3]  # sequences of 3, 5 and 10 tokens, in one batch 10 wide
 
 
@@ -47,7 +61,9 @@ def gradients(model: nn.Module, perturbation: LayerwisePerturbation, batch: Batc
         parameter.grad = None
     with active(perturbation, batch):
         loss_of(model, batch).backward()
-    weights, trained = ([p.grad for p in group if p.grad is not None] for group in (model.parameters(), scales(perturbation)))
+    weights, trained = (
+        [p.grad for p in group if p.grad is not None] for group in (model.parameters(), scales(perturbation))
+    )
     return flat(weights), flat(trained)
 
 
@@ -81,7 +97,9 @@ def removed(handles: list[Any]) -> Iterator[None]:
 def with_hidden(change: Callable[[int, Tensor], Tensor], layer: int) -> Any:
     """A pre-hook that changes a layer's hidden state."""
 
-    def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden = change(layer, hidden_of(arguments, keywords))
         if arguments:
             return (hidden, *arguments[1:]), keywords
@@ -92,7 +110,10 @@ def with_hidden(change: Callable[[int, Tensor], Tensor], layer: int) -> Any:
 
 def pre_hooks(layers: list[nn.Module], change: Callable[[int, Tensor], Tensor]) -> list[Any]:
     """One pre-hook on every layer."""
-    return [module.register_forward_pre_hook(with_hidden(change, layer), with_kwargs=True) for layer, module in enumerate(layers)]
+    return [
+        module.register_forward_pre_hook(with_hidden(change, layer), with_kwargs=True)
+        for layer, module in enumerate(layers)
+    ]
 
 
 def exact_noise(name: str, model: nn.Module, batch: Batch) -> list[Tensor]:
@@ -113,7 +134,8 @@ def exact_noise(name: str, model: nn.Module, batch: Batch) -> list[Tensor]:
 
 @every_architecture
 def test_layers_are_found_and_run_once_in_order(name: str) -> None:
-    """A wrong module list (experts, a vision tower, parts of a layer), a layer without its hook, run twice, skipped or out of order."""
+    """A wrong module list (experts, a vision tower, parts of a layer), a layer without its hook, run twice, skipped or
+    out of order."""
     model, batch, calls = build(name), collate(WHICH), []
     layers = layers_of(name, model)
     assert type(model).__name__ == ARCHITECTURES[name].model_class
@@ -122,7 +144,11 @@ def test_layers_are_found_and_run_once_in_order(name: str) -> None:
     before = [len(module._forward_pre_hooks) for module in model.modules()]
     perturbation = LayerwisePerturbation(model, std=0.1)
     assert [len(layer._forward_pre_hooks) for layer in layers] == [1] * len(layers)
-    assert perturbation.hooks == len(layers) == sum(len(module._forward_pre_hooks) for module in model.modules()) - sum(before)
+    assert (
+        perturbation.hooks
+        == len(layers)
+        == sum(len(module._forward_pre_hooks) for module in model.modules()) - sum(before)
+    )
 
     def called(layer: int, hidden: Tensor) -> Tensor:
         calls.append((layer, *hidden.shape[:2]))
@@ -137,7 +163,8 @@ def test_layers_are_found_and_run_once_in_order(name: str) -> None:
 
 @every_architecture
 def test_noise_enters_the_residual_stream(name: str) -> None:
-    """Noise on a copy of the stream: each layer's input is the output of the layer before it, and noise added there by hand is the same."""
+    """Noise on a copy of the stream: each layer's input is the output of the layer before it, and noise added there by
+    hand is the same."""
     model, batch = build(name), collate(WHICH)
     layers, inputs, outputs = layers_of(name, model), {}, {}
     noise = exact_noise(name, model, batch)
@@ -159,12 +186,17 @@ def test_noise_enters_the_residual_stream(name: str) -> None:
 
         return hook
 
-    watching = [*pre_hooks(layers, arrive), *(module.register_forward_hook(leave(layer)) for layer, module in enumerate(layers))]
+    watching = [
+        *pre_hooks(layers, arrive),
+        *(module.register_forward_hook(leave(layer)) for layer, module in enumerate(layers)),
+    ]
     with torch.no_grad(), removed(watching):
         logits_of(model, batch)
     for layer in range(1, len(layers)):
         assert torch.equal(inputs[layer], outputs[layer - 1]), layer
-    first = layers[0].register_forward_pre_hook(with_hidden(lambda layer, hidden: hidden + noise[0], 0), with_kwargs=True)
+    first = layers[0].register_forward_pre_hook(
+        with_hidden(lambda layer, hidden: hidden + noise[0], 0), with_kwargs=True
+    )
     rest = [module.register_forward_hook(add_after(layer)) for layer, module in enumerate(layers[:-1])]
     with torch.no_grad(), removed([first, *rest]):
         by_hand = logits_of(model, batch)
@@ -175,7 +207,8 @@ def test_noise_enters_the_residual_stream(name: str) -> None:
 
 @every_architecture
 def test_size_and_off(name: str) -> None:
-    """Noise of another size than sigma, hooks that change nothing, an off switch or a detachment that leaves some of it on."""
+    """Noise of another size than sigma, hooks that change nothing, an off switch or a detachment that leaves some of it
+    on."""
     model, batch = build(name), collate(range(8))
     real = batch.attention_mask.bool()
     with torch.no_grad():
@@ -210,9 +243,12 @@ def test_noise_does_not_see_the_padding(name: str) -> None:
 
 
 class Float64Throughout(TorchFunctionMode):
-    """Models that take norms, softmaxes or decays in float32 do so in float64: casts of float64 values to float32 become no casts."""
+    """Models that take norms, softmaxes or decays in float32 do so in float64: casts of float64 values to float32
+    become no casts."""
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Replaces float32 by float64 among the arguments of functions of a float64 tensor."""
         kwargs = kwargs or {}
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
@@ -225,7 +261,8 @@ class Float64Throughout(TorchFunctionMode):
 
 @contextmanager
 def precise(name: str) -> Iterator[None]:
-    """Float64 everywhere, of itself or by the mode above (and in the tensors that a model makes without naming a type)."""
+    """Float64 everywhere, of itself or by the mode above (and in the tensors that a model makes without naming a
+    type)."""
     if ARCHITECTURES[name].float64:
         yield
         return
@@ -240,7 +277,8 @@ def precise(name: str) -> Iterator[None]:
 
 @every_architecture
 def test_gradient_of_the_scales_is_the_finite_difference(name: str) -> None:
-    """A hook that cuts or doubles the graph, one layer's gradient in another's place, a layer whose input takes a second path."""
+    """A hook that cuts or doubles the graph, one layer's gradient in another's place, a layer whose input takes a
+    second path."""
     model, batch = build(name, torch.float64), collate(WHICH)
     perturbation = LayerwisePerturbation(model, std=0.1)
     step, slopes = 1e-5, []
@@ -287,19 +325,27 @@ def test_gradients_do_not_depend_on_the_batching(name: str) -> None:
     model = build(name)
     perturbation = LayerwisePerturbation(model, std=0.1)
     whole = gradients(model, perturbation, collate([0, 1, 2, 3]))
-    halves = [gradients(model, perturbation, batch) for batch in (collate([0, 2], side="left"), collate([3, 1], width=12))]
+    halves = [
+        gradients(model, perturbation, batch) for batch in (collate([0, 2], side="left"), collate([3, 1], width=12))
+    ]
     for found, expected in zip(map(sum, zip(*halves, strict=True)), whole, strict=True):
         assert relative_gap(found, expected) < 1e-4
 
 
 def hook_count(model: nn.Module) -> int:
     """Hooks of every kind on a model and its parts."""
-    return sum(len(value) for module in model.modules() for key, value in vars(module).items() if key.endswith("_hooks") and value)
+    return sum(
+        len(value)
+        for module in model.modules()
+        for key, value in vars(module).items()
+        if key.endswith("_hooks") and value
+    )
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.model_class)
 def test_other_models_are_refused_by_name(refused: Refused) -> None:
-    """A model perturbed where its layers are not, or not all run: the error names its class and why, and leaves no hook."""
+    """A model perturbed where its layers are not, or not all run: the error names its class and why, and leaves no
+    hook."""
     model = build_refused(refused)
     before = hook_count(model)
     with pytest.raises(ValueError, match=rf"model: .*{refused.model_class}.*") as caught:
@@ -381,7 +427,10 @@ def test_lists_that_look_like_layers() -> None:
     """As many experts, norms, blocks of a vision tower or repetitions of one block as there are layers."""
     block = nn.Sequential(nn.Linear(4, 4))
     tower = Plain(config=SimpleNamespace(num_hidden_layers=2))
-    parts = {"experts": nn.Sequential(nn.ModuleList([stack(block, nn.Sequential(nn.ReLU()))])), "norms": stack(nn.ReLU(), nn.ReLU())}
+    parts = {
+        "experts": nn.Sequential(nn.ModuleList([stack(block, nn.Sequential(nn.ReLU()))])),
+        "norms": stack(nn.ReLU(), nn.ReLU()),
+    }
     model = generator(**parts, tower=tower, shared=stack(block, block))
     assert decoder_layers(model) is model.layers
     with pytest.raises(ValueError, match=r"cannot tell the 2 decoder layers of Plain \(candidates: .*twins"):

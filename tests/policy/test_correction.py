@@ -31,7 +31,9 @@ def corrected(
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """The correction under test of a case: numerator = old, denominator = rollout; the mask as bools."""
     old, rollout, mask = case.tensors(grad=True)
-    weights, kept, metrics = rollout_correction(old, rollout, mask, kind=kind, level=level, upper=upper, lower=lower, veto=veto)
+    weights, kept, metrics = rollout_correction(
+        old, rollout, mask, kind=kind, level=level, upper=upper, lower=lower, veto=veto
+    )
     assert weights.is_floating_point()
     assert weights.shape == kept.shape == mask.shape
     assert not weights.requires_grad, "the correction is detached"
@@ -42,13 +44,17 @@ def corrected(
 @every_kind
 @PROPERTY
 @given(case=cases(), upper=uppers, lower=lowers, veto=vetoes)
-def test_weights_mask_and_metrics(level: str, kind: str, case: Case, upper: float, lower: float | None, veto: float | None) -> None:
+def test_weights_mask_and_metrics(
+    level: str, kind: str, case: Case, upper: float, lower: float | None, veto: float | None
+) -> None:
     """A bound on the reciprocal, a wrong level, a lost clamp, a veto on the aggregate, a masked value that leaks in."""
     bounds: dict[str, float | None] = {
         "upper": None if kind == "none" else upper,
         "lower": lower if kind.startswith("mask") else None,
     }
-    expected = reference.rollout_correction(case.numerator, case.denominator, case.mask, kind, level, **bounds, veto=veto)
+    expected = reference.rollout_correction(
+        case.numerator, case.denominator, case.mask, kind, level, **bounds, veto=veto
+    )
     assume(expected.margin > MARGIN)
     weights, kept, metrics = corrected(case, kind, level, **bounds, veto=veto)
     assert kept.tolist() == expected.mask
@@ -69,7 +75,9 @@ def test_the_two_masks_differ_by_the_normaliser_only(level: str, case: Case, upp
     for kind in ("mask", "mask_keep_denominator"):
         weights, kept, _ = corrected(case, kind, level, upper, lower)
         leaf = log_r.clone().requires_grad_()
-        loss, _ = policy_loss(leaf, double(case.advantages), kept, clip_low=0.1, clip_high=0.1, dual_clip=10.0, weights=weights)
+        loss, _ = policy_loss(
+            leaf, double(case.advantages), kept, clip_low=0.1, clip_high=0.1, dual_clip=10.0, weights=weights
+        )
         (gradient,) = torch.autograd.grad(loss, leaf)
         count = int(kept.sum())
         sums.append((loss.detach() * count, gradient * count))
@@ -104,7 +112,9 @@ def test_closed_bounds_and_strict_veto(level: str, kind: str, bounds: tuple[floa
     mask = torch.tensor([[True, True, True], [True, False, True]])
     lower = bounds[0] if kind.startswith("mask") else None
     upper = None if kind == "none" else bounds[1]
-    weights, kept, metrics = rollout_correction(log_probs, log_probs, mask, kind=kind, level=level, upper=upper, lower=lower, veto=1.0)
+    weights, kept, metrics = rollout_correction(
+        log_probs, log_probs, mask, kind=kind, level=level, upper=upper, lower=lower, veto=1.0
+    )
     assert torch.equal(kept.bool(), mask)
     assert torch.equal(weights[mask], torch.ones(5, dtype=torch.float64))
     assert metrics["correction/masked_tokens"] == metrics["correction/masked_sequences"] == 0.0
@@ -115,7 +125,9 @@ def test_fractions_are_exact(kind: str) -> None:
     """Counts divided in float32 (1/3 becomes 0.33333334), or rejected tokens that one kind does not report."""
     old = double([[-1.0, -1.0, -5.0], [-5.0, -1.0, -1.0], [-1.0, -1.0, -1.0]])
     mask = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
-    metrics = rollout_correction(old, torch.full_like(old, -1.0), mask, kind=kind, level="token", lower=0.5, upper=2.0)[2]
+    metrics = rollout_correction(old, torch.full_like(old, -1.0), mask, kind=kind, level="token", lower=0.5, upper=2.0)[
+        2
+    ]
     assert metrics["correction/masked_tokens"] == pytest.approx(1 / 3, rel=1e-10)
     assert metrics["correction/masked_sequences"] == pytest.approx(1 / 3, rel=1e-10)
 

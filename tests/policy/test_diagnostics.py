@@ -128,7 +128,9 @@ def test_quantiles_of_a_large_batch() -> None:
 def test_order_of_sequences_is_immaterial(case: Case, data: st.DataObject) -> None:
     """A figure that depends on the order of the rows."""
     turned = case.rows(data.draw(orders(case)))
-    assert mismatch_diagnostics(*turned.tensors()) == pytest.approx(mismatch_diagnostics(*case.tensors()), rel=1e-10, abs=1e-12)
+    assert mismatch_diagnostics(*turned.tensors()) == pytest.approx(
+        mismatch_diagnostics(*case.tensors()), rel=1e-10, abs=1e-12
+    )
     a, b = (ratio_diagnostics(double(differences(c)), c.mask_tensor()) for c in (case, turned))
     assert b == pytest.approx(a, rel=1e-10, abs=1e-12)
 

@@ -12,7 +12,8 @@ from alp.policy.layers import resolve_layers
 
 
 def test_named_bands_are_the_formulas() -> None:
-    """A share rounded down or to the nearest, a middle that leans to the other side, a late band that misses the end."""
+    """A share rounded down or to the nearest, a middle that leans to the other side, a late band that misses the
+    end."""
     for depth in range(1, 201):
         count = ceil(Fraction(1, 5) * depth)
         starts = {"early": 0, "middle": floor(Fraction(depth - count, 2)), "late": depth - count}
@@ -23,7 +24,8 @@ def test_named_bands_are_the_formulas() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 7, 36])
 def test_bands_and_lists(depth: int) -> None:
-    """An end that counts, a string read otherwise than its tuple, a list of two taken for a band, indices left in the order given."""
+    """An end that counts, a string read otherwise than its tuple, a list of two taken for a band, indices left in the
+    order given."""
     for start in range(depth):
         for end in range(start + 1, depth + 1):
             expected = list(range(start, end))
@@ -34,7 +36,9 @@ def test_bands_and_lists(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [int, np.int64, np.int32, np.uint8, lambda n: torch.tensor(n)], ids=["int", "int64", "int32", "uint8", "tensor"]
+    "kind",
+    [int, np.int64, np.int32, np.uint8, lambda n: torch.tensor(n)],
+    ids=["int", "int64", "int32", "uint8", "tensor"],
 )
 def test_integers_of_every_kind(kind: Any) -> None:
     """NumPy's integers refused, or left as they are: indices must be plain ones, which JSON and state dicts hold."""
@@ -91,7 +95,8 @@ def test_integers_of_every_kind(kind: Any) -> None:
     ids=repr,
 )
 def test_bad_selections_are_refused(layers: Any, says: str) -> None:
-    """A selection that perturbs nothing, or something else than was meant, in silence; the error names the argument and the fault."""
+    """A selection that perturbs nothing, or something else than was meant, in silence; the error names the argument and
+    the fault."""
     with pytest.raises(ValueError, match=says) as caught:
         resolve_layers(layers, 4)
     assert str(caught.value).startswith("layers: ")

@@ -81,7 +81,9 @@ def test_value_gradient_and_metrics(
 @every_aggregation
 @PROPERTY
 @given(case=cases(spread="close", some_valid=True), clip=clips, data=st.data())
-def test_micro_batches_add_up(aggregation: str, case: Case, clip: tuple[float, float, float | None], data: st.DataObject) -> None:
+def test_micro_batches_add_up(
+    aggregation: str, case: Case, clip: tuple[float, float, float | None], data: st.DataObject
+) -> None:
     """Micro-batches that are averaged each by their own count: the sum must be the mini-batch's loss and gradient."""
     log_r, numerator = through_ratio(case, "token")
     mask, advantages = case.mask_tensor(), double(case.advantages)
@@ -93,7 +95,9 @@ def test_micro_batches_add_up(aggregation: str, case: Case, clip: tuple[float, f
     parts = [slice(0, cut), slice(cut, None)]
     total = torch.zeros((), dtype=torch.float64)
     for part in (p for p in parts if log_r[p].shape[0]):
-        loss, _ = policy_loss(log_r[part], advantages[part], mask[part], **options(clip), normaliser=count, aggregation=aggregation)
+        loss, _ = policy_loss(
+            log_r[part], advantages[part], mask[part], **options(clip), normaliser=count, aggregation=aggregation
+        )
         total = total + loss
     (summed,) = torch.autograd.grad(total, numerator)
     assert_close(total, whole.item(), "sum of the losses", scale=1.0, tol=1e-12)
@@ -112,7 +116,9 @@ def test_order_of_sequences_is_immaterial(
     results = []
     for c in (case, shuffled):
         log_r, numerator = through_ratio(c, "sequence")
-        loss, metrics = policy_loss(log_r, double(c.advantages), c.mask_tensor(), **options(clip), aggregation=aggregation)
+        loss, metrics = policy_loss(
+            log_r, double(c.advantages), c.mask_tensor(), **options(clip), aggregation=aggregation
+        )
         results.append((loss.detach(), torch.autograd.grad(loss, numerator)[0], metrics))
     assert_close(results[1][0], results[0][0].item(), "loss", tol=1e-12)
     assert_close(results[1][1], results[0][1][order].tolist(), "gradient", tol=1e-12)
@@ -157,7 +163,9 @@ def test_dual_clip_acts_on_negative_advantages_only(case: Case, c: float) -> Non
 def test_worked_table_of_clips(ratio: float, advantage: float, loss: float, slope: float, flag: str | None) -> None:
     """One token, clip 0.2 / 0.28, dual clip 3: loss, slope and the one metric that may fire."""
     leaf = double([[math.log(ratio)]]).requires_grad_()
-    value, metrics = policy_loss(leaf, double([advantage]), torch.ones(1, 1), clip_low=0.2, clip_high=0.28, dual_clip=3.0)
+    value, metrics = policy_loss(
+        leaf, double([advantage]), torch.ones(1, 1), clip_low=0.2, clip_high=0.28, dual_clip=3.0
+    )
     (gradient,) = torch.autograd.grad(value, leaf)
     assert_close(value, loss, "loss")
     assert_close(gradient, [[slope]], "slope")

@@ -233,7 +233,8 @@ def test_layer_selection(depth: int, layers: Any, share: tuple[int, int] | None)
 
 @pytest.mark.parametrize("depth", [3, 4, 5, 7, 8])
 def test_named_bands_are_where_they_say(depth: int) -> None:
-    """Early that misses the first layer, late that misses the last, bands that overlap, have holes or differ in size."""
+    """Early that misses the first layer, late that misses the last, bands that overlap, have holes or differ in
+    size."""
     model = gpt2(layers=depth)
     bands: list[list[int]] = []
     for layers in ("early", "middle", "late"):

@@ -23,7 +23,12 @@ BACKENDS = {"aot_eager": 0.0} | ({"inductor": 1e-5} if shutil.which("g++") else 
 def larger() -> tuple[Qwen2ForCausalLM, Batch]:
     """A model as deep as Qwen2.5-1.5B and a batch whose activations outweigh its weights."""
     config = Qwen2Config(
-        vocab_size=64, hidden_size=128, intermediate_size=344, num_hidden_layers=28, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=28,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -34,7 +39,8 @@ def larger() -> tuple[Qwen2ForCausalLM, Batch]:
 
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointing", "reentrant"])
 def test_peak_memory_of_a_perturbed_update(checkpointing: bool | None) -> None:
-    """Noise, or a sum of hidden size, that lives until the backward: at most 2 % above the unperturbed update, as allocated.
+    """Noise, or a sum of hidden size, that lives until the backward: at most 2 % above the unperturbed update, as
+    allocated.
 
     The measure sees what it should: keeping one tensor of hidden size a layer, as the textbook way does, is found.
     """
@@ -58,7 +64,9 @@ def test_peak_memory_of_a_perturbed_update(checkpointing: bool | None) -> None:
     if checkpointing is None:
         kept: list[torch.Tensor] = []
         layers = list(model.model.layers)
-        handles = [layer.register_forward_hook(lambda *_: kept.append(torch.empty(batch.ids.numel(), 128))) for layer in layers]
+        handles = [
+            layer.register_forward_hook(lambda *_: kept.append(torch.empty(batch.ids.numel(), 128))) for layer in layers
+        ]
         assert peak(active(perturbation, batch)) > plain + 26 * hidden
         for handle in handles:
             handle.remove()
@@ -119,7 +127,8 @@ def test_a_block_that_perturbs_nothing_is_an_error() -> None:
 
 
 def test_backward_may_have_a_block_of_its_own() -> None:
-    """The check of the block must not refuse what is right: forward in one block, backward in the next of the same arguments."""
+    """The check of the block must not refuse what is right: forward in one block, backward in the next of the same
+    arguments."""
     model, batch = BUILDERS["gpt2"](), collate(EIGHT)
     perturbation = LayerwisePerturbation(model, std=0.2)
     weights, trained = gradients(model, perturbation, [batch])

@@ -34,7 +34,9 @@ either_checkpoint = pytest.mark.parametrize("reentrant", [True, False])
 EIGHT, SIXTEEN = list(range(8)), list(range(16))
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("gpt2", 1e-12), ("gpt_neox", 1e-12), ("qwen2", 1e-5), ("gpt2 in float32", 1e-5)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("gpt2", 1e-12), ("gpt_neox", 1e-12), ("qwen2", 1e-5), ("gpt2 in float32", 1e-5)]
+)
 @pytest.mark.parametrize("layers", ["all", "logits", (1, 3)])
 def test_gradients_do_not_depend_on_the_batching(name: str, tolerance: float, layers: Any) -> None:
     """Noise keyed by the row or column of a tensor: micro-batches, order, side and width of the padding."""
@@ -96,8 +98,8 @@ def plain_loss(ratio: float, advantage: float) -> float:
 def test_gradient_of_the_scales_through_the_policy_loss(name: str, level: str) -> None:
     """The chain from s_l over log-probs, ratio and clip to the loss, at every level of the ratio.
 
-    The stop-gradients of the specification are constants of the finite difference: the aggregate A_t and sg[log p_t] are
-    taken at the unmoved s, and log r_t = A_t + log p_t(s) - sg[log p_t] is followed in plain Python.
+    The stop-gradients of the specification are constants of the finite difference: the aggregate A_t and sg[log p_t]
+    are taken at the unmoved s, and log r_t = A_t + log p_t(s) - sg[log p_t] is followed in plain Python.
     """
     model, batch = EXACT[name](), collate(EIGHT)
     perturbation = LayerwisePerturbation(model, std=0.1)

@@ -180,7 +180,9 @@ def test_padding_side_and_missing_mask() -> None:
     perturbation = LayerwisePerturbation(model, std=0.5)
 
     def real(batch: Batch) -> Tensor:
-        return torch.stack([noise[batch.attention_mask.bool()] for noise in injected(model, perturbation, batch).values()])
+        return torch.stack(
+            [noise[batch.attention_mask.bool()] for noise in injected(model, perturbation, batch).values()]
+        )
 
     numbers = [0, 1, 2, 3]
     expected = real(collate(numbers))

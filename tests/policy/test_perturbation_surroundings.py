@@ -1,4 +1,5 @@
-"""The noise in surroundings that a trainer may bring: autocast, inference mode, other threads, copies, shared inputs."""
+"""The noise in surroundings that a trainer may bring: autocast, inference mode, other threads, copies, shared
+inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +17,22 @@ from torch.utils.checkpoint import checkpoint
 from alp.policy import LayerwisePerturbation
 from alp.policy.streams import Normals, row_keys
 
-from .models import BUILDERS, HIDDEN, LAYERS, Batch, active, collate, flat, gpt2, gradients, injected, logits_of, loss_of, qwen2, scales
+from .models import (
+    BUILDERS,
+    HIDDEN,
+    LAYERS,
+    Batch,
+    active,
+    collate,
+    flat,
+    gpt2,
+    gradients,
+    injected,
+    logits_of,
+    loss_of,
+    qwen2,
+    scales,
+)
 
 EIGHT = list(range(8))
 
@@ -98,7 +114,8 @@ def test_logits_may_be_divided_in_place() -> None:
 
 @pytest.mark.parametrize("layers", ["all", "logits"])
 def test_a_copy_of_the_model_is_not_perturbed(layers: str) -> None:
-    """Hooks that come along with a copy: a reference or an engine made from the model would get the noise of the original."""
+    """Hooks that come along with a copy: a reference or an engine made from the model would get the noise of the
+    original."""
     model, batch = qwen2(), collate(EIGHT)
     plain = logits_of(model, batch)
     perturbation = LayerwisePerturbation(model, layers=layers, std=0.5)
@@ -133,8 +150,12 @@ def test_backward_in_another_thread_is_the_same() -> None:
     with active(perturbation, batch):
         loss = loss_of(model, batch)
         in_a_new_thread(loss.backward)
-    assert torch.equal(flat([parameter.grad for parameter in model.parameters() if parameter.grad is not None]), weights)
-    assert torch.equal(flat([parameter.grad for parameter in scales(perturbation) if parameter.grad is not None]), trained)
+    assert torch.equal(
+        flat([parameter.grad for parameter in model.parameters() if parameter.grad is not None]), weights
+    )
+    assert torch.equal(
+        flat([parameter.grad for parameter in scales(perturbation) if parameter.grad is not None]), trained
+    )
 
 
 class Layer(nn.Module):
@@ -185,7 +206,9 @@ def own(request: pytest.FixtureRequest) -> OwnForCausalLM:
 
 def embeddings(rows: int = 4) -> Tensor:
     """Inputs of the caller's, with gradient."""
-    return torch.randn(rows, 6, HIDDEN, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    return torch.randn(
+        rows, 6, HIDDEN, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).requires_grad_()
 
 
 def test_recomputation_outside_or_in_another_block_is_refused(own: OwnForCausalLM) -> None:
@@ -198,12 +221,16 @@ def test_recomputation_outside_or_in_another_block_is_refused(own: OwnForCausalL
             with pytest.raises(RuntimeError, match="outside its active"):
                 loss.backward()
         else:
-            with pytest.raises(RuntimeError, match="outside its active"), perturbation.active(update=update, sequence_ids=ids):
+            with (
+                pytest.raises(RuntimeError, match="outside its active"),
+                perturbation.active(update=update, sequence_ids=ids),
+            ):
                 (own(embeddings()) + loss).backward()
 
 
 def test_one_input_with_two_noises_is_refused(own: OwnForCausalLM) -> None:
-    """The input tells a repetition which forward it repeats: with one input for two updates it cannot, and must not guess."""
+    """The input tells a repetition which forward it repeats: with one input for two updates it cannot, and must not
+    guess."""
     perturbation, ids, shared = LayerwisePerturbation(own, std=0.2), torch.arange(4), embeddings()
     losses = {}
     for update in (5, 6):
@@ -223,7 +250,9 @@ def test_one_input_with_one_noise_and_slices_of_one_input_are_right(own: OwnForC
             parameter.grad = None
         work(shared)
         assert shared.grad is not None
-        return flat([shared.grad, *(parameter.grad for parameter in scales(perturbation) if parameter.grad is not None)])
+        return flat(
+            [shared.grad, *(parameter.grad for parameter in scales(perturbation) if parameter.grad is not None)]
+        )
 
     def whole(shared: Tensor) -> None:
         with perturbation.active(update=5, sequence_ids=ids):
@@ -259,7 +288,9 @@ def test_padding_does_not_count_in_the_reported_sizes() -> None:
     sizes = []
     for batch in (collate(EIGHT), collate(EIGHT, width=40), collate(EIGHT, side="left", width=23)):
         noise = injected(model, perturbation, batch)
-        real = torch.stack([noise[layer][batch.attention_mask.bool()].square().mean().sqrt() for layer in range(LAYERS)])
+        real = torch.stack(
+            [noise[layer][batch.attention_mask.bool()].square().mean().sqrt() for layer in range(LAYERS)]
+        )
         assert torch.allclose(perturbation.realised_rms.double(), real.double(), rtol=1e-6)
         sizes.append(torch.stack([perturbation.realised_rms, perturbation.hidden_rms]))
     assert torch.allclose(sizes[0], sizes[1], rtol=1e-6)
@@ -282,7 +313,9 @@ def test_sizes_are_those_of_the_last_forward() -> None:
 def test_logits_have_a_stream_of_their_own() -> None:
     """Noise of the logits that repeats the noise of a layer."""
     model = gpt2(vocabulary=HIDDEN)
-    batch = Batch(torch.zeros(2, 6, dtype=torch.long), torch.ones(2, 6, dtype=torch.long), torch.tensor([3, 4]), torch.zeros(2, 6))
+    batch = Batch(
+        torch.zeros(2, 6, dtype=torch.long), torch.ones(2, 6, dtype=torch.long), torch.tensor([3, 4]), torch.zeros(2, 6)
+    )
     layered = LayerwisePerturbation(model, std=0.5)
     noise = injected(model, layered, batch)
     layered.detach()
@@ -315,7 +348,10 @@ def test_what_does_not_fit_is_refused_in_use() -> None:
     for ids in (torch.tensor([0, -1]), torch.tensor([0, 2**48])):
         with pytest.raises(ValueError, match="sequence"), perturbation.active(update=0, sequence_ids=ids):
             logits_of(model, batch)
-    with pytest.raises(ValueError, match="update"), perturbation.active(update=2**32, sequence_ids=torch.tensor([0, 1])):
+    with (
+        pytest.raises(ValueError, match="update"),
+        perturbation.active(update=2**32, sequence_ids=torch.tensor([0, 1])),
+    ):
         logits_of(model, batch)
     perturbation.detach()
     logits = LayerwisePerturbation(model, layers="logits", std=0.2)

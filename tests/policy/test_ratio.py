@@ -122,7 +122,11 @@ def test_turns_end_where_they_stand(turns: list[int]) -> None:
     """The sum runs over positions up to the turn's end: turn numbers that fall along the row must not reorder it."""
     try:
         values = log_ratio(
-            double([[0.1, 0.2, 0.3, 0.4]]), double([[0.0] * 4]), torch.ones(1, 4), level="turn", turn_ids=torch.tensor([turns])
+            double([[0.1, 0.2, 0.3, 0.4]]),
+            double([[0.0] * 4]),
+            torch.ones(1, 4),
+            level="turn",
+            turn_ids=torch.tensor([turns]),
         )
     except ValueError:
         return  # a refusal is as good

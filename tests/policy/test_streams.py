@@ -1,7 +1,8 @@
-"""The noise generator itself, against plain integers: known answers, the layout of keys, independence of every two rows.
+"""The noise generator itself, against plain integers: known answers, the layout of keys, independence of every two
+rows.
 
-False-alarm rate of the statistical tests: each figure is standardised to a normal variable and compared with 6 (two-sided
-2e-9), fewer than 100 figures: below 2e-7 in all. Draws are keyed, so a test that passes once passes always.
+False-alarm rate of the statistical tests: each figure is standardised to a normal variable and compared with 6
+(two-sided 2e-9), fewer than 100 figures: below 2e-7 in all. Draws are keyed, so a test that passes once passes always.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def plain_normals(key: list[int], channels: int) -> list[float]:
     ],
 )
 def test_philox_known_answers(counter: str, key: str, expected: str) -> None:
-    """A bijection is promised: these are the published answers of Philox4x32-10, for ours and for the plain reading of it."""
+    """A bijection is promised: these are the published answers of Philox4x32-10, for ours and for the plain reading of
+    it."""
     numbers, (low, high), answer = ([int(word, 16) for word in text.split()] for text in (counter, key, expected))
     assert plain_philox(numbers, [low, high]) == answer
     found = philox([torch.tensor([word]) for word in numbers], (high << 32) | low)
@@ -76,8 +78,11 @@ fields = {name: st.integers(0, (1 << bits) - 1) for name, bits in FIELD_BITS.ite
 
 @PROPERTY
 @given(seed=st.integers(0, 2**64 - 1), **fields)
-def test_every_bit_of_every_field_is_in_the_key(seed: int, position: int, layer: int, update: int, sequence: int) -> None:
-    """Fields that overlap or are cut: the four fill the 128 bits of the counter side by side, so no two keys can meet."""
+def test_every_bit_of_every_field_is_in_the_key(
+    seed: int, position: int, layer: int, update: int, sequence: int
+) -> None:
+    """Fields that overlap or are cut: the four fill the 128 bits of the counter side by side, so no two keys can
+    meet."""
     counter = [position, sequence & WORD, (sequence >> 32) | (layer << 16), update]
     expected = plain_philox(counter, [seed & WORD, seed >> 32])
     found = row_keys(seed, update, torch.tensor([sequence]), torch.tensor([position]), layer)
@@ -103,7 +108,10 @@ def test_a_row_does_not_depend_on_its_place() -> None:
         source = normals(channels, 2000, CPU)
         for start, count in ((0, 1), (1, 1), (3, 2), (5, 31), (100, source.rows), (1999, 1)):
             count = min(count, source.rows, 2000 - start)
-            assert torch.equal(source.draw(keys[start : start + count]), whole[start : start + count]), (channels, start)
+            assert torch.equal(source.draw(keys[start : start + count]), whole[start : start + count]), (
+                channels,
+                start,
+            )
         before = torch.get_num_threads()
         for threads in (2, 3):
             torch.set_num_threads(threads)
@@ -115,8 +123,9 @@ def test_a_row_does_not_depend_on_its_place() -> None:
 def standardised_square(x: Tensor) -> tuple[float, float]:
     """Mean square of all correlations between two different rows, standardised, and the largest of them.
 
-    With independent rows of length n, each scaled correlation r·√n has variance 1, and the R(R-1)/2 of them hardly know of
-    one another. Pairs that are correlated each in its own way cancel in a mean of correlations, not in the mean square.
+    With independent rows of length n, each scaled correlation r·√n has variance 1, and the R(R-1)/2 of them hardly know
+    of one another. Pairs that are correlated each in its own way cancel in a mean of correlations, not in the mean
+    square.
     """
     x = x - x.mean()
     x = x / x.square().mean().sqrt()
@@ -136,7 +145,8 @@ def block() -> Tensor:
 
 @pytest.mark.parametrize("what", ["value", "square", "sign", "radius"])
 def test_no_two_rows_and_no_two_channels_are_related(block: Tensor, what: str) -> None:
-    """A hash that carries a difference of keys through to the output: two rows are then shifted copies of one another."""
+    """A hash that carries a difference of keys through to the output: two rows are then shifted copies of one
+    another."""
     half = block.shape[1] // 2
     x = {
         "value": block,
@@ -155,7 +165,9 @@ def test_layers_updates_sequences_and_seeds_are_not_related() -> None:
     """The same test over keys that differ in the other fields, one at a time and together."""
     rows = []
     for seed, update, layer in itertools.product((0, 1, 2**32), (0, 1, 2, 1000), (0, 1, 2, 27)):
-        keys = row_keys(seed, update, torch.tensor([0, 1, 2**32, 5, 6, 7, 8]), torch.tensor([0, 0, 0, 1, 1, 2, 3]), layer)
+        keys = row_keys(
+            seed, update, torch.tensor([0, 1, 2**32, 5, 6, 7, 8]), torch.tensor([0, 0, 0, 1, 1, 2, 3]), layer
+        )
         rows.append(Normals(1024, 7, CPU).draw(keys).clone())
     score, largest = standardised_square(torch.cat(rows))
     assert abs(score) < LIMIT

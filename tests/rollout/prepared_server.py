@@ -1,4 +1,5 @@
-"""An engine process that a test has prepared: the environment's ALP_TEST_ENGINE names the fault or the instruction path."""
+"""An engine process that a test has prepared: the environment's ALP_TEST_ENGINE names the fault or the instruction
+path."""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ class _Fixed(Task):
         return self.given  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("value", [0, 1, True, False, 0.5, np.float32(0.5), np.float64(1), np.int64(1), np.bool_(True), Fraction(1, 2)])
+@pytest.mark.parametrize(
+    "value", [0, 1, True, False, 0.5, np.float32(0.5), np.float64(1), np.int64(1), np.bool_(True), Fraction(1, 2)]
+)
 def test_real_numbers_are_rewards(value: Any) -> None:
     (found,) = graded(_Fixed(value), [PROBLEM], ["2"])
     assert type(found) is float
@@ -48,7 +50,21 @@ def test_real_numbers_are_rewards(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [math.nan, math.inf, None, "1.0", 2.0, -1, np.float32("nan"), np.float32(1.5), 1j, Decimal(1), [1.0], np.array([0.5]), torch.ones(1)],
+    [
+        math.nan,
+        math.inf,
+        None,
+        "1.0",
+        2.0,
+        -1,
+        np.float32("nan"),
+        np.float32(1.5),
+        1j,
+        Decimal(1),
+        [1.0],
+        np.array([0.5]),
+        torch.ones(1),
+    ],
 )
 def test_anything_else_is_named_with_its_problem(value: Any) -> None:
     with pytest.raises(UserError, match=r"reward of a response to problem 'p1' is .*; a number from 0 to 1 is needed"):
@@ -117,7 +133,10 @@ PROMPTS = [
 def test_a_prompt_that_cannot_be_asked_is_refused_before_anything(
     base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str, split: str
 ) -> None:
-    words = [_data(tmp_path, **{split: [{"id": "odd", "problem": text, "answer": "2", "source": "x"}]}), f"model.path='{base_model}'"]
+    words = [
+        _data(tmp_path, **{split: [{"id": "odd", "problem": text, "answer": "2", "source": "x"}]}),
+        f"model.path='{base_model}'",
+    ]
     verb = ["evaluate", "evaluation.samples=1"] if split == "test" else ["train", "run.tracking=null", *TINY_TRAINER]
     assert main([*verb, *words, f"run.dir='{tmp_path}/run'"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("alp: error: ")]
@@ -127,7 +146,9 @@ def test_a_prompt_that_cannot_be_asked_is_refused_before_anything(
     assert not (tmp_path / "run" / "evaluation").exists()
 
 
-def test_a_tokenizer_of_another_model_is_refused(base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_of_another_model_is_refused(
+    base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(base_model, folder)
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -149,12 +170,23 @@ def test_words_that_a_tokenizer_knows_whole_are_no_unknown_characters() -> None:
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>")
     model = models.ModelConfig(
-        name="x", path=None, source=None, chat=False, system=None, gradient_checkpointing=False, layers=1, hidden=4, heads=1, intermediate=4
+        name="x",
+        path=None,
+        source=None,
+        chat=False,
+        system=None,
+        gradient_checkpointing=False,
+        layers=1,
+        hidden=4,
+        heads=1,
+        intermediate=4,
     )
 
     def check(text: str) -> None:
         problems = {"test": [Problem("p", text, "", "x")]}
-        contract.check_prompts(tokenizer, _Fixed(0.0), problems, model=model, limits=contract.Limits(5, None), max_new_tokens=1)
+        contract.check_prompts(
+            tokenizer, _Fixed(0.0), problems, model=model, limits=contract.Limits(5, None), max_new_tokens=1
+        )
 
     check("how many ?")
     for text in ("how many é?", "how much ?"):

@@ -1,4 +1,5 @@
-"""The Hugging Face engine: exact log-probs of what it sampled, samples that belong to their key, honest low precision."""
+"""The Hugging Face engine: exact log-probs of what it sampled, samples that belong to their key, honest low
+precision."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ def _engine(model: Any, dtype: str = "float32", **options: Any) -> HFEngine:
 
 
 def _requests(samples: int = 5) -> list[Request]:
-    return [Request(prompt, (Purpose.TRAINING, 0, 1, place, sample)) for place, prompt in enumerate(PROMPTS) for sample in range(samples)]
+    return [
+        Request(prompt, (Purpose.TRAINING, 0, 1, place, sample))
+        for place, prompt in enumerate(PROMPTS)
+        for sample in range(samples)
+    ]
 
 
 @torch.no_grad()
@@ -62,8 +67,12 @@ def test_end_token_belongs_to_the_response_and_a_cut_one_has_none(model: Any) ->
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_samples_belong_to_their_key_not_to_the_batch(model: Any, batch_size: int) -> None:
     requests = _requests()
-    reference = {request.key: item for request, item in zip(requests, _engine(model).generate(requests, SAMPLING), strict=True)}
-    shuffled = [requests[index] for index in torch.randperm(len(requests), generator=torch.Generator().manual_seed(1)).tolist()]
+    reference = {
+        request.key: item for request, item in zip(requests, _engine(model).generate(requests, SAMPLING), strict=True)
+    }
+    shuffled = [
+        requests[index] for index in torch.randperm(len(requests), generator=torch.Generator().manual_seed(1)).tolist()
+    ]
     for request, item in zip(shuffled, _engine(model, batch_size=batch_size).generate(shuffled, SAMPLING), strict=True):
         assert item.token_ids == reference[request.key].token_ids
         torch.testing.assert_close(item.log_probs, reference[request.key].log_probs, atol=2e-5, rtol=0)
@@ -103,7 +112,9 @@ def test_greedy_takes_the_most_likely_token(model: Any) -> None:
             ids.append(token)
 
 
-@pytest.mark.parametrize(("dtype", "floor", "ceiling"), [("float32", 0.0, 1e-5), ("bfloat16", 1e-5, 0.1), ("int8", 1e-5, 0.2)])
+@pytest.mark.parametrize(
+    ("dtype", "floor", "ceiling"), [("float32", 0.0, 1e-5), ("bfloat16", 1e-5, 0.1), ("int8", 1e-5, 0.2)]
+)
 def test_mismatch_is_real_and_bounded(model: Any, dtype: str, floor: float, ceiling: float) -> None:
     requests = _requests()
     found = _engine(model, dtype).generate(requests, SAMPLING)
@@ -127,7 +138,9 @@ def test_weight_noise_has_the_stated_size_and_changes_with_the_version(model: An
     clean = {name: value.detach() for name, value in model.named_parameters()}
 
     def relative() -> Tensor:
-        parts = [(value - clean[name]) / clean[name] for name, value in engine._model.named_parameters() if value.dim() == 2]
+        parts = [
+            (value - clean[name]) / clean[name] for name, value in engine._model.named_parameters() if value.dim() == 2
+        ]
         return torch.cat([part[torch.isfinite(part)] for part in parts])
 
     first = relative()

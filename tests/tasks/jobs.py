@@ -52,7 +52,8 @@ def babble() -> str:
 
 
 def answer(response: str, gold: str, style: str) -> Any:
-    """The real grader; a response ``a+<act>`` is hurt by that act, ``a+once <act> <file>`` only while there is no file."""
+    """The real grader; a response ``a+<act>`` is hurt by that act, ``a+once <act> <file>`` only while there is no
+    file."""
     from alp.tasks import algebra
 
     act = response.removeprefix("a+")

@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
-from alp import config
+from alp.configuration import compose
+from alp.configuration.schema import Task as TaskConfig
 from alp.errors import UserError
-from alp.schema import Task as TaskConfig
 from alp.tasks.arithmetic import ALPHABET, Arithmetic, worked_solution
 from alp.tasks.prepare import prepare
 from alp.tasks.task import SPLITS, Problem, check_disjoint, read_problems, select
 
 
 def _config(*words: str) -> TaskConfig:
-    loaded: TaskConfig = config.load("prepare", list(words)).task
+    loaded: TaskConfig = compose.load("prepare", list(words)).task
     return loaded
 
 
@@ -96,7 +96,11 @@ def test_a_shared_problem_is_found() -> None:
 
 def test_prepared_files_give_the_same_problems(tmp_path: Path) -> None:
     summary = prepare(_config(), tmp_path)
-    assert {split: entry["problems"] for split, entry in summary.items()} == {"train": 4500, "validation": 100, "test": 200}
+    assert {split: entry["problems"] for split, entry in summary.items()} == {
+        "train": 4500,
+        "validation": 100,
+        "test": 200,
+    }
     from_files = Arithmetic(_config(f"task.data='{tmp_path}'"))
     for split in SPLITS:
         assert from_files.problems(split) == TASK.problems(split)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alp import config
+from alp.configuration import compose
 from alp.errors import UserError
 from alp.tasks.catalogue import load_task
 
@@ -40,7 +40,7 @@ def test_the_example_runs_as_its_first_lines_say(tmp_path: Path) -> None:
 
 def test_problems_grades_and_system_are_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    chosen = config.load("prepare", ["task=custom", "task.module=examples.own_task", "task.options={words: 30}"]).task
+    chosen = compose.load("prepare", ["task=custom", "task.module=examples.own_task", "task.options={words: 30}"]).task
     task = load_task(chosen)
     problem = task.problems("train")[0]
     assert task.grade(problem, f"It is {problem.answer}.") == 1.0
@@ -58,11 +58,13 @@ def test_another_reward_for_our_problems(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(ROOT)
     (tmp_path / "p.jsonl").write_text('{"id": 1, "problem": "What is 1+1?", "answer": "2", "source": "own"}\n')
     words = ["task=mathematics", f"task.train=[{{path: '{tmp_path}/p.jsonl'}}]", "task.test={}", "task.validation=0"]
-    task = load_task(config.load("prepare", [*words, "task.grader=examples.own_task.halves"]).task)
+    task = load_task(compose.load("prepare", [*words, "task.grader=examples.own_task.halves"]).task)
     problem = task.problems("train")[0]
     assert task.grade_all([problem] * 3, ["so 2", "2 or 3", "3"]) == [1.0, 0.5, 0.0]
-    with pytest.raises(UserError, match=r"task\.grader: examples\.own_task has no function 'halve'; did you mean 'halves'"):
-        load_task(config.load("prepare", [*words, "task.grader=examples.own_task.halve"]).task)
+    with pytest.raises(
+        UserError, match=r"task\.grader: examples\.own_task has no function 'halve'; did you mean 'halves'"
+    ):
+        load_task(compose.load("prepare", [*words, "task.grader=examples.own_task.halve"]).task)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,10 @@ def test_another_reward_for_our_problems(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("def f(:", "importing broken_0 fails: SyntaxError"),
         ("x = 1", "broken_1 has no function 'Task'"),
-        ("class Task:\n    def __init__(self, options): pass", r"broken_2\.Task must be a subclass of alp\.tasks\.task\.Task"),
+        (
+            "class Task:\n    def __init__(self, options): pass",
+            r"broken_2\.Task must be a subclass of alp\.tasks\.task\.Task",
+        ),
         ("class Task:\n    pass", r"broken_3\.Task cannot be made with task\.options"),
         ("import no_such_module", "cannot import broken_4: No module named 'no_such_module'"),
     ],
@@ -83,22 +88,22 @@ def test_broken_modules_are_named(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=message):
-        load_task(config.load("prepare", ["task=custom", f"task.module={name}"]).task)
+        load_task(compose.load("prepare", ["task=custom", f"task.module={name}"]).task)
 
 
 def test_a_changed_module_is_another_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward that was edited between two runs, and nothing says so."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("class Task: ...")
-    loaded = config.load("prepare", ["task=custom", "task.module=mine"])
-    before = config.identity(loaded)
+    loaded = compose.load("prepare", ["task=custom", "task.module=mine"])
+    before = compose.identity(loaded)
     (tmp_path / "mine.py").write_text("class Task: pass")
-    assert config.identity(loaded) != before
+    assert compose.identity(loaded) != before
 
 
 def test_a_module_must_be_named() -> None:
     with pytest.raises(UserError, match=r"task\.module: name your module"):
-        load_task(config.load("prepare", ["task=custom"]).task)
+        load_task(compose.load("prepare", ["task=custom"]).task)
 
 
 OWN = """
@@ -143,7 +148,7 @@ def test_what_the_user_s_code_does_wrong_is_one_line(
     (tmp_path / f"{name}.py").write_text(OWN.format(**parts))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    task = load_task(config.load("prepare", ["task=custom", f"task.module={name}"]).task)
+    task = load_task(compose.load("prepare", ["task=custom", f"task.module={name}"]).task)
 
     def use() -> None:
         (problem,) = task.problems("train")
@@ -158,8 +163,10 @@ def test_what_the_user_s_code_does_wrong_is_one_line(
 @pytest.mark.parametrize("sets", ["['train', '../x', 'validation', 'test']", "['train', 'test']", "'train'", "[1]"])
 def test_sets_of_a_custom_task_are_names(sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"own_sets_{abs(hash(sets))}"
-    (tmp_path / f"{name}.py").write_text(OWN.format(problems="pass", prompt="pass", grade="pass") + f"    sets = {sets}\n")
+    (tmp_path / f"{name}.py").write_text(
+        OWN.format(problems="pass", prompt="pass", grade="pass") + f"    sets = {sets}\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     with pytest.raises(UserError, match=rf"task\.module: {name}: sets "):
-        load_task(config.load("prepare", ["task=custom", f"task.module={name}"]).task)
+        load_task(compose.load("prepare", ["task=custom", f"task.module={name}"]).task)

@@ -1,4 +1,5 @@
-"""Answers are judged as a careful person would, whatever they are made of, and nothing an answer holds hurts who judges it."""
+"""Answers are judged as a careful person would, whatever they are made of, and nothing an answer holds hurts who judges
+it."""
 
 from __future__ import annotations
 
@@ -24,8 +25,31 @@ BENCH = Path(os.environ.get("ALP_BENCH", Path(__file__).resolve().parents[3] / "
 # Written for the project: answers of every kind the benchmarks have.
 OWN = {
     "math": [
-        *("17", "-4", "0", "1234567", "12,500", r"\$12.40", "0.075", ".25", r"\frac{3}{8}", r"-\frac{7}{12}", r"\dfrac{5}{6}", r"\frac 57"),
-        *(r"3\sqrt{7}", r"\frac{\sqrt{5}-1}{2}", r"2\pi", "x^2-3x+1", "(x-4)(x+9)", r"4 - 3i", r"2^{11}", r"\log_{3} 7", r"e^{-2}"),
+        *(
+            "17",
+            "-4",
+            "0",
+            "1234567",
+            "12,500",
+            r"\$12.40",
+            "0.075",
+            ".25",
+            r"\frac{3}{8}",
+            r"-\frac{7}{12}",
+            r"\dfrac{5}{6}",
+            r"\frac 57",
+        ),
+        *(
+            r"3\sqrt{7}",
+            r"\frac{\sqrt{5}-1}{2}",
+            r"2\pi",
+            "x^2-3x+1",
+            "(x-4)(x+9)",
+            r"4 - 3i",
+            r"2^{11}",
+            r"\log_{3} 7",
+            r"e^{-2}",
+        ),
         *(
             "(2,-5)",
             r"\left( \frac{1}{2}, 4 \right)",
@@ -36,8 +60,24 @@ OWN = {
             "1, 4, 9",
             r"2 \pm \sqrt{3}",
         ),
-        *(r"y = 3x - 2", r"f(n)=n+5", r"\begin{pmatrix} 2 \\ -7 \end{pmatrix}", r"35^\circ", r"45\%", r"7.2 \text{ cm}", r"\text{Tuesday}"),
-        *(r"\text{(D)}", "2041_5", r"\lfloor n/3 \rfloor", r"x \in [1,6]", "$\\sqrt{11}$,$2$", r"2\frac{1}{3}", "k^{2}+k m"),
+        *(
+            r"y = 3x - 2",
+            r"f(n)=n+5",
+            r"\begin{pmatrix} 2 \\ -7 \end{pmatrix}",
+            r"35^\circ",
+            r"45\%",
+            r"7.2 \text{ cm}",
+            r"\text{Tuesday}",
+        ),
+        *(
+            r"\text{(D)}",
+            "2041_5",
+            r"\lfloor n/3 \rfloor",
+            r"x \in [1,6]",
+            "$\\sqrt{11}$,$2$",
+            r"2\frac{1}{3}",
+            "k^{2}+k m",
+        ),
     ],
     "minerva": [
         "6.2e18",
@@ -67,7 +107,11 @@ def test_own_answers_their_rewritings_and_near_misses(style: str) -> None:
 def test_a_sample_of_the_benchmarks(name: str) -> None:
     """`make grading` does all of them."""
     answers = list(
-        dict.fromkeys(json.loads(line)["answer"] for line in (BENCH / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line)
+        dict.fromkeys(
+            json.loads(line)["answer"]
+            for line in (BENCH / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+            if line
+        )
     )
     result = measure(answers[7::24], STYLES.get(name, "math"))
     assert result["failures"] == []
@@ -209,7 +253,8 @@ def _backstops() -> int:
 
 
 def test_hostile_answers_never_meet_the_backstop() -> None:
-    """An answer that stops, kills or blinds the grader; or one that time decides, so that a loaded machine decides otherwise."""
+    """An answer that stops, kills or blinds the grader; or one that time decides, so that a loaded machine decides
+    otherwise."""
     assert grade(r"\boxed{a+b}", "b+a") is True  # starts the workers
     before = _backstops()
     spent = time.process_time()
@@ -241,7 +286,10 @@ def test_what_is_beyond_the_limits_is_wrong_with_its_reason(response: str, kind:
     verdict = _settle(response, "5+y", "math") or _algebra([(response, "5+y")], "math")[0]
     assert (verdict.right, verdict.kind) == (False, kind)
     assert reason is None or verdict.detail == reason
-    assert grade_all([rf"\boxed{{{response}}}" if kind != "unreadable" else f"#### {response}"] * 2, ["5+y"] * 2) == [False] * 2
+    assert (
+        grade_all([rf"\boxed{{{response}}}" if kind != "unreadable" else f"#### {response}"] * 2, ["5+y"] * 2)
+        == [False] * 2
+    )
     assert counts[kind] == before + 2
 
 
@@ -263,7 +311,9 @@ def test_an_identity_holds_whatever_a_search_for_a_shorter_form_makes_of_it(n: i
     assert grade(rf"\boxed{{{expanded.replace(' - ', ' + ')}}}", rf"\cos {n}x") is False
 
 
-@settings(deadline=None, derandomize=not ALL, max_examples=400 if ALL else 6, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None, derandomize=not ALL, max_examples=400 if ALL else 6, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(FORMULAS)
 def test_values_are_no_looser_than_algebra(formula: str) -> None:
     """Equal formulas are equal, and a little more is not."""
@@ -271,7 +321,9 @@ def test_values_are_no_looser_than_algebra(formula: str) -> None:
     assert grade(rf"\boxed{{{formula}+y+\frac{{1}}{{{10**30}}}}}", f"y+{formula}") is False
 
 
-@settings(deadline=None, derandomize=not ALL, max_examples=300 if ALL else 6, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None, derandomize=not ALL, max_examples=300 if ALL else 6, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(st.lists(HOSTILES, min_size=1, max_size=4))
 def test_hostile_formulas_are_decided_by_their_form(parts: list[str]) -> None:
     """Towers, factorials, sums and nests within each other."""
@@ -307,15 +359,17 @@ def test_any_thread_may_grade_and_order_is_kept() -> None:
 
 def test_workers_end_with_their_parent() -> None:
     script = (
-        "import os, signal\nfrom alp.tasks.grading import grade\nfrom alp.tasks.bounded import pool\n"
-        "grade(r'\\boxed{a+b}', 'b+a')\nprint(*[w._process.pid for w in pool()._idle.queue if w._process], flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal\nfrom alp.tasks.grading import grade\nfrom alp.tasks.grading_pool import"
+        " pool\ngrade(r'\\boxed{a+b}', 'b+a')\nprint(*[w._process.pid for w in pool()._idle.queue if w._process],"
+        " flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     workers = [int(word) for word in done.stdout.split()]
     assert len(workers) == 1
     for _ in range(100):
-        if not Path(f"/proc/{workers[0]}").exists() or "Z (zombie)" in Path(f"/proc/{workers[0]}/status").read_text(encoding="utf-8"):
+        if not Path(f"/proc/{workers[0]}").exists() or "Z (zombie)" in Path(f"/proc/{workers[0]}/status").read_text(
+            encoding="utf-8"
+        ):
             return
         time.sleep(0.1)
     pytest.fail("the worker goes on without its parent")
@@ -344,4 +398,11 @@ def test_generators_of_rewritings_keep_their_word() -> None:
         misses = near_misses(text)
         assert len(misses) == 5
         assert number not in [value(miss) for miss in misses]
-    assert [kind for kind, _, _ in cases("17")][:6] == ["itself", "spacing", "dfrac", "left-right", "equivalent", "text"]
+    assert [kind for kind, _, _ in cases("17")][:6] == [
+        "itself",
+        "spacing",
+        "dfrac",
+        "left-right",
+        "equivalent",
+        "text",
+    ]

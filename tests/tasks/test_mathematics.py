@@ -1,4 +1,5 @@
-"""Problems from files and datasets: every row is read, filtered, merged and counted as the configuration says, or refused in one line."""
+"""Problems from files and datasets: every row is read, filtered, merged and counted as the configuration says, or
+refused in one line."""
 
 from __future__ import annotations
 
@@ -11,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from alp import config
+from alp.configuration import compose
 from alp.errors import UserError
 from alp.tasks.catalogue import load_task
 from alp.tasks.leakage import leakage
 from alp.tasks.prepare import prepare
 from alp.tasks.task import Problem
 
-LONG = "A train leaves the station at noon and travels with a constant speed of sixty kilometres per hour until it stops."
+LONG = (
+    "A train leaves the station at noon and travels with a constant speed of sixty kilometres per hour until it stops."
+)
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -31,12 +34,16 @@ def _row(number: int, problem: str, answer: str = "1", **more: Any) -> dict[str,
 
 
 def _task(train: str, test: str = "{}", *words: str) -> Any:
-    return config.load("prepare", ["task=mathematics", f"task.train={train}", f"task.test={test}", "task.validation=0", *words]).task
+    return compose.load(
+        "prepare", ["task=mathematics", f"task.train={train}", f"task.test={test}", "task.validation=0", *words]
+    ).task
 
 
 def test_merging_keeps_what_the_configuration_says(tmp_path: Path) -> None:
     """The wrong one of two equal prompts, or a count that is not what happened."""
-    one = _write(tmp_path / "one.jsonl", [_row(1, "What is  1+1?", "2"), _row(2, "What is 2+2?", "4"), _row(3, "Only here", "9")])
+    one = _write(
+        tmp_path / "one.jsonl", [_row(1, "What is  1+1?", "2"), _row(2, "What is 2+2?", "4"), _row(3, "Only here", "9")]
+    )
     two = _write(tmp_path / "two.jsonl", [_row(1, "What is 1+1?\n", "two"), _row(2, "What is 2+2?", "4")])
     sources = f"[{{path: '{one}'}}, {{path: '{two}'}}]"
     last = load_task(_task(sources, "{}", "task.keep=last"))
@@ -65,7 +72,11 @@ def test_filters_count_every_step(tmp_path: Path) -> None:
     ]
     path = _write(tmp_path / "scored.jsonl", rows)
     task = load_task(
-        _task(f"[{{path: '{path}', fields: {{score: scores}}, score_above: 0.0, score_below: 1.0}}]", "{}", "task.length.max=10")
+        _task(
+            f"[{{path: '{path}', fields: {{score: scores}}, score_above: 0.0, score_below: 1.0}}]",
+            "{}",
+            "task.length.max=10",
+        )
     )
     assert [problem.problem for problem in task.problems("train")] == ["kept", "kept too"]
     step = task.steps("train")[0]
@@ -75,16 +86,26 @@ def test_filters_count_every_step(tmp_path: Path) -> None:
 def test_lengths_in_tokens_of_a_tokenizer(tmp_path: Path, base_model: Path) -> None:
     path = _write(tmp_path / "sums.jsonl", [_row(1, "1+1="), _row(2, "10+10="), _row(3, "1;1;1;1;")])
     words = [f"task.length.tokenizer='{base_model}'", "task.length.min=5", "task.length.max=7"]  # one token a character
-    assert [problem.problem for problem in load_task(_task(f"[{{path: '{path}'}}]", "{}", *words)).problems("train")] == ["10+10="]
+    assert [
+        problem.problem for problem in load_task(_task(f"[{{path: '{path}'}}]", "{}", *words)).problems("train")
+    ] == ["10+10="]
 
 
 def test_fields_are_found_at_any_depth(tmp_path: Path) -> None:
-    rows = [{"prompt": [{"role": "user", "content": "What is 3? Box it."}], "reward_model": {"ground_truth": [3, "4"]}, "uid": 7}]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "What is 3? Box it."}],
+            "reward_model": {"ground_truth": [3, "4"]},
+            "uid": 7,
+        }
+    ]
     path = _write(tmp_path / "nested.jsonl", rows)
     fields = "fields: {id: uid, problem: prompt.0.content, answer: reward_model.ground_truth}, remove: ' Box it.'"
     found = load_task(_task(f"[{{path: '{path}', {fields}}}]")).problems("train")
     assert found == [Problem("nested:7", "What is 3?", "3, 4", "nested.jsonl")]
-    with pytest.raises(UserError, match=r"task\.train\.0\.fields: a row has no 'prompt\.0\.contents'; did you mean 'content'"):
+    with pytest.raises(
+        UserError, match=r"task\.train\.0\.fields: a row has no 'prompt\.0\.contents'; did you mean 'content'"
+    ):
         load_task(_task(f"[{{path: '{path}', fields: {{problem: prompt.0.contents, answer: uid}}}}]")).problems("train")
 
 
@@ -95,7 +116,9 @@ def test_other_line_breaks_stay_in_a_problem(tmp_path: Path) -> None:
     task = load_task(config_)
     assert task.problems("breaks")[0].problem == "one\u2028two\x85three\x1cfour"
     prepare(config_, tmp_path / "data")
-    assert load_task(config_.model_copy(update={"data": str(tmp_path / "data")})).problems("breaks") == task.problems("breaks")
+    assert load_task(config_.model_copy(update={"data": str(tmp_path / "data")})).problems("breaks") == task.problems(
+        "breaks"
+    )
 
 
 def test_prepared_sets_leakage_and_hashes(tmp_path: Path) -> None:
@@ -104,14 +127,24 @@ def test_prepared_sets_leakage_and_hashes(tmp_path: Path) -> None:
     easy = _write(tmp_path / "easy.jsonl", [_row(1, "Something else entirely."), {**training[2], "id": "copy"}])
     hard = _write(tmp_path / "hard.jsonl", [_row(1, LONG.upper().replace(",", "") + " Where is it?"), _row(1, "x^2=4")])
     configured = _task(
-        f"[{{path: '{train}'}}]", f"{{easy: {{path: '{easy}'}}, hard: {{path: '{hard}', style: minerva}}}}", "task.validation=2"
+        f"[{{path: '{train}'}}]",
+        f"{{easy: {{path: '{easy}'}}, hard: {{path: '{hard}', style: minerva}}}}",
+        "task.validation=2",
     )
     assert configured.sets == ["train", "validation", "test", "easy", "hard"]
     summary = prepare(configured, tmp_path / "data")
-    assert {name: entry["problems"] for name, entry in summary.items()} == {"train": 6, "validation": 2, "test": 4, "easy": 2, "hard": 2}
+    assert {name: entry["problems"] for name, entry in summary.items()} == {
+        "train": 6,
+        "validation": 2,
+        "test": 4,
+        "easy": 2,
+        "hard": 2,
+    }
     report = json.loads((tmp_path / "data" / "leakage.json").read_text(encoding="utf-8"))
     # LONG stands in every problem of the training file
-    assert report["sets"]["validation"]["shared_13_words"].keys() == {p.id for p in load_task(configured).problems("validation")}
+    assert report["sets"]["validation"]["shared_13_words"].keys() == {
+        p.id for p in load_task(configured).problems("validation")
+    }
     trained = {problem.id for problem in load_task(configured).problems("train")}
     assert report["sets"]["easy"]["exact"] == ({"easy:copy": "train:3"} if "train:3" in trained else {})
     assert list(report["sets"]["hard"]["shared_13_words"]) == ["hard:1"]
@@ -130,13 +163,17 @@ def test_a_run_of_13_words_and_not_of_12() -> None:
 
     words = [f"w{n}" for n in range(13)]
     training = [problem("t", "so " + " ".join(words) + " end")]
-    evaluation = [problem("13", " ".join(words).upper()), problem("12", " ".join(words[:12]) + " other"), problem("0", "short")]
+    evaluation = [
+        problem("13", " ".join(words).upper()),
+        problem("12", " ".join(words[:12]) + " other"),
+        problem("0", "short"),
+    ]
     found = leakage(training, {"set": evaluation})["sets"]["set"]
     assert found == {"problems": 3, "shorter_than_13_words": 1, "exact": {}, "shared_13_words": {"13": "t"}}
 
 
 def test_the_embedded_task_leaks_nothing(tmp_path: Path) -> None:
-    prepare(config.load("prepare", []).task, tmp_path)
+    prepare(compose.load("prepare", []).task, tmp_path)
     for entry in json.loads((tmp_path / "leakage.json").read_text(encoding="utf-8"))["sets"].values():
         assert entry["exact"] == entry["shared_13_words"] == {}
 
@@ -158,12 +195,14 @@ def test_datasets_come_through_the_same_loader(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     folder = tmp_path / "set"
     folder.mkdir()
-    pandas.DataFrame({"question": ["What is 1?", "What is 2?"], "final_answer": [["1"], ["2", "3"]]}).to_parquet(folder / "test.parquet")
+    pandas.DataFrame({"question": ["What is 1?", "What is 2?"], "final_answer": [["1"], ["2", "3"]]}).to_parquet(
+        folder / "test.parquet"
+    )
     source = f"{{hub: '{folder}', revision: main, split: test, fields: {{problem: question, answer: final_answer}}}}"
     script = (
-        "import sys; from alp import config; from alp.tasks.catalogue import load_task\n"
-        f"task = load_task(config.load('prepare', ['task=mathematics', 'task.train=[]', \"task.test={{x: {source}}}\"]).task)\n"
-        "print([(p.id, p.answer) for p in task.problems('x')])"
+        "import sys; from alp.configuration import compose; from alp.tasks.catalogue import load_task\ntask ="
+        " load_task(compose.load('prepare', ['task=mathematics', 'task.train=[]', \"task.test={x:"
+        f" {source}}}\"]).task)\nprint([(p.id, p.answer) for p in task.problems('x')])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -206,7 +245,7 @@ def test_without_a_network_one_line_says_so(tmp_path: Path) -> None:
 )
 def test_mistakes_are_refused_in_one_line(word: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        config.load("prepare", ["task=mathematics", word])
+        compose.load("prepare", ["task=mathematics", word])
 
 
 def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
@@ -214,10 +253,10 @@ def test_missing_files_and_sets_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.train\.0\.path: no file .*did you mean 'train\.jsonl'"):
         load_task(_task(f"[{{path: '{tmp_path}/trian.jsonl'}}]")).problems("train")
     with pytest.raises(UserError, match=r"has no set 'aime'; did you mean 'aime25'"):
-        config.load("evaluate", ["task=mathematics", "evaluation.set=aime"])
-    assert config.load("evaluate", ["task=mathematics", "evaluation.set=aime24"]).evaluation.set == "aime24"
+        compose.load("evaluate", ["task=mathematics", "evaluation.set=aime"])
+    assert compose.load("evaluate", ["task=mathematics", "evaluation.set=aime24"]).evaluation.set == "aime24"
     with pytest.raises(UserError, match=r"has no set 'tets'; did you mean 'test'"):
-        config.load("evaluate", ["evaluation.set=tets"])
+        compose.load("evaluate", ["evaluation.set=tets"])
 
 
 def test_an_evaluation_set_without_problems_is_refused_when_it_is_read(tmp_path: Path) -> None:
@@ -231,8 +270,8 @@ def test_an_evaluation_set_without_problems_is_refused_when_it_is_read(tmp_path:
 def test_the_same_file_elsewhere_is_the_same_configuration(tmp_path: Path) -> None:
     """A configuration that forgets what a file holds, or remembers where it lay."""
     one, two = _write(tmp_path / "a.jsonl", [_row(1, "p")]), _write(tmp_path / "b.jsonl", [_row(1, "p")])
-    loaded = [config.load("prepare", ["task=mathematics", f"task.train=[{{path: '{path}'}}]"]) for path in (one, two)]
-    assert config.identity(loaded[0]) == config.identity(loaded[1])
-    before = config.identity(loaded[0])
+    loaded = [compose.load("prepare", ["task=mathematics", f"task.train=[{{path: '{path}'}}]"]) for path in (one, two)]
+    assert compose.identity(loaded[0]) == compose.identity(loaded[1])
+    before = compose.identity(loaded[0])
     _write(one, [_row(1, "q")])
-    assert config.identity(loaded[0]) != before
+    assert compose.identity(loaded[0]) != before

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from alp import config
+from alp.configuration import compose
 from alp.errors import UserError
-from alp.tasks.bounded import pool
 from alp.tasks.catalogue import load_task
+from alp.tasks.grading_pool import pool
 from alp.tasks.prepare import prepare
 from alp.tasks.reasoning import extracted
 
@@ -22,7 +22,7 @@ SMALL = ["task=reasoning_gym", "task.train=6", "task.validation=2", "task.test=4
 
 
 def _task(*words: str) -> object:
-    return config.load("prepare", [*SMALL, *words]).task
+    return compose.load("prepare", [*SMALL, *words]).task
 
 
 def test_problems_and_scores(tmp_path: Path) -> None:
@@ -32,9 +32,16 @@ def test_problems_and_scores(tmp_path: Path) -> None:
     prompts = [problem.problem for problems in splits.values() for problem in problems]
     assert len(set(prompts)) == len(prompts) == 12
     problem = splits["train"][0]
-    assert eval(problem.problem.split(":")[1].rstrip("= ")) == int(problem.answer)  # a sum of two numbers, by the generator's own text
+    assert eval(problem.problem.split(":")[1].rstrip("= ")) == int(
+        problem.answer
+    )  # a sum of two numbers, by the generator's own text
     right, wrong = f"Let me see. <answer>{problem.answer}</answer>", "<answer>no</answer>"
-    assert task.grade_all([problem] * 4, [right, rf"\boxed{{{problem.answer}}}", problem.answer, wrong]) == [1.0, 1.0, 1.0, 0.0]
+    assert task.grade_all([problem] * 4, [right, rf"\boxed{{{problem.answer}}}", problem.answer, wrong]) == [
+        1.0,
+        1.0,
+        1.0,
+        0.0,
+    ]
     prepare(chosen, tmp_path)  # type: ignore[arg-type]
     assert load_task(_task(f"task.data='{tmp_path}'")).problems("test") == splits["test"]  # type: ignore[arg-type]
     other = load_task(_task("task.seed=1"))  # type: ignore[arg-type]
@@ -48,7 +55,9 @@ def test_partial_scores_are_cut_at_the_threshold() -> None:
     problem = strict.problems("train")[0]
     shuffled = ", ".join(reversed(problem.answer.split(", ")))
     scores = [
-        pool().run("alp.tasks.reasoning_jobs", "score", ["word_sorting", "{}", 0, 236, int(problem.id.split("/")[1]), text]).value
+        pool()
+        .run("alp.tasks.reasoning_jobs", "score", ["word_sorting", "{}", 0, 236, int(problem.id.split("/")[1]), text])
+        .value
         for text in (problem.answer, shuffled)
     ]
     assert scores[0] == 1.0
@@ -59,18 +68,25 @@ def test_partial_scores_are_cut_at_the_threshold() -> None:
 
 @pytest.mark.parametrize("generator", ["ransom_note"])
 def test_problems_do_not_follow_the_hash_seed(generator: str, tmp_path: Path) -> None:
-    """Generators that iterate over sets give other problems in every process, unless the hash seed is fixed for them."""
+    """Generators that iterate over sets give other problems in every process, unless the hash seed is fixed for
+    them."""
     found = []
     for seed in ("1", "2"):
         out = tmp_path / seed
         words = [*SMALL, f"task.generator={generator}", f"run.dir={out}"]
-        subprocess.run([sys.executable, "-m", "alp.cli", "prepare", *words], check=True, env=os.environ | {"PYTHONHASHSEED": seed})
-        found.append([json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").split("\n") if line])
+        subprocess.run(
+            [sys.executable, "-m", "alp.cli", "prepare", *words], check=True, env=os.environ | {"PYTHONHASHSEED": seed}
+        )
+        found.append(
+            [json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").split("\n") if line]
+        )
     assert found[0] == found[1]
 
 
 def test_mistakes_are_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"task\.generator: reasoning-gym has no generator 'chain_sums'; did you mean 'chain_sum'"):
+    with pytest.raises(
+        UserError, match=r"task\.generator: reasoning-gym has no generator 'chain_sums'; did you mean 'chain_sum'"
+    ):
         load_task(_task("task.generator=chain_sums"))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"task\.options: the generator chain_sum fails: TypeError"):
         load_task(_task("task.options={terms: 1}")).problems("train")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alp import config
+from alp.configuration import compose
 from alp.errors import UserError
 from alp.tasks.catalogue import load_task
 from alp.tasks.sums_in_words import WORDS
@@ -14,7 +14,7 @@ from alp.tasks.task import SPLITS, Problem
 
 
 def _task(*words: str) -> Any:
-    return load_task(config.load("prepare", ["task=sums_in_words", *words]).task)
+    return load_task(compose.load("prepare", ["task=sums_in_words", *words]).task)
 
 
 def test_answers_are_those_of_the_words() -> None:
@@ -23,7 +23,11 @@ def test_answers_are_those_of_the_words() -> None:
         words = problem.problem.removeprefix("the ").removesuffix(" is").split()
         a, b = [WORDS.index(word) for word in words if word in WORDS]
         operation = next(word for word in words if word in ("plus", "minus", "larger", "smaller"))
-        assert int(problem.answer) == {"plus": a + b, "minus": a - b, "larger": max(a, b), "smaller": min(a, b)}[operation] >= 0
+        assert (
+            int(problem.answer)
+            == {"plus": a + b, "minus": a - b, "larger": max(a, b), "smaller": min(a, b)}[operation]
+            >= 0
+        )
 
 
 def test_a_pair_of_numbers_stands_in_one_split_of_its_operation() -> None:
@@ -44,7 +48,8 @@ def test_examples_are_solved_and_of_the_same_kind() -> None:
     problem = task.problems("train")[0]
     assert task.examples(problem) == [("three minus two is", "1"), ("nine minus four is", "5")]
     assert all(
-        task.grade(Problem(id="", problem=question, answer=answer, source=""), answer) for question, answer in task.examples(problem)
+        task.grade(Problem(id="", problem=question, answer=answer, source=""), answer)
+        for question, answer in task.examples(problem)
     )
 
 
@@ -63,7 +68,9 @@ def test_examples_are_solved_and_of_the_same_kind() -> None:
     ],
 )
 def test_the_last_number_counts(response: str, reward: float) -> None:
-    assert _task().grade(Problem(id="plus 7 5", problem="seven plus five is", answer="12", source=""), response) == reward
+    assert (
+        _task().grade(Problem(id="plus 7 5", problem="seven plus five is", answer="12", source=""), response) == reward
+    )
 
 
 def test_more_problems_than_there_are_is_one_line() -> None:

@@ -1,4 +1,5 @@
-"""Stopped anywhere and continued: the same bytes, the same random numbers, the same rollouts; and what no job may continue from."""
+"""Stopped anywhere and continued: the same bytes, the same random numbers, the same rollouts; and what no job may
+continue from."""
 
 from __future__ import annotations
 
@@ -30,7 +31,12 @@ from tests.signals import heard
 Make = Callable[..., Any]
 RESULTS = ("metrics.jsonl", "updates.jsonl", "active.json", "provenance.json", "model/model.safetensors")
 STEPS, UPDATES = 2, 2
-WORDS = [f"trainer.steps={STEPS}", f"trainer.updates_per_batch={UPDATES}", "trainer.validate_every=1", "trainer.probe_every=1"]
+WORDS = [
+    f"trainer.steps={STEPS}",
+    f"trainer.updates_per_batch={UPDATES}",
+    "trainer.validate_every=1",
+    "trainer.probe_every=1",
+]
 
 
 def _digest(folder: Path) -> dict[str, str]:
@@ -95,7 +101,11 @@ def test_a_signal_stops_at_the_next_update_and_nothing_is_sampled_twice(
         done, updates = divmod(stops, UPDATES)
         expected = (done - 1, UPDATES) if updates == 0 else (done, updates)
         assert f"stopped by {number.name} after {expected[0]} steps and {expected[1]} updates" in said
-        for name in ("metrics.jsonl", "updates.jsonl", "active.json"):  # the workflow deletes outputs before every attempt
+        for name in (
+            "metrics.jsonl",
+            "updates.jsonl",
+            "active.json",
+        ):  # the workflow deletes outputs before every attempt
             (tmp_path / "broken" / name).unlink()
     assert stops == STEPS * UPDATES, "every update was followed by a stop"
     assert sampled == Counter(range(1, STEPS + 1)), "a rollout batch under way is kept, never sampled anew"
@@ -137,7 +147,10 @@ def _interrupted(job: Any, monkeypatch: pytest.MonkeyPatch, call: int) -> list[P
 def test_what_a_checkpoint_holds(train_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     job = train_config("method=seq_alp")
     folders = _interrupted(job, monkeypatch, call=7)
-    assert [folder.name[:23] for folder in folders] == ["step_000003_update_0000", "step_000003_update_0001"], "the last two"
+    assert [folder.name[:23] for folder in folders] == [
+        "step_000003_update_0000",
+        "step_000003_update_0001",
+    ], "the last two"
     card = json.loads((folders[-1] / "checkpoint.json").read_text(encoding="utf-8"))
     assert (card["step"], card["update"], card["format"]) == (3, 1, checkpoint.FORMAT)
     state = torch.load(folders[-1] / "state.pt", weights_only=True)
@@ -165,7 +178,9 @@ def _pickled(path: Path) -> None:
     """A state that runs code when it is unpickled, with a card that vouches for it."""
     path.write_bytes(pickle.dumps(_Bomb()))
     card = json.loads((path.parent / "checkpoint.json").read_text(encoding="utf-8"))
-    (path.parent / "checkpoint.json").write_text(json.dumps(card | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    (path.parent / "checkpoint.json").write_text(
+        json.dumps(card | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    )
 
 
 class _Bomb:
@@ -205,7 +220,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert _digest(tmp_path / "broken") == _digest(tmp_path / "whole")
 
 
-def test_with_every_checkpoint_damaged_the_job_begins_anew(train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_every_checkpoint_damaged_the_job_begins_anew(
+    train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(train_config(folder="whole"))
     job = train_config(folder="broken")
     for folder in _interrupted(job, monkeypatch, call=5):
@@ -259,7 +276,9 @@ def test_checkpoints_of_a_finished_job(train_config: Make, tmp_path: Path) -> No
     assert not (tmp_path / "kept/.alp/train/tmp").exists()
 
 
-def test_a_job_that_does_not_fit_says_so_before_it_starts(train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_does_not_fit_says_so_before_it_starts(
+    train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     with pytest.raises(UserError, match=r"run.dir: the job needs about \d+.*in .*run.*, 98 KiB are free there"):
@@ -268,10 +287,13 @@ def test_a_job_that_does_not_fit_says_so_before_it_starts(train_config: Make, tm
 
 
 def test_the_estimate_is_what_is_written(train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refusal must be neither late nor alarmist: it compares with what three checkpoints and a model really take."""
+    """The refusal must be neither late nor alarmist: it compares with what three checkpoints and a model really
+    take."""
     asked: list[int] = []
     plain = checkpoint.check_room
-    monkeypatch.setattr(checkpoint, "check_room", lambda folder, **sizes: asked.append(sizes["weights"]) or plain(folder, **sizes))
+    monkeypatch.setattr(
+        checkpoint, "check_room", lambda folder, **sizes: asked.append(sizes["weights"]) or plain(folder, **sizes)
+    )
     job = train_config("model.layers=3", "method=seq_alp")
     newest = _interrupted(job, monkeypatch, call=5)[-1]
     real = (newest / "state.pt").stat().st_size

@@ -14,7 +14,7 @@ import torch
 
 from alp.errors import UserError
 from alp.ownership import Claim
-from alp.training.active import check_active
+from alp.training.settings_report import check_active
 from alp.training.trainer import Job, train
 
 Make = Callable[..., Any]
@@ -60,7 +60,9 @@ def test_killed_and_continued_equals_undisturbed(train_config: Make, method: str
     assert not (tmp_path / "broken" / "checkpoints").exists(), "a finished job leaves no checkpoints"
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(train_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    train_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train(train_config(folder="whole"))
     job = train_config(folder="broken")
     with pytest.raises(Killed):
@@ -74,7 +76,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(train_config: Make, tm
     assert _digest(tmp_path / "broken", ("metrics.jsonl",)) == _digest(tmp_path / "whole", ("metrics.jsonl",))
 
 
-def test_a_checkpoint_of_another_configuration_is_not_used(train_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_of_another_configuration_is_not_used(
+    train_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(Killed):
         train(train_config("trainer.lr=5e-4", folder="run"), _kill_at(2))
     with pytest.raises(UserError, match=r"trainer.lr: 0.0005 there, 0.001 here"):
@@ -97,13 +101,19 @@ def test_another_base_model_or_other_data_start_over(train_config: Make, tmp_pat
     with pytest.raises(Killed):
         train(job, _kill_at(2))
     weights = load_file(moved / "model.safetensors")
-    save_file({name: value * torch.tensor(1.01) for name, value in weights.items()}, moved / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: value * torch.tensor(1.01) for name, value in weights.items()},
+        moved / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(UserError, match="another base model"):
         train(job)
     train(train_config(f"model.path='{moved}'", "run.replace=true", folder="run"))
     train(train_config(f"model.path='{moved}'", folder="fresh"))
     assert _digest(tmp_path / "run", ("metrics.jsonl",)) == _digest(tmp_path / "fresh", ("metrics.jsonl",))
-    origins = [json.loads((tmp_path / name / "provenance.json").read_text(encoding="utf-8")) for name in ("run", "fresh")]
+    origins = [
+        json.loads((tmp_path / name / "provenance.json").read_text(encoding="utf-8")) for name in ("run", "fresh")
+    ]
     assert origins[0] == origins[1]
     train(train_config(folder="original"))
     other = json.loads((tmp_path / "original" / "provenance.json").read_text(encoding="utf-8"))
@@ -128,14 +138,21 @@ def test_a_validation_problem_in_the_training_data_is_refused(train_config: Make
         ("seq_mis", "mask", "sequence"),
     ],
 )
-def test_scores_are_the_corrections_of_real_log_probs(train_config: Make, tmp_path: Path, method: str, kind: str, level: str) -> None:
+def test_scores_are_the_corrections_of_real_log_probs(
+    train_config: Make, tmp_path: Path, method: str, kind: str, level: str
+) -> None:
     """ω must be π_old over μ, both at the sampling temperature, and reach the loss as weights and mask."""
     from alp.rollout.engine import Purpose
     from alp.rollout.episodes import collect
     from alp.training.batch import collate
 
     upper = 1.1  # low enough for these few responses to pass it
-    words = [f"method={method}", f"method.correction.upper={upper}", "rollout.temperature=0.7", "rollout.weight_noise=0.3"]
+    words = [
+        f"method={method}",
+        f"method.correction.upper={upper}",
+        "rollout.temperature=0.7",
+        "rollout.weight_noise=0.3",
+    ]
     job = Job(train_config(*words, folder=method), tmp_path / method, lambda: None)
     job.engine.sync_weights(job.model.named_parameters(), version=0)
     found = collect(
@@ -156,7 +173,9 @@ def test_scores_are_the_corrections_of_real_log_probs(train_config: Make, tmp_pa
     for row, item in enumerate(found):
         ids = torch.tensor([item.prompt_ids + item.response_ids])
         with torch.no_grad():
-            log_probs = (job.model(ids).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, ids[0, 1:].unsqueeze(-1)).squeeze(-1)
+            log_probs = (
+                (job.model(ids).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, ids[0, 1:].unsqueeze(-1)).squeeze(-1)
+            )
         start = len(item.prompt_ids)
         old, mu = log_probs[start - 1 :], torch.tensor(item.rollout_log_probs)
         torch.testing.assert_close(scored.old_log_probs[row, start : ids.shape[1]], old, atol=1e-5, rtol=0)
@@ -187,11 +206,23 @@ def test_records_follow_the_documented_form(train_config: Make, tmp_path: Path) 
     assert set(lines[0]) == {"step", "validation/accuracy", "validation/length"}
     documented = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
     for key in lines[2]:
-        head = key if f"`{key}`" in documented else key.rsplit("/", 1)[0] if key.startswith("perturbation") else key.split("/log_")[0]
+        head = (
+            key
+            if f"`{key}`" in documented
+            else key.rsplit("/", 1)[0]
+            if key.startswith("perturbation")
+            else key.split("/log_")[0]
+        )
         parts = head.split("/")
         assert parts[0] in documented, key
         assert parts[-1] in documented, key
-    for key in ("policy/kl", "perturbation/std/0", "perturbation/realised_rms/2", "sharpness", "ratio/sequence/log_q999"):
+    for key in (
+        "policy/kl",
+        "perturbation/std/0",
+        "perturbation/realised_rms/2",
+        "sharpness",
+        "ratio/sequence/log_q999",
+    ):
         assert key in lines[2], key
     assert lines[2]["perturbation/std/0"] != lines[1]["perturbation/std/0"], "σ learns"
     logged = _lines(tmp_path / "run", "updates.jsonl")
@@ -207,19 +238,26 @@ def test_on_policy_first_update_has_ratio_one(train_config: Make, tmp_path: Path
     assert line["ratio/token/log_max"] == line["ratio/token/log_min"] == 0.0, "same weights, same pieces: exactly 1"
     train(train_config("method=token_bypass", *words, folder="mu"))
     line = _lines(tmp_path / "mu")[1]
-    assert 0 < max(abs(line["ratio/token/log_max"]), abs(line["ratio/token/log_min"])) < 1e-4, "μ by other kernels: float noise alone"
+    assert 0 < max(abs(line["ratio/token/log_max"]), abs(line["ratio/token/log_min"])) < 1e-4, (
+        "μ by other kernels: float noise alone"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["method=grpo"], {"numerator": "current", "denominator": "old", "perturbation": None}),
-        (["method=seq_bypass", "rollout.dtype=int8"], {"denominator": "rollout", "level": "sequence", "rollout_dtype": "bfloat16"}),
+        (
+            ["method=seq_bypass", "rollout.dtype=int8"],
+            {"denominator": "rollout", "level": "sequence", "rollout_dtype": "bfloat16"},
+        ),
         (["method=seq_alp", "variant=sigma0"], {"numerator": "current", "variant": "sigma0"}),
         (["method=seq_alp", "method.perturbation.layers=middle"], {"numerator": "perturbed"}),
     ],
 )
-def test_active_states_what_runs(train_config: Make, tmp_path: Path, words: list[str], expected: dict[str, Any]) -> None:
+def test_active_states_what_runs(
+    train_config: Make, tmp_path: Path, words: list[str], expected: dict[str, Any]
+) -> None:
     train(train_config(*words, "trainer.steps=1", folder="run"))
     active = json.loads((tmp_path / "run" / "active.json").read_text(encoding="utf-8"))
     assert {key: active[key] for key in expected} == expected
@@ -243,13 +281,15 @@ def test_a_switch_that_is_silently_off_stops_the_job(train_config: Make, tmp_pat
 
 
 def _active(train_config: Make, tmp_path: Path) -> dict[str, Any]:
-    from alp.training.active import describe_active
+    from alp.training.settings_report import describe_active
 
     job = Job(train_config(folder="other"), tmp_path / "other", lambda: None)
     return describe_active(job.config, job.engine, job.model, job.updater)
 
 
-def test_thread_count_is_fixed_by_the_configuration(train_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_thread_count_is_fixed_by_the_configuration(
+    train_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     torch.set_num_threads(2)
     Job(train_config(folder="run"), tmp_path / "run", lambda: None)

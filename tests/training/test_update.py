@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from alp import config, models
+from alp import models
+from alp.configuration import compose
 from alp.policy import LayerwisePerturbation
 from alp.rollout.episodes import Trajectory
 from alp.training.batch import Batch, collate
@@ -28,24 +29,37 @@ def _batch(model: Any, sequences: int = 8) -> Batch:
         length = 3 + row % 5
         ids = torch.randint(2, 16, (4 + length,), generator=random).tolist()
         trajectories.append(
-            Trajectory(ids[:4], ids[4:], [-1.0] * length, [1] * length, [0] * length, finished=True, reward=float(row % 2), group=row // 4)
+            Trajectory(
+                ids[:4],
+                ids[4:],
+                [-1.0] * length,
+                [1] * length,
+                [0] * length,
+                finished=True,
+                reward=float(row % 2),
+                group=row // 4,
+            )
         )
     batch = collate(trajectories, pad_token_id=0, first_sequence=40, device=CPU)
     old, _ = frozen_log_probs(model, batch, 1.0, None)
     shift = 0.3 * torch.randn(old.shape, generator=random)
     advantages = torch.randn(sequences, generator=random)
-    return batch.with_(old_log_probs=old, rollout_log_probs=torch.where(batch.response_mask, old + shift, 0.0), advantages=advantages)
+    return batch.with_(
+        old_log_probs=old, rollout_log_probs=torch.where(batch.response_mask, old + shift, 0.0), advantages=advantages
+    )
 
 
 def _step(
     base_model: Path, *words: str, batch: Batch | None = None, index: int = 3, updates: int = 1
 ) -> tuple[dict[str, torch.Tensor], UpdateResult]:
-    job = config.load("train", ["trainer.lr=1e-3", *words])
+    job = compose.load("train", ["trainer.lr=1e-3", *words])
     model = models.load_model(base_model, CPU)
     settings = job.method.perturbation
     noise = None
     if settings is not None:
-        noise = LayerwisePerturbation(model, layers=settings.layers, std=settings.std, learnable=settings.learnable, seed=9)
+        noise = LayerwisePerturbation(
+            model, layers=settings.layers, std=settings.std, learnable=settings.learnable, seed=9
+        )
     updater = Updater(model, job.method, job.trainer, perturbation=noise, temperature=1.0, reference=job.trainer.kl > 0)
     for place in range(updates):
         result = updater.update(batch if batch is not None else _batch(model), index + place)
@@ -53,7 +67,7 @@ def _step(
 
 
 def _updater(base_model: Path, *words: str) -> Updater:
-    job = config.load("train", list(words))
+    job = compose.load("train", list(words))
     model = models.load_model(base_model, CPU)
     noise = LayerwisePerturbation(model, std=0.02, seed=9) if job.method.perturbation is not None else None
     return Updater(model, job.method, job.trainer, perturbation=noise, temperature=1.0, reference=job.trainer.kl > 0)
@@ -90,10 +104,13 @@ def test_sigma0_is_bypass_bit_for_bit(base_model: Path, alp: list[str], bypass: 
     assert torch.equal(left[1].raw, right[1].raw)
 
 
-@pytest.mark.parametrize("method", config.choices("method"))
+@pytest.mark.parametrize("method", compose.choices("method"))
 def test_micro_batches_change_nothing_but_rounding(base_model: Path, method: str) -> None:
-    (whole, first), (parts, second) = (_moments(base_model, f"method={method}", *words) for words in ([], ["trainer.micro_batch=3"]))
-    # AdamW's first step is ± lr wherever a gradient is near 0, so compare its first moments: a tenth of the clipped gradient.
+    (whole, first), (parts, second) = (
+        _moments(base_model, f"method={method}", *words) for words in ([], ["trainer.micro_batch=3"])
+    )
+    # AdamW's first step is ± lr wherever a gradient is near 0, so compare its first moments: a tenth of the clipped
+    # gradient.
     left, right = (torch.cat([state["exp_avg"].flatten() for state in moments.values()]) for moments in (whole, parts))
     assert float((left - right).norm() / left.norm()) < 1e-4
     assert first.metrics.keys() == second.metrics.keys()
@@ -102,7 +119,7 @@ def test_micro_batches_change_nothing_but_rounding(base_model: Path, method: str
     torch.testing.assert_close(first.raw, second.raw, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", config.choices("method"))
+@pytest.mark.parametrize("method", compose.choices("method"))
 def test_every_method_moves_the_weights(base_model: Path, method: str) -> None:
     before = {name: value.detach() for name, value in models.load_model(base_model, CPU).named_parameters()}
     after, result = _step(base_model, f"method={method}")
@@ -111,7 +128,7 @@ def test_every_method_moves_the_weights(base_model: Path, method: str) -> None:
 
 
 def test_noise_learns_in_its_own_group_and_stays_in_bounds(base_model: Path) -> None:
-    job = config.load("train", ["method=token_alp", "method.perturbation.lr=5.0"])
+    job = compose.load("train", ["method=token_alp", "method.perturbation.lr=5.0"])
     model = models.load_model(base_model, CPU)
     noise = LayerwisePerturbation(model, std=0.02, seed=1)
     updater = Updater(model, job.method, job.trainer, perturbation=noise, temperature=1.0, reference=False)
@@ -133,12 +150,15 @@ def test_kl_pulls_towards_the_reference(base_model: Path) -> None:
 
 
 def test_weights_mask_and_penalty_reach_the_gradient(base_model: Path) -> None:
-    """Each against the gradient of the same loss written out: Σ w m ℓ / Σ m + β Σ m k3 / Σ m with unclipped token ratios."""
+    """Each against the gradient of the same loss written out: Σ w m ℓ / Σ m + β Σ m k3 / Σ m with unclipped token
+    ratios."""
     model = models.load_model(base_model, CPU)
     batch = _batch(model)
     keep = batch.response_mask & (torch.arange(batch.input_ids.shape[1]) % 2 == 0)
     weights = torch.linspace(0.5, 1.5, keep.numel()).reshape(keep.shape)
-    full = batch.with_(loss_mask=keep, weights=weights, ref_log_probs=batch.old_log_probs - 0.3, rollout_log_probs=batch.old_log_probs)
+    full = batch.with_(
+        loss_mask=keep, weights=weights, ref_log_probs=batch.old_log_probs - 0.3, rollout_log_probs=batch.old_log_probs
+    )
     found = _gradient(base_model, "method=grpo", "trainer.kl=0.5", "trainer.max_grad_norm=1e9", batch=full)
 
     from alp.training.forward import token_log_probs
@@ -171,7 +191,7 @@ def _poisoned(batch: Batch, value: float) -> Batch:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_gradients_are_skipped_and_fail_after_ten_in_a_row(base_model: Path, value: float) -> None:
-    job = config.load("train", [])
+    job = compose.load("train", [])
     model = models.load_model(base_model, CPU)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     updater = Updater(model, job.method, job.trainer, perturbation=None, temperature=1.0, reference=False)
@@ -186,7 +206,7 @@ def test_non_finite_gradients_are_skipped_and_fail_after_ten_in_a_row(base_model
 
 
 def test_a_good_step_resets_the_count(base_model: Path) -> None:
-    job = config.load("train", [])
+    job = compose.load("train", [])
     model = models.load_model(base_model, CPU)
     updater = Updater(model, job.method, job.trainer, perturbation=None, temperature=1.0, reference=False)
     batch = _batch(model)

@@ -20,7 +20,7 @@ import pytest
 
 from alp.ownership import claimed, read_mark
 from tests.canary import plant, snapshot
-from tests.test_tracking import expected
+from tests.reporting.test_tracking import expected
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("Snakefile", "workflow", "alp", "configs", "locks", "environment.yml")
@@ -127,10 +127,10 @@ def test_a_method_s_value_runs_that_method_again(house: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "planned"),
     [
-        ("analysis/figures.py", {"figures": 1, "report": 1, "manifest": 1}),
-        ("analysis/aggregate.py", {"aggregate": 1, "report": 1, "manifest": 1}),
-        ("analysis/manifest.py", {"manifest": 1}),
-        ("tracking.py", {"track": 1}),
+        ("reporting/figures.py", {"figures": 1, "report": 1, "manifest": 1}),
+        ("reporting/aggregate.py", {"aggregate": 1, "report": 1, "manifest": 1}),
+        ("reporting/manifest.py", {"manifest": 1}),
+        ("reporting/tracking.py", {"track": 1}),
         ("policy/ratio.py", {"train": 4, "evaluate": 4, **ANALYSIS}),
         ("training/pretrain.py", {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),
         ("cli.py", {}),
@@ -168,8 +168,12 @@ def test_mlflow_holds_one_finished_run_per_job(house: Path) -> None:
             arm, seed = name.split("/")
             run = house / f"results/smoke/arithmetic/arithmetic_tiny/{arm}/{seed}"
             query = "select key, step, value from metrics where run_uuid = ? and key not like 'evaluation/%'"
-            assert sorted(database.execute(query, (run_id,))) == expected(run), "MLflow's metrics are those of metrics.jsonl"
-            logged = {key for (key,) in database.execute("select distinct key from metrics where run_uuid = ?", (run_id,))}
+            assert sorted(database.execute(query, (run_id,))) == expected(run), (
+                "MLflow's metrics are those of metrics.jsonl"
+            )
+            logged = {
+                key for (key,) in database.execute("select distinct key from metrics where run_uuid = ?", (run_id,))
+            }
             assert "evaluation/test/accuracy" in logged
             tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run_id,)).fetchall())
             assert tags["method"] == arm
@@ -193,11 +197,14 @@ def test_a_wrong_grid_is_one_line_and_exit_code_2(house: Path, words: list[str],
 
 def _verify(house: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "alp.cli", "verify", "results/smoke/manifest.json"]
-    return subprocess.run(command, cwd=house, env=os.environ | {"PYTHONPATH": str(house)}, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=house, env=os.environ | {"PYTHONPATH": str(house)}, capture_output=True, text=True
+    )
 
 
 def test_a_mistake_that_a_job_finds_is_on_the_screen(house: Path, tmp_path: Path) -> None:
-    """The log that holds it is one of many, and its line would otherwise be read by nobody; a log of an earlier start is silent."""
+    """The log that holds it is one of many, and its line would otherwise be read by nobody; a log of an earlier start
+    is silent."""
     logs = house / "results" / "faulty" / "logs"
     with claimed(logs.parent, "grid", {"identity": "faulty"}, outputs=["logs/"]):
         logs.mkdir()
@@ -218,12 +225,23 @@ def test_a_mistake_that_a_job_finds_is_on_the_screen(house: Path, tmp_path: Path
 def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Path) -> None:
     manifest = json.loads((house / "results/smoke/manifest.json").read_text(encoding="utf-8"))
     listed = set(manifest["files"])
-    built = {path.relative_to(house / "results/smoke").as_posix() for path in (house / "results/smoke").rglob("*") if path.is_file()}
-    apart = {name for name in built - listed if not name.startswith("logs/") and "timings.jsonl" not in name and ".alp/" not in name}
+    built = {
+        path.relative_to(house / "results/smoke").as_posix()
+        for path in (house / "results/smoke").rglob("*")
+        if path.is_file()
+    }
+    apart = {
+        name
+        for name in built - listed
+        if not name.startswith("logs/") and "timings.jsonl" not in name and ".alp/" not in name
+    }
     assert apart == {"manifest.json", "manifest_values.json", "mlflow.json"}
     assert listed <= built
     done = _verify(house)
-    assert (done.returncode, done.stdout) == (0, f"{len(listed)} files of smoke compared: 0 differing files, 0 missing\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"{len(listed)} files of smoke compared: 0 differing files, 0 missing\n",
+    )
 
     path = _runs(house)[0] / "metrics.jsonl"
     content = path.read_bytes()
@@ -234,13 +252,17 @@ def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Pa
     finally:
         path.write_bytes(content)
     assert done.returncode == 1
-    assert "differs  arithmetic/arithmetic_tiny/grpo/seed0/metrics.jsonl: differing entries: 1, 1 of them numbers" in done.stdout
+    assert (
+        "differs  arithmetic/arithmetic_tiny/grpo/seed0/metrics.jsonl: differing entries: 1, 1 of them numbers"
+        in done.stdout
+    )
     assert re.search(r"line \d: reward/mean: 0\.\d+ there, 0\.\d+ here", done.stdout)
     assert "1 differing files, 0 missing" in done.stdout
 
 
 def test_results_without_marks_are_kept(house: Path, tmp_path: Path) -> None:
-    """Those of a version that left none: refused before a rule runs (Snakemake would delete its outputs first), with how to keep them."""
+    """Those of a version that left none: refused before a rule runs (Snakemake would delete its outputs first), with
+    how to keep them."""
     copy = tmp_path / "house"
     shutil.copytree(house, copy, symlinks=True)
     for folder in list((copy / "results").rglob(".alp")):
@@ -283,11 +305,15 @@ def test_an_edited_method_replaces_its_own_results_alone(house: Path, tmp_path: 
 
 
 def test_a_killed_workflow_goes_on_where_it_was(house: Path, tmp_path: Path) -> None:
-    """SIGKILL of Snakemake alone in the middle of a training: its job stops too, the lock is cleared, the bytes are the same."""
+    """SIGKILL of Snakemake alone in the middle of a training: its job stops too, the lock is cleared, the bytes are the
+    same."""
     copy = tmp_path / "house"
     shutil.copytree(house, copy, symlinks=True)
     run = _runs(copy)[0]
-    whole = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "updates.jsonl", "provenance.json", "model/model.safetensors")}
+    whole = {
+        name: (run / name).read_bytes()
+        for name in ("metrics.jsonl", "updates.jsonl", "provenance.json", "model/model.safetensors")
+    }
     shutil.rmtree(run)
     target = str((run / "metrics.jsonl").relative_to(copy))
     command = [sys.executable, "-m", "snakemake", "--cores", "1", target, "--config", "grid=smoke"]

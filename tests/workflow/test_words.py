@@ -1,4 +1,5 @@
-"""Every word that reaches a shell: folders and grids of any name are carried whole, or refused by name; none is ever run."""
+"""Every word that reaches a shell: folders and grids of any name are carried whole, or refused by name; none is ever
+run."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alp import config, grid
+from alp.configuration import compose, grid
 from alp.errors import UserError
 from tests.faults.conftest import ALL
 
@@ -22,8 +23,29 @@ SPOKEN = [  # one run holds every character that a shell, Hydra or Snakemake cou
     'my results $(touch CANARY) `touch CANARY`;touch CANARY & it\'s "so" \\ * [ab] ~ <é> | !x#h $HOME %41, a=b',
     *(
         [
-            *("my results", "a$(touch CANARY)b", "a&touch CANARY", "`touch CANARY`", "x;touch CANARY;", "it's", "back\\slash"),
-            *("end\\", "\\'q", "-dash", "--cores", "*", "[ab]", "~", "é ü 日本", "a|b>c<d", "$HOME", "a,b", "deep/$(touch CANARY)/x"),
+            *(
+                "my results",
+                "a$(touch CANARY)b",
+                "a&touch CANARY",
+                "`touch CANARY`",
+                "x;touch CANARY;",
+                "it's",
+                "back\\slash",
+            ),
+            *(
+                "end\\",
+                "\\'q",
+                "-dash",
+                "--cores",
+                "*",
+                "[ab]",
+                "~",
+                "é ü 日本",
+                "a|b>c<d",
+                "$HOME",
+                "a,b",
+                "deep/$(touch CANARY)/x",
+            ),
         ]
         if ALL
         else []
@@ -32,8 +54,27 @@ SPOKEN = [  # one run holds every character that a shell, Hydra or Snakemake cou
 
 
 def _prepare(house: Path, grid_path: Path, results: str) -> subprocess.CompletedProcess[str]:
-    words = ["--cores", "1", "--until", "prepare", "--retries", "0", "--config", f"grid={grid_path}", f"results={results}"]
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--profile", str(ROOT / "profiles" / "default"), *words]
+    words = [
+        "--cores",
+        "1",
+        "--until",
+        "prepare",
+        "--retries",
+        "0",
+        "--config",
+        f"grid={grid_path}",
+        f"results={results}",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        str(ROOT / "Snakefile"),
+        "--profile",
+        str(ROOT / "profiles" / "default"),
+        *words,
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, encoding="utf-8")
 
@@ -56,7 +97,10 @@ def test_what_snakemake_cannot_carry_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(TITLES)
     done = _prepare(tmp_path, tmp_path / "mine.yaml", "a{seed}$(touch CANARY)")
     assert done.returncode == 2
-    said = "alp: error: --config: results: 'a{seed}$(touch CANARY)' holds '{', which Snakemake reads as a wildcard; choose another folder\n"
+    said = (
+        "alp: error: --config: results: 'a{seed}$(touch CANARY)' holds '{', which Snakemake reads as a wildcard; choose"
+        " another folder\n"
+    )
     assert done.stderr.endswith(said)
     assert not (tmp_path / "CANARY").exists()
 
@@ -95,9 +139,12 @@ def test_every_placeholder_of_a_shell_command_is_quoted() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12) | st.text("\\'\"${}, =:a\n", min_size=1, max_size=8))
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+    | st.text("\\'\"${}, =:a\n", min_size=1, max_size=8)
+)
 def test_hydra_gives_back_what_was_quoted(text: str) -> None:
-    assert config.load("prepare", [f"run.dir={grid.quoted(text)}"]).run.dir == text
+    assert compose.load("prepare", [f"run.dir={grid.quoted(text)}"]).run.dir == text
 
 
 def test_a_checkout_with_a_colon_is_refused() -> None:

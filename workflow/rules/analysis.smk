@@ -1,5 +1,5 @@
 # Tables, figures, the report and the manifest of the grid.
-from alp.analysis import runs as alp_runs
+from alp.reporting import runs as alp_runs
 
 GRID_CONTENT = GRID.content_hash
 

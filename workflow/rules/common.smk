@@ -17,8 +17,8 @@ sys.path.insert(
     0, str(ROOT)
 )  # the `alp` beside this Snakefile, wherever the results go
 
-from alp import config as alp_config
-from alp import grid as alp_grid
+from alp.configuration import compose as alp_config
+from alp.configuration import grid as alp_grid
 from alp.errors import UserError
 from alp.lifetime import end_with_parent
 from alp.ownership import check, claimed
@@ -73,12 +73,12 @@ MODULES = {
     "fetch": "alp.fetch",
     "pretrain": "alp.training.pretrain",
     "train": "alp.training.trainer",
-    "evaluate": "alp.analysis.evaluate",
-    "aggregate": "alp.analysis.aggregate",
-    "figures": "alp.analysis.figures",
-    "track": "alp.tracking",
-    "report": "alp.analysis.report",
-    "manifest": "alp.analysis.manifest",
+    "evaluate": "alp.evaluation.evaluate",
+    "aggregate": "alp.reporting.aggregate",
+    "figures": "alp.reporting.figures",
+    "track": "alp.reporting.tracking",
+    "report": "alp.reporting.report",
+    "manifest": "alp.reporting.manifest",
 }
 
 
@@ -155,7 +155,7 @@ def identity(verb):
 def code(verb):
     """Hash of the source a verb runs; the report's templates and captions are source too."""
     assets = (
-        [*ROOT.glob("workflow/report/*.rst"), *ROOT.glob("alp/analysis/*.j2")]
+        [*ROOT.glob("workflow/report/*.rst"), *ROOT.glob("alp/reporting/*.j2")]
         if verb == "report"
         else []
     )

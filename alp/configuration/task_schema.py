@@ -1,0 +1,211 @@
+"""The configurations of tasks (docs/tasks.md): ``Task`` is one of them, told apart by ``name``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from alp.configuration.fields import NAME_RULE, NonNegative, Positive, Share, Strict, is_name
+
+SPLITS = ("train", "validation", "test")
+
+
+class _Task(Strict):
+    """What tasks share. ``data`` is a folder of prepared ``<set>.jsonl`` files; without it the problems are made or
+    loaded on the spot."""
+
+    data: str | None
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the sets that can be trained, validated or evaluated on."""
+        return list(SPLITS)
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the sets that ``test`` is made of, where it is more than one; their problems' ids begin with them
+        and a colon."""
+        return []
+
+    def check_limit(self, max_new_tokens: int) -> None:
+        """Refuse a limit on responses that no right answer fits into; most tasks cannot know one."""
+
+
+class ArithmeticTask(_Task):
+    """Sums of two numbers of at most ``digits`` digits, generated from ``seed``."""
+
+    name: Literal["arithmetic"]
+    digits: Annotated[int, Field(ge=1, le=3)]
+    seed: NonNegative
+    train: Positive
+    validation: Positive
+    test: Positive
+
+    @model_validator(mode="after")
+    def _fits(self) -> ArithmeticTask:
+        numbers, wanted = 10**self.digits, self.train + self.validation + self.test
+        available = numbers * (numbers + 1) // 2  # pairs whatever their order: 3+5 and 5+3 count as one
+        if wanted > available:
+            raise ValueError(
+                f"train + validation + test = {wanted} problems, but {self.digits}-digit sums give only {available}"
+            )
+        return self
+
+    @property
+    def longest_solution(self) -> int:
+        """Tokens of the longest worked sum, end token included: columns of 7 and 9 characters, #, the sum."""
+        return 7 + 9 * (self.digits - 1) + 1 + (self.digits + 1) + 1
+
+    def check_limit(self, max_new_tokens: int) -> None:
+        """Refuse a limit that cuts worked solutions off: they would earn nothing, and nobody would be told."""
+        if max_new_tokens < self.longest_solution:
+            raise ValueError(
+                f"max_new_tokens = {max_new_tokens} cuts worked {self.digits}-digit sums ({self.longest_solution}"
+                " tokens)"
+            )
+
+
+class SumsInWordsTask(_Task):
+    """Questions about two numbers below ten, written in words (alp/tasks/sums_in_words.py)."""
+
+    name: Literal["sums_in_words"]
+    operations: Annotated[list[Literal["plus", "minus", "larger", "smaller"]], Field(min_length=1)]
+    seed: NonNegative
+    train: Positive
+    validation: Positive
+    test: Positive
+
+    @property
+    def available(self) -> int:
+        """Problems there are: pairs whatever their order, two equal numbers in sums and differences alone, less two
+        pairs for examples."""
+        return sum(55 - 2 if name in ("plus", "minus") else 45 - 2 for name in self.operations)
+
+    @model_validator(mode="after")
+    def _fits(self) -> SumsInWordsTask:
+        if len(set(self.operations)) < len(self.operations):
+            raise ValueError(f"operations: {', '.join(self.operations)} names one twice")
+        if (wanted := self.train + self.validation + self.test) > self.available:
+            raise ValueError(
+                f"train + validation + test = {wanted} problems, but {', '.join(self.operations)} give only"
+                f" {self.available}"
+            )
+        return self
+
+
+class Fields(Strict):
+    """Where a row keeps what we need: names, or paths such as ``reward_model.ground_truth``, ``prompt.0.content``."""
+
+    id: str | None = None  # None: the row's number
+    problem: str = "problem"
+    answer: str = "answer"
+    score: str | None = None  # a number, or a list of numbers whose mean counts
+
+
+class Source(Strict):
+    """Problems from one place: a local JSONL file (``path``) or a dataset of the Hugging Face hub (``hub``,
+    ``revision``)."""
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = (
+        None  # a commit makes the run repeatable; a branch is resolved to one, and the summary names it
+    )
+    config: str | None = None
+    files: str | None = None  # of the dataset, where it keeps several in one split
+    split: str = "train"
+    fields: Fields = Fields()
+    remove: str | None = None  # a sentence that every prompt carries and no problem needs
+    score_above: float | None = None  # exclusive, both
+    score_below: float | None = None
+    first: Positive | None = None  # only so many of the rows that are left
+    style: Literal["math", "minerva", "exact"] = "math"  # how answers are compared
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("name one of path (a local JSONL) and hub (a dataset of the Hugging Face hub)")
+        if self.hub is not None and self.revision is None:
+            raise ValueError(f"hub = {self.hub} needs a revision: a commit of the dataset (or main)")
+        if (self.score_above is not None or self.score_below is not None) and self.fields.score is None:
+            raise ValueError("score_above and score_below need fields.score")
+        return self
+
+    @property
+    def place(self) -> str:
+        """What people call it."""
+        return str(self.path or self.hub)
+
+
+class Length(Strict):
+    """Bounds of a problem's length: tokens of ``tokenizer`` (a local folder), characters without one."""
+
+    tokenizer: str | None
+    min: NonNegative
+    max: Positive | None
+
+
+class MathematicsTask(_Task):
+    """Problems of mathematics. Training sources are merged in order; of the same prompt twice ``keep`` says which
+    stays."""
+
+    name: Literal["mathematics"]
+    system: str | None  # what a chat model is told before the problem
+    train: list[Source]
+    keep: Literal["first", "last"]
+    length: Length
+    validation: NonNegative  # problems held out of the training sources
+    test: dict[str, Source]  # evaluation sets by name
+    grader: (
+        str | None
+    )  # a function (response, answer) -> reward in [0, 1] by dotted path, in place of the built-in grading
+    seed: NonNegative  # of what is held out
+
+    @property
+    def sets(self) -> list[str]:
+        """The splits, ``test`` being all evaluation sets together, and each evaluation set."""
+        return list(dict.fromkeys([*SPLITS, *self.test]))
+
+    @property
+    def parts(self) -> list[str]:
+        """Every evaluation set."""
+        return list(self.test) if len(self.test) > 1 else []
+
+    @model_validator(mode="after")
+    def _names(self) -> MathematicsTask:
+        for name in self.test:
+            if name in ("train", "validation", "all") or not is_name(name):
+                raise ValueError(
+                    f"test: '{name}' is no name for an evaluation set: {NAME_RULE}; not train, validation or all"
+                )
+        if "test" in self.test and len(self.test) > 1:
+            raise ValueError("test: 'test' is all evaluation sets together: give the one of that name another")
+        return self
+
+
+class ReasoningGymTask(_Task):
+    """Problems of one generator of reasoning-gym; a response counts when its score reaches ``threshold``."""
+
+    name: Literal["reasoning_gym"]
+    generator: str
+    options: dict[str, Any]  # of the generator
+    seed: NonNegative
+    train: Positive
+    validation: Positive
+    test: Positive
+    threshold: Share
+    system: str | None
+
+
+class CustomTask(_Task):
+    """A task of the user's own: ``module`` defines a class ``Task``, made with ``options``."""
+
+    name: Literal["custom"]
+    module: str | None
+    options: dict[str, Any]
+
+
+Task = Annotated[
+    ArithmeticTask | SumsInWordsTask | MathematicsTask | ReasoningGymTask | CustomTask, Field(discriminator="name")
+]

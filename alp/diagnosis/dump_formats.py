@@ -1,0 +1,333 @@
+"""Three file formats into one record: JSONL, Parquet and NPZ with the fields of docs/diagnose.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alp.diagnosis.dumps import Floats, Ints, Raw, choose_fields
+from alp.errors import UserError, nearest
+from alp.foreign import is_file, parse_json
+from alp.progress import Progress
+
+_MEGABYTE = 2**20
+_UNPACKED, _GROWTH = 2**30, 200  # what may be unpacked: so many bytes, or so many times the file
+_EVERY = 256  # lines between two looks at the clock
+SCALAR_PER_SEQUENCE = ("step", "advantages")  # `advantages` may also come per token
+
+
+def read(path: Path, wanted: Mapping[str, str]) -> Raw:
+    """The file's fields, unchecked. ``wanted`` maps field → name in the file. Raises :class:`UserError`."""
+    if path.suffix not in READERS:
+        raise UserError(f"unknown suffix '{path.suffix}' of {path.name}{nearest(path.suffix, READERS)}")
+    if not is_file(path):
+        if path.exists():
+            raise UserError(f"{path} is no file")
+        folder = path.parent if path.parent.is_dir() else None
+        known = [] if folder is None else [one.name for one in folder.iterdir() if one.suffix in READERS]
+        raise UserError(
+            f"no file {path}{nearest(path.name, known)}" if folder else f"no file {path}: no folder {path.parent}"
+        )
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty")
+    try:
+        with path.open("rb") as stream:
+            if path.suffix == ".jsonl" and stream.read(2) == b"\x1f\x8b":
+                raise UserError(f"{path.name} is compressed: unpack it first")
+        return READERS[path.suffix](path, wanted)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+# ---- JSONL -----------------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path, wanted: Mapping[str, str]) -> Raw:
+    """One object per line: a sequence with lists of numbers, or a batch with a list of such lists."""
+    chosen: dict[str, str] = {}
+    parts: dict[str, list[Floats]] = {}
+    origin: list[tuple[int, int | None]] = []  # line, and place in the line's batch
+    seen: set[str] = set()
+    for number, record in _records(path):
+        if not chosen:
+            chosen = choose_fields(list(record), wanted, f"line {number}: ")
+            parts = {field: [] for field in chosen}
+            first, seen = number, set(record)
+        for field, name in wanted.items():  # the file of a job that was stopped and changed in between
+            if (name in record) != (field in chosen):
+                has, lacks = (number, first) if name in record else (first, number)
+                raise UserError(f"line {lacks}: no field '{name}', which line {has} has")
+        for place, sequence in _sequences(record, chosen, number):
+            origin.append((number, place))
+            for field, values in sequence.items():
+                parts[field].append(values)
+
+    def where(row: int) -> str:
+        number, place = origin[row]
+        return f"line {number}" if place is None else f"line {number}, sequence {place} of its batch (from 0)"
+
+    if not origin:
+        raise UserError(f"{path} holds no sequence")
+    steps = np.concatenate(parts.pop("step")) if "step" in parts else None
+    lengths = {field: np.array([len(one) for one in values], dtype=np.int64) for field, values in parts.items()}
+    tokens = {field: np.concatenate(parts.pop(field)) for field in list(parts)}
+    return Raw(tokens, lengths, steps, where, chosen, tuple(sorted(seen - set(chosen.values()))))
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers from 1 and objects; blank lines are passed over."""
+    total, done = path.stat().st_size // _MEGABYTE, 0
+    with path.open("rb") as stream, Progress(f"reading {path.name}, MB", total) as progress:
+        for number, line in enumerate(stream, start=1):
+            done += len(line)
+            if number % _EVERY == 0 and done // _MEGABYTE < total:
+                progress.update(done // _MEGABYTE)
+            if not line.strip():
+                continue
+            try:
+                record = parse_json(line.rstrip(), _once)
+            except RecursionError:
+                raise UserError(f"line {number} is nested too deeply: one object of lists expected") from None
+            except ValueError as error:  # bytes that are no UTF-8 are a ValueError too
+                column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                ended = isinstance(error, json.JSONDecodeError) and (
+                    error.pos >= len(error.doc) or error.msg.startswith("Unterminated")
+                )
+                cut = "; it ends too soon: was it cut off?" if ended or not line.endswith(b"\n") else ""
+                raise UserError(f"line {number} is no valid JSON{column}{cut}") from None
+            if not isinstance(record, dict):
+                raise UserError(f"line {number} holds no JSON object: one object per sequence or per batch expected")
+            yield number, record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without repeated keys. Raises :class:`UserError`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise UserError(f"field '{twice}' stands twice in one object")
+    return found
+
+
+def _sequences(
+    record: dict[str, Any], chosen: Mapping[str, str], number: int
+) -> Iterator[tuple[int | None, dict[str, Floats]]]:
+    """The sequences of one line: place in the batch (None without one) and values per field."""
+    leading = record[chosen["old_log_probs"]]
+    if not (isinstance(leading, list) and leading and isinstance(leading[0], list)):
+        yield None, _sequence({field: record[name] for field, name in chosen.items()}, chosen, f"line {number}")
+        return
+    for field, name in chosen.items():
+        value = record[name]
+        if field == "step" and not isinstance(value, list):
+            record[name] = [value] * len(leading)  # one step for the whole batch
+        elif not isinstance(value, list) or len(value) != len(leading):
+            given = f"{len(value)} entries" if isinstance(value, list) else "no list"
+            raise UserError(f"line {number}, {name}: {given} for a batch of {len(leading)} sequences")
+    for place in range(len(leading)):
+        values = {field: record[name][place] for field, name in chosen.items()}
+        yield place, _sequence(values, chosen, f"line {number}, sequence {place} of its batch (from 0)")
+
+
+def _sequence(values: dict[str, Any], names: Mapping[str, str], where: str) -> dict[str, Floats]:
+    """Every field as an array (tokens,), ``step`` as (1,); an advantage of the sequence is repeated for its tokens."""
+    arrays = {}
+    for field, value in values.items():
+        single = field in SCALAR_PER_SEQUENCE and not isinstance(value, list)
+        if field == "step" and not single:
+            raise UserError(f"{where}, {names[field]}: one number per sequence expected, got a list")
+        arrays[field] = _numbers([value] if single else value, f"{where}, {names[field]}")
+        if single and field == "advantages":
+            arrays[field] = np.repeat(arrays[field], len(arrays["old_log_probs"]))
+    return arrays
+
+
+def _numbers(value: Any, where: str) -> Floats:
+    """A JSON list as float64; null is NaN, true and false are 1 and 0."""
+    if not isinstance(value, list):
+        raise UserError(f"{where}: a list of numbers expected, got {json.dumps(value)[:40]}")
+    if not value:
+        return np.zeros(0)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "fiub" and array.ndim == 1:
+            return array.astype(np.float64)
+    except (ValueError, OverflowError):  # lists inside
+        pass
+    for item in value:
+        if item is not None and not isinstance(item, (int, float)):
+            raise UserError(f"{where}: numbers expected, got {json.dumps(item)[:40]}")
+    try:
+        return np.array([np.nan if item is None else float(item) for item in value])
+    except OverflowError:
+        raise UserError(f"{where}: a number is too large for float64") from None
+
+
+# ---- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Raw:
+    """A row per sequence; list columns of numbers, and numbers for what a sequence has one of."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        chosen = choose_fields(names, wanted)
+        groups = (file.metadata.row_group(place) for place in range(file.metadata.num_row_groups))
+        columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+        read = [one.num_values for one in columns if one.path_in_schema.partition(".")[0] in chosen.values()]
+        _check_growth(path, 8 * sum(read))
+        table = file.read(columns=list(dict.fromkeys(chosen.values())))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from None
+    tokens: dict[str, Floats] = {}
+    lengths: dict[str, Ints] = {}
+    steps = None
+    whole = set()
+    for field, name in chosen.items():
+        values, counts, integers = _arrow_column(table.column(name), field, name)
+        whole |= {field} if integers else set()
+        if field == "step":
+            steps = values
+        elif counts is None:
+            tokens[field], lengths[field] = _repeat(values, lengths["old_log_probs"], name)
+        else:
+            tokens[field], lengths[field] = values, counts
+    return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))), frozenset(whole))
+
+
+def _arrow_column(column: Any, field: str, name: str) -> tuple[Floats, Ints | None, bool]:
+    """Flat values, for a list column its counts (rows,), and whether the type holds whole numbers alone."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind, single = column.type, field in SCALAR_PER_SEQUENCE
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    inner = kind.value_type if nested else kind
+    number = pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner)
+    if not number or (not nested and not single) or (nested and field == "step"):
+        expected = "a number" if field == "step" else "a number or a list of numbers" if single else "a list of numbers"
+        raise UserError(f"column {name}: {expected} per row expected, the file has {kind}")
+    if nested and column.null_count:
+        empty = int(np.argmax(column.is_null().to_numpy()))
+        raise UserError(f"{_row(empty)}, {name}: null where a list is expected")
+    counts = None if not nested else pc.list_value_length(column).to_numpy().astype(np.int64)
+    flat = pc.list_flatten(column) if nested else column
+    values = pc.cast(flat, pa.float64(), safe=False).to_numpy().astype(np.float64)  # null becomes NaN
+    return values, counts, not pa.types.is_floating(inner)
+
+
+def _row(row: int) -> str:
+    return f"row {row} (from 0)"
+
+
+def _repeat(values: Floats, counts: Ints, name: str) -> tuple[Floats, Ints]:
+    """One value per sequence as one per token."""
+    if len(values) != len(counts):
+        raise UserError(f"{name} has {len(values)} sequences, not {len(counts)}")
+    return np.repeat(values, counts), counts
+
+
+# ---- NPZ -------------------------------------------------------------------------------------------------------------
+
+
+def _read_npz(path: Path, wanted: Mapping[str, str]) -> Raw:
+    """Arrays (sequences, tokens), and (sequences,) for what a sequence has one of. Nothing is ever unpickled."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is no NPZ file (or was cut off): write it with numpy.savez")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            _check_growth(path, sum(_claimed(archive.zip, entry) for entry in archive.zip.infolist()))
+            names = archive.files
+            chosen = choose_fields(names, wanted)
+            arrays = {field: _array(archive, field, name) for field, name in chosen.items()}
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"cannot read {path} as NPZ: {error}") from None
+    leading = arrays["old_log_probs"].shape
+    tokens, lengths = {}, {}
+    whole = frozenset(field for field, array in arrays.items() if array.dtype.kind in "iub")
+    steps = arrays.pop("step").astype(np.float64) if "step" in arrays else None
+    if steps is not None and steps.ndim == 0:
+        steps = np.full(leading[0], steps)
+    if steps is not None and len(steps) != leading[0]:
+        raise UserError(f"{chosen['step']} has {len(steps)} sequences, {chosen['old_log_probs']} {leading[0]}")
+    for field in list(arrays):
+        array = arrays.pop(field)
+        if array.ndim == 1:
+            counts = np.full(leading[0], leading[1], dtype=np.int64)
+            tokens[field], lengths[field] = _repeat(array.astype(np.float64), counts, chosen[field])
+        else:
+            tokens[field] = array.astype(np.float64).ravel()
+            lengths[field] = np.full(array.shape[0], array.shape[1], dtype=np.int64)
+    return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))), whole)
+
+
+def _claimed(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
+    """Bytes that an entry unpacks to. Raises UserError where the array's own header claims more, before that is
+    allocated."""
+    with archive.open(entry) as stream:
+        try:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(stream)
+        except ValueError:  # no array, or of a kind that is refused where it is read
+            return entry.file_size
+        claimed = math.prod(shape) * dtype.itemsize
+        if claimed > entry.file_size:
+            raise UserError(
+                f"array {entry.filename} is damaged: it claims {claimed} bytes, the file has {entry.file_size} of it"
+            )
+    return max(entry.file_size, 0)
+
+
+def _check_growth(path: Path, size: int) -> None:
+    """Refuse a file that unpacks to very much more than it is. Raises UserError."""
+    if size > max(_UNPACKED, _GROWTH * path.stat().st_size):
+        raise UserError(
+            f"{path.name} of {path.stat().st_size} bytes unpacks to {size:.3g}, as no log-probs do: write it"
+            " uncompressed"
+        )
+
+
+def _array(archive: Any, field: str, name: str) -> Any:
+    """One array of numbers with the dimensions its field may have."""
+    try:
+        array = archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise UserError(f"array {name} is damaged: {error}") from None
+        raise UserError(
+            f"array {name} holds Python objects, which are not read: pad its rows and save numbers (sequences, tokens)"
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{name} is no NumPy array: write the file with numpy.savez")
+    if array.dtype.kind not in "fiub":
+        raise UserError(
+            f"array {name}: numbers expected, got dtype {array.dtype} (NumPy has no bfloat16: save float32)"
+        )
+    allowed = {"step": (0, 1), "advantages": (1, 2)}.get(field, (2,))
+    if array.ndim not in allowed:
+        shape = (
+            "(sequences,)"
+            if 0 in allowed
+            else "(sequences,) or (sequences, tokens)"
+            if 1 in allowed
+            else "(sequences, tokens)"
+        )
+        raise UserError(f"array {name}: shape {shape} expected, got {array.shape}")
+    return array
+
+
+READERS: dict[str, Callable[[Path, Mapping[str, str]], Raw]] = {
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".npz": _read_npz,
+}

@@ -1,0 +1,223 @@
+"""What a dump says, in numbers: the functions of :mod:`alp.policy` on its valid tokens.
+
+A dump holds sequences of very different lengths, and padding all of them to the longest can cost many times their size.
+A figure over tokens needs no rows, so all tokens pass through the policy functions as one row; a figure over sequences
+passes as a column of the sequences' sums or means. Where a method's ratio mixes both, blocks of sequences are padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alp.configuration import compose
+from alp.configuration.schema import Method
+from alp.diagnosis.dumps import Block, Dump, Floats
+from alp.policy import log_ratio, mismatch_diagnostics, policy_loss, ratio_diagnostics, rollout_correction
+from alp.progress import Progress
+
+Figures = dict[str, float]
+CELLS = 2_000_000  # padded places at a time: some hundred megabytes of intermediates
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two policies of a dump; ``name`` is the key in files, ``label`` what people read."""
+
+    name: str
+    numerator: str
+    denominator: str
+    label: str
+
+    @property
+    def prefix(self) -> str:
+        """Before its keys in diagnostics.json: π_old / μ carries the field's own names, the others are told apart."""
+        return "" if self.name == MISMATCH.name else f"{self.name}/"
+
+
+MISMATCH = Pair("old_rollout", "old_log_probs", "rollout_log_probs", "π_old / μ")
+PAIRS = (
+    MISMATCH,
+    Pair("current_old", "log_probs", "old_log_probs", "π_θ / π_old"),
+    Pair("current_rollout", "log_probs", "rollout_log_probs", "π_θ / μ"),
+    Pair("perturbed_rollout", "perturbed_log_probs", "rollout_log_probs", "π_θ,δ / μ"),
+)
+
+
+def pairs(dump: Dump) -> list[Pair]:
+    """The pairs whose policies the dump holds."""
+    return [pair for pair in PAIRS if pair.numerator in dump]
+
+
+def row(values: Floats) -> Tensor:
+    """(1, n): all of them as tokens of one sequence."""
+    return torch.from_numpy(values)[None]
+
+
+def column(values: Floats) -> Tensor:
+    """(n, 1): each of them as a sequence of one token."""
+    return torch.from_numpy(values)[:, None]
+
+
+def everywhere(like: Tensor) -> Tensor:
+    """The mask of nothing but valid tokens."""
+    return torch.ones_like(like, dtype=torch.bool)
+
+
+def mismatch(dump: Dump, pair: Pair = MISMATCH) -> Figures:
+    """``mismatch_diagnostics`` of a pair, its numerator in the place of π_old and its denominator in that of μ."""
+    over, under = dump.tokens[pair.numerator], dump.tokens[pair.denominator]
+    found = [
+        mismatch_diagnostics(first, second, everywhere(first))
+        for first, second in (
+            (row(over), row(under)),
+            (column(dump.sums(over)), column(dump.sums(under))),
+            (column(dump.means(over)), column(dump.means(under))),
+        )
+    ]
+    return {key: found[1 if key.endswith("_seq") else 2 if "ppl" in key else 0][key] for key in found[0]}
+
+
+def ratios(dump: Dump, pair: Pair) -> Figures:
+    """``ratio_diagnostics`` of a pair: per token, and summed per sequence."""
+    tokens = dump.difference(pair.numerator, pair.denominator)
+    each, summed = (
+        ratio_diagnostics(values, everywhere(values)) for values in (row(tokens), column(dump.sums(tokens)))
+    )
+    return {key: (summed if key.startswith("ratio/sequence/") else each)[key] for key in each}
+
+
+def effective_sample_size(weights: Floats) -> float:
+    """(Σw)² / (N Σw²) of weights (n,), from the one place that defines it: w is the ratio of log w to 0.
+
+    A weight of 0 counts as e^-20 there, the bound of every log-ratio.
+    """
+    with np.errstate(divide="ignore"):
+        logs = row(np.log(weights))
+    return mismatch_diagnostics(logs, torch.zeros_like(logs), everywhere(logs))[
+        "rollout_corr/rollout_is_eff_sample_size"
+    ]
+
+
+def figures_of(dump: Dump, pair: Pair) -> Figures:
+    """Mismatch and ratio figures of one pair, under the bare names."""
+    return {**mismatch(dump, pair), **ratios(dump, pair)}
+
+
+def diagnostics(dump: Dump) -> Figures:
+    """Every pair's figures as one flat dictionary, under the names of ``diagnostics.json``."""
+    return {f"{pair.prefix}{name}": value for pair in pairs(dump) for name, value in figures_of(dump, pair).items()}
+
+
+def step_figures(dump: Dump) -> list[tuple[int, Dump, Pair, Figures]]:
+    """The figures of each step alone, for every pair against μ; empty without steps."""
+    if dump.steps is None:
+        return []
+    against = [pair for pair in pairs(dump) if pair.denominator == MISMATCH.denominator]
+    return [(step, part, pair, figures_of(part, pair)) for step, part in dump.by_step() for pair in against]
+
+
+# ---- what each preset would do to the batch --------------------------------------------------------------------------
+
+
+@dataclass
+class Effect:
+    """One preset on the whole dump. Shares are of valid tokens; ``None`` where the dump does not allow the figure.
+
+    ``below``, ``above`` and ``above_dual``: of the tokens left after correction, those whose ratio is under 1 - low,
+    over 1 + high, over the dual clip; ``clipped_low``, ``clipped_high``, ``dual_clipped``: those that the clip holds
+    given their advantage. ``weights`` are the correction's, one per token or (above the token level) per sequence left.
+    """
+
+    method: Method
+    numerator: str  # the field that stands for the numerator
+    shares: dict[str, float] = field(default_factory=dict)
+    weights: Floats | None = None
+    missing: str = ""
+
+
+@cache
+def presets() -> tuple[Method, ...]:
+    """Every file of ``configs/method``, in alphabetical order."""
+    return tuple(compose.load("train", [f"method={name}"]).method for name in compose.choices("method"))
+
+
+def stand_in(method: Method, dump: Dump) -> str:
+    """The field nearest to the method's numerator: noise that was not dumped is left out, an update that was not is the
+    first."""
+    wanted = ["perturbed_log_probs"] if method.numerator == "perturbed" else []
+    return next(name for name in [*wanted, "log_probs", "old_log_probs"] if name in dump)
+
+
+def effects(dump: Dump, methods: Sequence[Method]) -> list[Effect]:
+    """What each method's ratio, clip and correction do to the dump's tokens."""
+    found = [Effect(method, stand_in(method, dump)) for method in methods]
+    for one in found:
+        if one.method.level == "turn" and "turn_ids" not in dump:
+            one.missing = "needs turn_ids"
+    totals: list[_Total] = [_Total() for _ in found]
+    tokens, done = int(dump.lengths.sum()), 0
+    with Progress("presets, tokens", tokens) as progress:
+        for block in dump.blocks(CELLS):
+            for one, total in zip(found, totals, strict=True):
+                if not one.missing:
+                    _add(one, total, block)
+            done += int(block.mask.sum())
+            if done < tokens:
+                progress.update(done)
+    for one, total in zip(found, totals, strict=True):
+        one.shares = {name: count / max(total.counts[_OF.get(name, "kept")], 1) for name, count in total.shares.items()}
+        if total.weights:
+            one.weights = np.concatenate(total.weights)
+    return found
+
+
+_OF = {"masked_tokens": "tokens", "masked_sequences": "sequences"}  # every other share is of the tokens that were kept
+
+
+@dataclass
+class _Total:
+    """Sums over blocks: numbers of tokens and sequences, and what the shares stand for in them."""
+
+    counts: dict[str, int] = field(default_factory=lambda: {"tokens": 0, "sequences": 0, "kept": 0})
+    shares: dict[str, float] = field(default_factory=dict)
+    weights: list[Floats] = field(default_factory=list)
+
+
+def _add(one: Effect, total: _Total, block: Block) -> None:
+    method, mask = one.method, torch.from_numpy(block.mask)
+    values = {name: torch.from_numpy(array) for name, array in block.fields.items()}
+    old, rollout = values["old_log_probs"], values["rollout_log_probs"]
+    turns = values["turn_ids"].long() if "turn_ids" in values else None
+    denominator = rollout if method.denominator == "rollout" else old
+    ratio = log_ratio(values[one.numerator], denominator, mask, level=method.level, turn_ids=turns)
+    correction = method.correction
+    weights, kept, removed = rollout_correction(old, rollout, mask, **correction.model_dump())
+    clip: dict[str, Any] = {"clip_low": method.clip_low, "clip_high": method.clip_high, "dual_clip": method.dual_clip}
+    signs = torch.ones(len(mask), dtype=torch.float64)
+    # the loss itself counts: with A < 0 everywhere what lies below the range is clipped, with A > 0 what lies above
+    (_, low), (_, high) = (policy_loss(ratio, sign * signs, kept, **clip) for sign in (-1, 1))
+    shares = {
+        "below": low["ratio/clipped_low"],
+        "above": high["ratio/clipped_high"],
+        "above_dual": low["ratio/dual_clipped"],
+    }
+    if "advantages" in values:
+        _, clipped = policy_loss(ratio, values["advantages"], kept, **clip, weights=weights)
+        shares |= {name.removeprefix("ratio/"): share for name, share in clipped.items()}
+    shares |= {name.removeprefix("correction/"): share for name, share in removed.items()}
+    counts = {"tokens": int(mask.sum()), "sequences": len(mask), "kept": int(kept.sum())}
+    for name, share in shares.items():
+        total.shares[name] = total.shares.get(name, 0.0) + share * counts[_OF.get(name, "kept")]
+    for name, count in counts.items():
+        total.counts[name] += count
+    if correction.kind != "none":
+        if correction.level != "token":  # one weight per sequence: its first token's stands for all
+            kept = kept & (kept.cumsum(-1) == 1)
+        total.weights.append(weights[kept].numpy())

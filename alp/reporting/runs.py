@@ -1,0 +1,302 @@
+"""A finished grid read from disk into typed records (formats: docs/results.md). What tables, figures and report share.
+
+Numpy alone: pandas, plotting and templates are imported by the modules that need them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alp.configuration import compose
+from alp.configuration import grid as grids
+from alp.configuration.grid import Arm, Grid
+from alp.configuration.schema import HFRollout, Method, TrainConfig, VLLMRollout
+from alp.evaluation import statistics
+from alp.evaluation.statistics import Interval
+from alp.reporting.records import STEP, UPDATE, Evaluation, Floats, damaged, read_evaluation, read_lines
+
+BASE = "base"
+REFERENCE = "grpo"  # the arm that differences are taken to
+TABLES = ("main", "sets", "pass_at_k", "ratio_tails", "controls", "mismatch")
+FIGURES = (
+    "accuracy",
+    "sets",
+    "validation",
+    "pass_at_k",
+    "dynamics",
+    "length",
+    "limit",
+    "ratio_quantiles",
+    "tails",
+    "envelope",
+    "mismatch",
+    "sigma",
+)
+BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
+
+_ACRONYMS = {"grpo", "gspo", "mis", "tis", "alp"}
+_VARIANTS = {
+    "sigma0": "σ₀ = 0",
+    "fixed_sigma": "fixed σ",
+    "clip_wide": "wide clip",
+    "clip_tight": "tight clip",
+    "hf_fp32": "HF fp32",
+    "hf_int8": "HF int8",
+    "vllm_bf16": "vLLM bf16",
+}
+_ENGINES = {"hf": "HF", "vllm": "vLLM"}
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+_NOISE = re.compile(r"sigma0(\d+)")  # the usual label of a σ_0 override: sigma0003 is 0.003
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training job and the evaluation of its last weights."""
+
+    arm: str
+    seed: int
+    folder: Path
+    metrics: tuple[dict[str, Any], ...]
+    evaluation: Evaluation
+    rebuild: str
+
+    @cached_property
+    def updates(self) -> tuple[dict[str, Any], ...]:
+        """Lines of ``updates.jsonl``; read on first use, tables never need them."""
+        return tuple(read_lines(self.folder / "updates.jsonl", UPDATE, self.rebuild))
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """The runs of one arm in the order of the grid's seeds; ``engine`` is what sampled them, as people read it."""
+
+    arm: Arm
+    method: Method
+    engine: str
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        return self.arm.name
+
+    @property
+    def ratio_level(self) -> str:
+        """Level its ratio is logged at: ``token``, or ``sequence`` (summed) for every level that sums or averages
+        tokens."""
+        return ratio_level(self.method)
+
+    @property
+    def learns_noise(self) -> bool:
+        return learns_noise(self.method)
+
+    @property
+    def accuracy(self) -> Floats:
+        """Fraction of right samples (seeds, problems)."""
+        return np.stack([run.evaluation.per_problem for run in self.runs])
+
+    def series(self, key: str) -> tuple[Floats, Floats]:
+        """Steps (steps,) where any seed has ``key``, and its values (seeds, steps); NaN where a seed has none."""
+        return series(self.runs, key)
+
+    def step_mean(self, key: str) -> float | None:
+        """Mean of ``key`` over the steps of each seed, then over seeds; None where no seed has it."""
+        _, values = self.series(key)
+        known = [one[~np.isnan(one)] for one in values]
+        means = [float(one.mean()) for one in known if one.size]
+        return math.fsum(means) / len(means) if means else None
+
+    def tail_width(self, level: str) -> float | None:
+        """Distance between the mean q001 and q999 of the method's own log-ratio at a level (``token`` or
+        ``sequence``)."""
+        low, high = (self.step_mean(f"ratio/{level}/log_{name}") for name in ("q001", "q999"))
+        return None if low is None or high is None else high - low
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole grid: base model and arms, all evaluated on the same problems with the same number of samples.
+
+    ``sets`` maps the name of each evaluation set to its place among the problems: one set, or several that count
+    equally.
+    """
+
+    grid: Grid
+    base: Evaluation
+    arms: tuple[ArmRuns, ...]
+    sets: dict[str, slice]
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [place.stop - place.start for place in self.sets.values()]
+
+    def interval(self, values: Floats) -> Interval:
+        """Mean over the sets of ``values`` (seeds, problems), with its interval."""
+        return statistics.interval(values, sizes=self._sizes)
+
+    def difference(self, first: Floats, second: Floats) -> Interval:
+        """The same of the paired difference of two tables."""
+        return statistics.paired_difference(first, second, sizes=self._sizes)
+
+    def mean(self, values: NDArray[np.generic]) -> float:
+        """Plain mean of the sets' means of ``values`` (problems,) or (seeds, problems)."""
+        return statistics.mean(np.atleast_2d(values), sizes=self._sizes)
+
+    @property
+    def average(self) -> str:
+        """What an accuracy is, for people: ``avg@64``, or ``avg@32, mean of 5 sets``."""
+        return f"avg@{self.base.samples}" + (f", mean of {len(self.sets)} sets" if len(self.sets) > 1 else "")
+
+    def find(self, name: str) -> ArmRuns | None:
+        """The arm of that name, or None when the grid has no such arm."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def tail_reference(self, level: str) -> ArmRuns | None:
+        """The Bypass arm of a level; without it the noise-free ALP arm, which is Bypass at ALP's clip range
+        (specification §5)."""
+        bypass = BYPASS[level]
+        return self.find(bypass) or self.find(bypass.replace("bypass", "alp") + "-sigma0")
+
+
+def series(runs: Iterable[Run], key: str) -> tuple[Floats, Floats]:
+    """Steps (steps,) where any of the runs has a number for ``key``, and the values (runs, steps) with NaN for gaps."""
+    found = [{line["step"]: float(line[key]) for line in run.metrics if line.get(key) is not None} for run in runs]
+    steps = sorted(set().union(*found)) if found else []
+    values = np.array([[one.get(step, math.nan) for step in steps] for one in found], dtype=np.float64)
+    return np.array(steps, dtype=np.float64), values.reshape(len(found), len(steps))
+
+
+def ratio_level(method: Method) -> str:
+    """``token`` or ``sequence``: under which of the two logged keys the method's own ratio is found."""
+    return "token" if method.level == "token" else "sequence"
+
+
+def learns_noise(method: Method) -> bool:
+    """Whether σ is on and trained (a σ_0 of 0 is off whatever else is set)."""
+    noise = method.perturbation
+    return noise is not None and noise.std > 0 and noise.learnable
+
+
+@cache
+def _job(words: tuple[str, ...]) -> TrainConfig:
+    job: TrainConfig = compose.load("train", words)
+    return job
+
+
+def job_of(grid: Grid, arm: Arm) -> TrainConfig:
+    """The resolved training configuration of an arm's first seed, from the grid file alone."""
+    return _job(tuple(grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0])))
+
+
+def engine_label(rollout: HFRollout | VLLMRollout) -> str:
+    """What samples, for people: ``HF bf16``, ``vLLM bf16 (fp8)``; everything that moves its log-probs away from the
+    training code's."""
+    words: list[str] = []
+    if isinstance(rollout, VLLMRollout) and rollout.quantization is not None:
+        words.append(rollout.quantization)
+    if isinstance(rollout, HFRollout) and rollout.weight_noise:
+        words.append(f"weight noise {rollout.weight_noise:g}")
+    return f"{_ENGINES[rollout.engine]} {_DTYPES.get(rollout.dtype, rollout.dtype)}" + (
+        f" ({', '.join(words)})" if words else ""
+    )
+
+
+def compares_engines(grid: Grid) -> bool:
+    """Whether its arms sample with more than one engine."""
+    return len({engine_label(job_of(grid, arm).rollout) for arm in grid.arms}) > 1
+
+
+def table_names(grid: Grid) -> list[str]:
+    """The tables of a grid, known before anything ran: ``sets`` only with several, ``mismatch`` only where engines are
+    compared."""
+    needs = {"sets": bool(grid.parts), "mismatch": compares_engines(grid)}
+    return [name for name in TABLES if needs.get(name, True)]
+
+
+def figure_names(grid: Grid) -> list[str]:
+    """The figures of a grid: as the tables, and ``sigma`` only with an arm that learns its noise."""
+    noise = any(learns_noise(job_of(grid, arm).method) for arm in grid.arms)
+    needs = {"sets": bool(grid.parts), "sigma": noise, "mismatch": compares_engines(grid)}
+    return [name for name in FIGURES if needs.get(name, True)]
+
+
+def is_control(arm: Arm) -> bool:
+    """Variants that exist to be compared with their own preset: noise off, noise fixed, another clip range."""
+    return arm.variant is not None and (arm.variant in ("sigma0", "fixed_sigma") or arm.variant.startswith("clip_"))
+
+
+def label(name: str) -> str:
+    """An arm's name for people: ``token_alp-sigma0`` → Token-ALP (σ₀ = 0)."""
+    if name == BASE:
+        return "Base model"
+    method, _, variant = name.partition("-")
+    shown = "-".join(word.upper() if word in _ACRONYMS else word.capitalize() for word in method.split("_"))
+    noise = _NOISE.fullmatch(variant)
+    words = f"σ₀ = 0.{noise[1]}" if noise else _VARIANTS.get(variant, variant.replace("_", " "))
+    return f"{shown} ({words})" if variant else shown
+
+
+def named(grid: Grid) -> str:
+    """How the grid is given on a command line."""
+    return f"grid={grid.name}" if grid.name in grids.names() else f"grid=<folder>/{grid.name}.yaml"
+
+
+def build_command(grid: Grid) -> str:
+    """What builds everything below ``results/<grid>``."""
+    return f"snakemake --cores 2 --config {named(grid)}"
+
+
+def evaluation_set(grid: Grid) -> str:
+    """The set that the grid evaluates on."""
+    return str(compose.load("evaluate", grid.overrides("evaluate", "results")).evaluation.set)
+
+
+def _read_run(grid: Grid, results: Path, arm: str, seed: int, name: str) -> Run:
+    folder, command = grid.run_dir(results, arm, seed), build_command(grid)
+    metrics = read_lines(folder / "metrics.jsonl", STEP, command)
+    if not metrics or not all(isinstance(line.get("step"), int) for line in metrics):
+        raise damaged(folder / "metrics.jsonl", "is empty or has lines without a step", command)
+    evaluation = read_evaluation(folder / "evaluation" / f"{name}.json", command)
+    return Run(arm, seed, folder, tuple(metrics), evaluation, command)
+
+
+def load(grid: Grid, results: str | Path) -> Results:
+    """Read a finished grid. Raises :class:`UserError` for a missing or damaged file, or evaluations that cannot be
+    compared."""
+    root, name, command = Path(results), evaluation_set(grid), build_command(grid)
+    base = read_evaluation(grid.base_dir(root) / "evaluation" / f"{name}.json", command)
+    arms = []
+    for arm in grid.arms:
+        job = job_of(grid, arm)
+        seeds = tuple(_read_run(grid, root, arm.name, seed, name) for seed in grid.seeds)
+        arms.append(ArmRuns(arm, job.method, engine_label(job.rollout), seeds))
+    for run in (run for arm in arms for run in arm.runs):
+        if (run.evaluation.problem_ids, run.evaluation.samples) != (base.problem_ids, base.samples):
+            path = run.folder / "evaluation" / f"{name}.json"
+            raise damaged(path, "has other problems or samples than the base model's evaluation", command)
+    sets = _sets(grid.parts, base)
+    if sets is None:
+        path = grid.base_dir(root) / "evaluation" / f"{name}.json"
+        raise damaged(path, f"does not hold the sets {', '.join(grid.parts)}, each in one piece", command)
+    return Results(grid, base, tuple(arms), sets)
+
+
+def _sets(parts: list[str], base: Evaluation) -> dict[str, slice] | None:
+    """Where each of several evaluation sets stands among the problems, in their order there; None when one is missing
+    or in pieces."""
+    if not parts:
+        return {base.set: slice(0, base.problems)}
+    blocks = [(part, len(list(ids))) for part, ids in groupby(base.problem_ids, key=lambda one: one.partition(":")[0])]
+    if sorted(part for part, _ in blocks) != sorted(parts):
+        return None
+    ends = np.cumsum([0, *(size for _, size in blocks)]).tolist()
+    return {part: slice(start, end) for (part, _), (start, end) in zip(blocks, pairwise(ends), strict=True)}

@@ -1,0 +1,160 @@
+"""The preset table of the method specification (§5), written out by hand, against the YAML; and the controls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from alp.configuration import compose
+from alp.configuration.schema import Method
+from alp.policy import group_advantages, log_ratio, policy_loss, rollout_correction
+from alp.policy.objective import loss_normaliser
+
+# name: numerator, denominator, level, clip low, clip high, dual clip, correction (kind, level, upper, lower)
+NONE = ("none", "token", None, None)
+TABLE = {
+    "grpo": ("current", "old", "token", 0.2, 0.28, 10, NONE),
+    "gspo": ("current", "old", "sequence_geometric", 3e-4, 4e-4, 100, NONE),
+    "token_bypass": ("current", "rollout", "token", 0.2, 0.28, 10, NONE),
+    "seq_bypass": ("current", "rollout", "sequence", 0.5, 3.0, 10, NONE),
+    "token_tis": ("current", "old", "token", 0.2, 0.28, 10, ("truncate", "token", 2.0, None)),
+    "seq_tis": ("current", "old", "sequence", 0.5, 3.0, 10, ("truncate", "sequence", 5.0, None)),
+    "token_mis": ("current", "old", "token", 0.2, 0.28, 10, ("mask", "sequence", 3.0, 0.0)),
+    "seq_mis": ("current", "old", "sequence", 0.5, 3.0, 10, ("mask", "sequence", 2.0, 0.0)),
+    "token_alp": ("perturbed", "rollout", "token", 0.5, 3.0, 10, NONE),
+    "seq_alp": ("perturbed", "rollout", "sequence", 0.5, 3.0, 10, NONE),
+}
+
+
+def _load(*words: str) -> Method:
+    loaded: Method = compose.load("train", list(words)).method
+    return loaded
+
+
+def test_there_are_ten_presets() -> None:
+    assert compose.choices("method") == sorted(TABLE)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_preset_is_the_specified_one(name: str) -> None:
+    method = _load(f"method={name}")
+    fix = method.correction
+    found = (method.numerator, method.denominator, method.level, method.clip_low, method.clip_high, method.dual_clip)
+    assert (*found, (fix.kind, fix.level, fix.upper, fix.lower)) == TABLE[name]
+    assert (method.name, method.aggregation, fix.veto) == (name, "token-mean", None)
+    assert (method.perturbation is not None) == (name in ("token_alp", "seq_alp"))
+    if method.perturbation is not None:
+        noise = method.perturbation
+        assert (noise.layers, noise.std, noise.learnable, noise.lr, noise.std_min, noise.std_max) == (
+            "all",
+            0.02,
+            True,
+            0.01,
+            1e-8,
+            1.0,
+        )
+
+
+@pytest.mark.parametrize("level", ["token", "seq"])
+def test_sigma0_differs_from_alp_in_sigma_alone(level: str) -> None:
+    plain, control = (
+        _load(f"method={level}_alp").model_dump(),
+        _load(f"method={level}_alp", "variant=sigma0").model_dump(),
+    )
+    assert control["perturbation"].pop("std") == 0.0
+    plain["perturbation"].pop("std")
+    assert control == plain
+
+
+def test_fixed_sigma_and_common_clip_ranges() -> None:
+    assert _load("method=seq_alp", "variant=fixed_sigma").perturbation.learnable is False  # type: ignore[union-attr]
+    for name in TABLE:
+        for variant, clip in (("clip_tight", (0.2, 0.28)), ("clip_wide", (0.5, 3.0))):
+            method = _load(f"method={name}", f"variant={variant}")
+            assert (method.clip_low, method.clip_high) == clip
+
+
+def test_identity_ignores_where_results_go_and_nothing_else() -> None:
+    base = compose.identity(compose.load("train", ["run.dir=a"]))
+    assert compose.identity(compose.load("train", ["run.dir=b", "run.grid=x"])) == base
+    assert compose.identity(compose.load("train", ["model.path=/a", "task.data=/b"])) == base, (
+        "files count by content, not by place"
+    )
+    for word in ("trainer.seed=1", "method=gspo", "trainer.lr=2e-4", "task.seed=1", "rollout.dtype=float32"):
+        assert compose.identity(compose.load("train", [word])) != base
+
+
+def _gradient(
+    method: Method,
+    current: Tensor,
+    old: Tensor,
+    rollout: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    pieces: list[Tensor],
+) -> tuple[float, Tensor]:
+    """Loss and gradient in ``current`` of a preset, summed over ``pieces`` of rows that share the mini-batch's
+    normaliser."""
+    leaf, fix = current.clone().requires_grad_(), method.correction
+    weights, kept, _ = rollout_correction(
+        old, rollout, mask, kind=fix.kind, level=fix.level, upper=fix.upper, lower=fix.lower, veto=fix.veto
+    )
+    total = torch.zeros((), dtype=torch.float64)
+    for rows in pieces:
+        denominator = rollout if method.denominator == "rollout" else old
+        ratio = log_ratio(leaf[rows], denominator[rows], mask[rows], level=method.level)
+        loss, _ = policy_loss(
+            ratio,
+            advantages[rows],
+            kept[rows],
+            clip_low=method.clip_low,
+            clip_high=method.clip_high,
+            dual_clip=method.dual_clip,
+            weights=weights[rows],
+            normaliser=loss_normaliser(kept, method.aggregation),
+            aggregation=method.aggregation,
+        )
+        total = total + loss
+    (gradient,) = torch.autograd.grad(total, leaf)
+    return float(total.detach()), gradient
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    """12 sequences in 3 groups, holes, an empty row and one without advantage; log-probs of μ in float64."""
+    generator = torch.Generator().manual_seed(4)
+    mask = torch.rand(12, 9, generator=generator) < 0.8
+    mask[5] = False
+    rewards = torch.randint(2, (12,), generator=generator).double()
+    rewards[8:] = 1.0
+    return {
+        "rollout": -3 * torch.rand(12, 9, generator=generator, dtype=torch.float64),
+        "mask": mask,
+        "advantages": group_advantages(rewards, torch.arange(3).repeat_interleave(4)),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_every_preset_on_policy_is_reinforce(name: str, batch: dict[str, Tensor]) -> None:
+    """A clip range, a correction or a level that acts where there is nothing to correct."""
+    same = batch["rollout"]
+    _, gradient = _gradient(_load(f"method={name}"), same, same, pieces=[torch.arange(12)], **batch)
+    expected = torch.where(batch["mask"], -batch["advantages"][:, None] / batch["mask"].sum(), 0.0)
+    assert torch.allclose(gradient, expected, rtol=1e-12, atol=1e-15)
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_splitting_and_shuffling_a_mini_batch_change_nothing(name: str, batch: dict[str, Tensor]) -> None:
+    """A normaliser, a weight or a mask of the piece in place of the mini-batch's, for each preset as it is."""
+    method, generator = _load(f"method={name}"), torch.Generator().manual_seed(5)
+    old = batch["rollout"] + 0.2 * torch.randn(12, 9, generator=generator, dtype=torch.float64)
+    current = old + 0.2 * torch.randn(12, 9, generator=generator, dtype=torch.float64)
+    loss, gradient = _gradient(method, current, old, pieces=[torch.arange(12)], **batch)
+    assert gradient.abs().sum() > 0
+    order = torch.randperm(12, generator=generator)
+    for pieces in ([torch.arange(6), torch.arange(6, 12)], [*torch.arange(12)[:, None]], [order], list(order.split(5))):
+        value, found = _gradient(method, current, old, pieces=pieces, **batch)
+        assert value == pytest.approx(loss, rel=1e-12)
+        assert torch.allclose(found, gradient, rtol=1e-12, atol=1e-15)

@@ -1,0 +1,206 @@
+"""Figures: every name in both formats, the same bytes twice, and the numbers behind the envelope and the heat map."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from alp.configuration import grid as grids
+from alp.configuration.grid import Grid
+from alp.errors import UserError
+from alp.ownership import claimed
+from alp.reporting import figures as module
+from alp.reporting import plots, runs
+from alp.reporting.figures import envelope_bins, figures
+from alp.reproducibility import write_text
+
+from .conftest import GRID, bytes_below, fabricate, write_grid
+
+Finished = tuple[Grid, Path]
+ONE_ENGINE = [name for name in runs.FIGURES if name not in ("mismatch", "sets")]
+
+
+@pytest.fixture(scope="module")
+def drawn(finished: Finished) -> Path:
+    grid, results = finished
+    figures(grid, results)
+    return grid.folder(results) / "figures"
+
+
+def test_every_figure_comes_in_two_formats(drawn: Path) -> None:
+    assert {path.name for path in drawn.iterdir()} == {
+        f"{name}.{ending}" for name in ONE_ENGINE for ending in ("svg", "png")
+    }
+
+
+def test_bytes_are_stable(finished: Finished, drawn: Path) -> None:
+    before = bytes_below(drawn)
+    figures(*finished)
+    assert bytes_below(drawn) == before
+
+
+def test_files_carry_no_date_and_are_well_formed(drawn: Path) -> None:
+    for path in drawn.glob("*.svg"):
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        assert root.tag.endswith("svg")
+        assert "<dc:date>" not in path.read_text(encoding="utf-8")
+    for path in drawn.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert b"tIME" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ONE_ENGINE)
+def test_text_is_legible(finished: Finished, name: str) -> None:
+    """No text under 8 points, none cut at the edge of the figure, no two texts on top of each other."""
+    loaded = runs.load(*finished)
+    with plots.style():
+        assert_legible(module.DRAW[name](loaded, plots.looks(loaded)))
+
+
+def assert_legible(figure: Figure) -> None:
+    """Draws ``figure``; to be called within ``plots.style()``."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    hidden = undrawn(figure)
+    texts = [
+        text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text() and id(text) not in hidden
+    ]
+    boxes = [
+        (text.get_text(), text.get_window_extent(canvas.get_renderer()), text.get_fontsize())
+        for text in texts
+        if text.get_visible()
+    ]
+    assert len(boxes) > 10
+    for text, box, size in boxes:
+        assert float(size) >= 8, text
+        assert box.x0 >= -1, text
+        assert box.y0 >= -1, text
+        assert box.x1 <= figure.bbox.width + 1, text
+        assert box.y1 <= figure.bbox.height + 1, text
+    for (first, one, _), (second, two, _) in itertools.combinations(boxes, 2):
+        across, along = min(one.x1, two.x1) - max(one.x0, two.x0), min(one.y1, two.y1) - max(one.y0, two.y0)
+        assert across <= 1 or along <= 1, (first, second)
+
+
+def undrawn(figure: Figure) -> set[int]:
+    """Texts that exist and are not drawn: everything in invisible panels, tick labels outside the view."""
+    found: set[int] = set()
+    for axes in figure.axes:
+        if not axes.get_visible():
+            found |= {id(text) for text in axes.findobj(Text)}
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not low <= tick.get_loc() <= high:
+                    found |= {id(tick.label1), id(tick.label2)}
+    return found
+
+
+def test_one_colour_per_method_and_dashes_per_variant(finished: Finished) -> None:
+    looks = plots.looks(runs.load(*finished))
+    assert len({look.colour for look in looks.values()}) == 3
+    assert looks["token_alp"].colour == looks["token_alp-sigma0"].colour
+    assert looks["token_alp"].dashes == "solid" != looks["token_alp-sigma0"].dashes
+
+
+def test_sigma_needs_learned_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = "arms: [{method: grpo}, {method: token_alp, variant: sigma0}]\n"
+    text = f"title: t\ndescription: d\ntask: arithmetic\nmodel: arithmetic_tiny\nseeds: [0]\n{arms}"
+    grid, results = fabricate(write_grid(tmp_path, text), tmp_path / "results", steps=3)
+    stale = grid.folder(results) / "figures" / "sigma.svg"
+    with claimed(grid.folder(results), "figures", grid.origin, outputs=["figures/*"], key="results", beside=True):
+        write_text(stale, "of an earlier grid")
+    saved: list[str] = []
+    monkeypatch.setattr(plots, "save", lambda figure, stem: saved.append(stem.name))
+    figures(grid, results)
+    assert "sigma" not in runs.figure_names(grid)
+    assert saved == [name for name in ONE_ENGINE if name != "sigma"]
+    assert not stale.exists()
+
+
+def test_names_are_known_before_anything_ran() -> None:
+    assert runs.figure_names(grids.load("quick")) == ONE_ENGINE
+    assert runs.figure_names(grids.load("mismatch")) == [name for name in runs.FIGURES if name != "sets"]
+
+
+def test_figures_survive_missing_metrics(fresh: Finished) -> None:
+    grid, results = fresh
+    for seed in grid.seeds:
+        folder = grid.run_dir(results, "token_alp", seed)
+        (folder / "metrics.jsonl").write_text(
+            "".join(json.dumps({"step": step, "reward/mean": 0.5}) + "\n" for step in range(1, 4))
+        )
+        (folder / "updates.jsonl").write_text("")
+    figures(grid, results)
+    assert len(list((grid.folder(results) / "figures").iterdir())) == 2 * len(ONE_ENGINE)
+
+
+def test_a_missing_updates_file_is_one_line(fresh: Finished) -> None:
+    grid, results = fresh
+    path = grid.run_dir(results, "grpo", 0) / "updates.jsonl"
+    path.unlink()
+    with pytest.raises(UserError, match=r"updates\.jsonl: build it with 'snakemake"):
+        figures(grid, results)
+
+
+def test_heat_map_is_the_seed_mean_in_order_of_depth(finished: Finished) -> None:
+    arm = runs.load(*finished).find("token_alp")
+    assert arm is not None
+    names, steps, values = module._noise_map(arm)
+    assert names == ["0", "1", "2"]
+    assert values.shape == (3, len(steps))
+    assert steps[0] == 1
+    expected = np.mean([run.metrics[-1]["perturbation/std/2"] for run in arm.runs])
+    assert values[2, -1] == pytest.approx(expected)
+
+
+def test_envelope_bins_hold_equal_counts_sorted_by_probability() -> None:
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(size=1200)
+    ratio = probability * 2
+    shuffled = rng.permutation(1200)
+    found = envelope_bins(probability[shuffled], ratio[shuffled])
+    parts = np.sort(probability).reshape(12, 100)
+    assert found[:, 0] == pytest.approx(np.median(parts, axis=1))
+    assert found[:, 1] == pytest.approx(2 * np.percentile(parts, 2, axis=1))
+    assert found[:, 2] == pytest.approx(2 * np.median(parts, axis=1))
+    assert found[:, 3] == pytest.approx(2 * np.percentile(parts, 98, axis=1))
+
+
+@pytest.mark.parametrize(("sequences", "bins"), [(0, 0), (1, 1), (5, 5), (13, 12)])
+def test_envelope_of_few_sequences(sequences: int, bins: int) -> None:
+    values = np.linspace(0, 1, sequences)
+    assert envelope_bins(values, values).shape == (bins, 4)
+
+
+def test_a_single_step_is_seen(tmp_path: Path) -> None:
+    """A line through one point draws nothing, and a step is a whole number."""
+    loaded = runs.load(*fabricate(write_grid(tmp_path, GRID), tmp_path / "results", steps=1))
+    with plots.style():
+        for name in ("dynamics", "length", "limit", "ratio_quantiles"):
+            figure = module.DRAW[name](loaded, plots.looks(loaded))
+            figure.draw_without_rendering()
+            stepped = [axes for axes in figure.axes if axes.lines and axes.get_xlim() == pytest.approx((0.67, 1.33))]
+            assert stepped, name
+            for axes in stepped:
+                assert [tick for tick in axes.get_xticks() if 0.67 <= tick <= 1.33] == [1]
+                assert all(len(line.get_xdata()) == 2 for line in axes.lines)
+
+
+def test_equal_accuracies_are_not_told_apart_by_rounding(tmp_path: Path) -> None:
+    grid, results = fabricate(write_grid(tmp_path, GRID), tmp_path / "results", steps=1)
+    for path in results.glob("**/evaluation/test.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(record | {"correct": [0] * record["problems"]}))
+    loaded = runs.load(grid, results)
+    with plots.style():
+        for axes in module.accuracy(loaded, plots.looks(loaded)).axes:
+            assert axes.get_xlim() == pytest.approx((-0.5, 0.5))
