@@ -16,7 +16,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress smol test reproduce faults newest bench grading lint format ui lock clean
+.PHONY: help install grid stress smol test reproduce same faults newest bench grading lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -52,6 +52,9 @@ test: install lint ## lint and all tests, the smoke grid through the real workfl
 reproduce: GRID = smoke
 reproduce: install ## build a small grid (GRID=smoke) twice, under other cores and order, and compare every byte (3 minutes)
 	$(BIN)/python -m benchmarks.reproduce --grid $(GRID) --cores $(CORES)
+
+same: install ## does a change move a number? GRID (smoke) built at REF=<commit> and here, every number compared (3 minutes a side)
+	$(BIN)/python -m benchmarks.same --ref "$(REF)" --grid $(if $(filter file,$(origin GRID)),smoke,$(GRID)) --cores $(CORES)
 
 faults: install ## every fault of tests/faults, with a closing line of counts (8 minutes)
 	FAULTS=all $(BIN)/python -m pytest tests/faults -q
