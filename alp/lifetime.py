@@ -61,10 +61,15 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM) -> bool:
     of a killed workflow stop (at their next update) instead of going on beside those of the next. Linux alone.
     """
     parent, shell = os.environ.get("ALP_PARENT"), os.environ.get("ALP_SHELL")
-    if parent is None or shell != str(os.getpid()) or not sys.platform.startswith("linux"):
+    return parent is not None and shell == str(os.getpid()) and end_with(int(parent), number)
+
+
+def end_with(parent: int, number: signal.Signals) -> bool:
+    """The same for a process that knows which one started it."""
+    if not sys.platform.startswith("linux"):
         return False
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, int(number))
-    if str(os.getppid()) != parent:  # it went before the call
+    if os.getppid() != parent:  # it went before the call
         os.kill(os.getpid(), number)
     return True
 

@@ -10,14 +10,19 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alp.errors import UserError
 from alp.foreign import check_file, is_file, read_json, reading
+from alp.nested import leaves
+from alp.places import nearest_folder
 from alp.reproducibility import sha256_file
+
+if TYPE_CHECKING:
+    from alp.configuration.model_schema import Model
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -61,6 +66,46 @@ def check(folder: Path, key: str) -> dict[str, Stored]:
     return tensors
 
 
+def check_folder(path: str | None, key: str = "model.path") -> Path:
+    """The folder of a saved model, whole as far as the headers of its files tell. Raises UserError with what is wrong.
+
+    What is missing is named with the nearest folder that exists.
+    """
+    if path is None:
+        raise UserError(
+            f"{key}: no model given; make the embedded one with `alp pretrain`, then pass {key}=<its run.dir>/model"
+        )
+    folder = Path(path)
+    with reading(key, str(folder)[:200]):
+        for name in ("config.json", "*.safetensors", "tokenizer_config.json"):
+            if not any(folder.glob(name)):
+                standing = nearest_folder(folder)
+                raise UserError(
+                    f"{key}: no model in {folder} (no {name}); the nearest folder that exists is {standing}"
+                )
+    check(folder, key)
+    return folder
+
+
+def check_model(model: Model) -> Path:
+    """``check_folder`` of a configured model; without a folder the error says which command makes one."""
+    if model.path is None and model.source is not None:
+        raise UserError(
+            f"model.path: no folder with {model.name}; get it with `alp fetch model={model.name}`, then pass"
+            " model.path=<its run.dir>/model"
+        )
+    return check_folder(model.path)
+
+
+def depth_of(folder: Path) -> int | None:
+    """Number of decoder layers as the configuration says it; None where it has another word for it, which transformers
+    knows (``alp.models.depth_of``)."""
+    config = read_json("model.path", folder / "config.json")
+    text = config.get("text_config", config)
+    depth = text.get("num_hidden_layers") if isinstance(text, dict) else None
+    return depth if isinstance(depth, int) else None
+
+
 def content_hash(folder: Path) -> str:
     """One digest over names and contents of all that loading can read: configuration, weights, tokenizer, templates."""
     files = [path for path in sorted(folder.glob("*.*")) if path.is_file()]
@@ -81,12 +126,14 @@ def listed(what: str, names: Iterable[str]) -> str:
 def _weights(folder: Path, key: str, config: dict[str, Any]) -> list[str]:
     """Names of the files that hold the weights, the index among them obeyed. Raises UserError where two could be
     meant."""
-    own = config.get("transformers_weights")  # a file of another name, which transformers takes before the usual ones
-    if own is not None:
+    named = config.get("transformers_weights")  # a file of another name, which transformers takes before the usual ones
+    if named is not None:
         _check_name(
-            own, f"{key}: transformers_weights in {folder / 'config.json'}", (".safetensors", ".safetensors.index.json")
+            named,
+            f"{key}: transformers_weights in {folder / 'config.json'}",
+            (".safetensors", ".safetensors.index.json"),
         )
-        return [own] if own.endswith(".safetensors") else _shards(folder, own, key)
+        return [named] if named.endswith(".safetensors") else _shards(folder, named, key)
     single, index = is_file(folder / SINGLE), is_file(folder / INDEX)
     if single and index and _shards(folder, INDEX, key) != [SINGLE]:
         raise UserError(
@@ -109,8 +156,8 @@ def _shards(folder: Path, name: str, key: str) -> list[str]:
     for tensor, file in places.items():
         _check_name(file, f"{key}: {path}: {tensor}", (".safetensors",))
     shards = sorted(set(places.values()))
-    found = _tensors(folder, shards, key)
-    astray = [tensor for tensor, file in places.items() if tensor not in found or found[tensor].file != file]
+    stored = _tensors(folder, shards, key)
+    astray = [tensor for tensor, file in places.items() if tensor not in stored or stored[tensor].file != file]
     if astray:
         raise UserError(f"{key}: {path}: {listed('misplaced', astray)}: not in the file that the index names")
     return shards
@@ -132,44 +179,36 @@ def _tensors(folder: Path, files: list[str], key: str) -> dict[str, Stored]:
     quantised values."""
     from safetensors import safe_open
 
-    found: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {}
     for file in files:
         check_file(key, folder / file)
         with reading(key, folder / file), safe_open(folder / file, framework="np") as opened:
             header = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
             here = {name: Stored(file, part.get_dtype(), tuple(part.get_shape())) for name, part in header.items()}
-        if twice := sorted(here.keys() & found.keys()):
-            raise UserError(f"{key}: {folder}: {listed('repeated', twice)}: in {found[twice[0]].file} and in {file}")
-        found |= here
-    odd = [name for name, tensor in found.items() if tensor.dtype not in FLOATING and tensor.dtype not in WHOLE]
+        if twice := sorted(here.keys() & stored.keys()):
+            raise UserError(f"{key}: {folder}: {listed('repeated', twice)}: in {stored[twice[0]].file} and in {file}")
+        stored |= here
+    odd = [name for name, tensor in stored.items() if tensor.dtype not in FLOATING and tensor.dtype not in WHOLE]
     if odd:
-        kinds = ", ".join(sorted({found[name].dtype for name in odd}))
-        where = f"{key}: {folder / found[odd[0]].file}"
+        kinds = ", ".join(sorted({stored[name].dtype for name in odd}))
+        where = f"{key}: {folder / stored[odd[0]].file}"
         raise UserError(
             f"{where}: {listed(kinds, odd)}: such values need scales beside them; save the model in bfloat16 or float32"
             " first"
         )
-    return found
+    return stored
 
 
 def _check_numbers(config: dict[str, Any], tensors: int, folder: Path, key: str) -> None:
     """Refuse more layers than there are tensors, before somebody builds them, and NaN."""
-    for name, value in _leaves(config):
+    for key, value in leaves(config, lists=True):
+        name = key.rpartition(".")[2]
         if _LAYERS.fullmatch(name) and isinstance(value, int) and value > tensors:
             raise UserError(
                 f"{key}: {folder / 'config.json'}: {name} = {str(value)[:20]}, and the weights have {tensors} tensors"
             )
         if isinstance(value, float) and math.isnan(value):
             raise UserError(f"{key}: {folder / 'config.json'}: {name} is NaN")
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value with the name it stands under."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else ((name, inner) for inner in value):
-            yield from _leaves(inner, key)
-    else:
-        yield name, value
 
 
 def _check_tokenizer(folder: Path, key: str) -> None:

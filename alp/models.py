@@ -31,10 +31,10 @@ from alp import model_files
 from alp.configuration.model_schema import Model as ModelConfig
 from alp.errors import UserError
 from alp.foreign import reading
-from alp.model_files import FLOATING, Stored, content_hash, listed
+from alp.model_files import FLOATING, Stored, check_folder, check_model, content_hash, listed
 from alp.reproducibility import install, partial_folder, write_json
 
-__all__ = ["check_folder", "content_hash", "load_model", "load_tokenizer", "save_model"]
+__all__ = ["check_folder", "check_model", "content_hash", "load_model", "load_tokenizer", "save_model"]
 
 logger = logging.getLogger(__name__)
 PAD, EOS = "<pad>", "<eos>"
@@ -85,25 +85,6 @@ def build_embedded(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed
     )
 
 
-def check_folder(path: str | None, key: str = "model.path") -> Path:
-    """The folder of a saved model, whole as far as the headers of its files tell. Raises UserError with what is wrong.
-
-    What is missing is named with the nearest folder that exists.
-    """
-    if path is None:
-        raise UserError(
-            f"{key}: no model given; make the embedded one with `alp pretrain`, then pass {key}=<its run.dir>/model"
-        )
-    folder = Path(path)
-    with reading(key, str(folder)[:200]):
-        for name in ("config.json", "*.safetensors", "tokenizer_config.json"):
-            if not any(folder.glob(name)):
-                parent = next(above for above in [folder, *folder.parents] if above.is_dir())
-                raise UserError(f"{key}: no model in {folder} (no {name}); the nearest folder that exists is {parent}")
-    model_files.check(folder, key)
-    return folder
-
-
 def _load(kind: Any, folder: Path, **options: Any) -> Any:
     """Read what ``save_pretrained`` wrote. Raises UserError for what cannot be read, and for a model that comes with
     code of its own."""
@@ -127,16 +108,6 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(level)
-
-
-def check_model(model: ModelConfig) -> Path:
-    """``check_folder`` of a configured model; without a folder the error says which command makes one."""
-    if model.path is None and model.source is not None:
-        raise UserError(
-            f"model.path: no folder with {model.name}; get it with `alp fetch model={model.name}`, then pass"
-            " model.path=<its run.dir>/model"
-        )
-    return check_folder(model.path)
 
 
 def checkpoint_layers(model: Any) -> int:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,62 +25,14 @@ from filelock import FileLock, Timeout
 
 from alp import __version__
 from alp.errors import UserError
+from alp.marks import FORMAT, MARKS, difference, foreign, holds_files, ledger, marks, named, read_mark, remove_made
 from alp.places import check_place, nearest_folder
-from alp.reproducibility import HOMES, sync_folder
+from alp.reproducibility import HOMES, sha256_file, sync_folder
+from alp.sharing import DamagedError, TakenOver, Twins, copy_files
 
-MARKS = ".alp"
-FORMAT = 1
-_SKELETON = ("lock", "holder.json", "mark.json.new")  # what a start that was killed before its mark can leave
+logger = logging.getLogger(__name__)
 _ORPHAN_SECONDS = 120.0  # for the job of a killed workflow to reach its next update and stop
 _KEEP = "to keep what is there move it, or build elsewhere"
-
-
-def read_mark(folder: Path, job: str) -> dict[str, Any] | None:
-    """The mark of a job; None where there is none that this version can read: then nothing there is ours."""
-    path = folder / MARKS / job / "mark.json"
-    if (folder / MARKS).is_symlink() or path.parent.is_symlink() or path.is_symlink() or not path.is_file():
-        return None
-    try:
-        mark = json.loads(path.read_text(encoding="utf-8"))
-        sound = mark["made_by"] == "alp" and mark["format"] == FORMAT and isinstance(mark["identity"], str)
-        sound = sound and isinstance(mark["state"], str) and isinstance(mark["origin"], dict)
-        sound = (
-            sound
-            and isinstance(mark["made"], list)
-            and all(isinstance(name, str) and _inside(name) for name in mark["made"])
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return mark if sound else None
-
-
-def _inside(name: str) -> bool:
-    parts = name.rstrip("/").split("/")
-    return bool(parts[0]) and not any(part in ("", ".", "..", MARKS) for part in parts)
-
-
-def marks(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every job that has its mark in the folder."""
-    if (folder / MARKS).is_symlink():
-        return {}
-    jobs = sorted(path.parent.name for path in (folder / MARKS).glob("*/mark.json"))
-    return {job: mark for job in jobs if (mark := read_mark(folder, job)) is not None}
-
-
-def foreign(folder: Path) -> Path | None:
-    """The first thing in a folder that no mark covers; None for a folder that is marked, empty, or holds marked ones
-    alone."""
-    if marks(folder):
-        return None
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path = Path(entry.path)
-        if not entry.is_dir(follow_symlinks=False):
-            return path
-        if entry.name == MARKS and all(left.is_file() and left.name in _SKELETON for left in path.glob("*/*")):
-            continue
-        if (found := foreign(path)) is not None:
-            return found
-    return None
 
 
 def check(folder: str | Path, key: str, *, beside: bool = False) -> Path:
@@ -91,8 +43,8 @@ def check(folder: str | Path, key: str, *, beside: bool = False) -> Path:
     """
     root = check_place(folder, key)
     try:
-        found = foreign(root) if root.is_dir() and not beside else None
-        if found is None:
+        unmarked = foreign(root) if root.is_dir() and not beside else None
+        if unmarked is None:
             standing = nearest_folder(root)
             read_only = os.statvfs(standing).f_flag & os.ST_RDONLY
             if read_only or not os.access(standing, os.W_OK | os.X_OK):
@@ -100,10 +52,10 @@ def check(folder: str | Path, key: str, *, beside: bool = False) -> Path:
                 raise UserError(f"{key}: nothing can be written in {standing}: {why}")
     except OSError as error:
         raise UserError(f"{key}: {root}: {error.strerror}") from None
-    if found is not None:
+    if unmarked is not None:
         damaged = next((root / MARKS).glob("*/mark.json"), None) if (root / MARKS).is_dir() else None
         why = f"its mark {damaged} cannot be read" if damaged else "no mark says that this version of alp made it"
-        raise UserError(f"{key}: {root} holds {found.relative_to(root)}, and {why}: {_KEEP}: {_elsewhere(key)}")
+        raise UserError(f"{key}: {root} holds {unmarked.relative_to(root)}, and {why}: {_KEEP}: {_elsewhere(key)}")
     return root
 
 
@@ -115,32 +67,7 @@ def check_finished(folder: Path, key: str) -> None:
     """Refuse files of a job that was stopped in the middle of writing them. Raises UserError."""
     for job, mark in marks(folder.parent).items():
         if mark["state"] != "finished" and any(name.startswith(f"{folder.name}/") for name in mark["made"]):
-            raise UserError(f"{key}: {folder} belongs to {_named(job)} that has not finished; run that again first")
-
-
-def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """In words, what another job was made with that this one has not: keys of the configuration, else code, model, data
-    or packages."""
-    old, new = _flat(there.get("config") or {}), _flat(here.get("config") or {})
-    places = ("run.", "model.path", "task.data", "replace")
-    keys = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(places)
-    ]
-    found = [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys[:3]]
-    names = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
-    names |= {"environment_hash": "other versions of packages", "grid_hash": "the grid file said something else"}
-    return (
-        "; ".join(found)
-        or "; ".join(words for name, words in names.items() if there.get(name) != here.get(name))
-        or "other inputs"
-    )
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
-    return found
+            raise UserError(f"{key}: {folder} belongs to {named(job)} that has not finished; run that again first")
 
 
 class Claim:
@@ -151,7 +78,8 @@ class Claim:
     words. ``outputs`` are what the job makes, relative: a file, ``folder/*`` for files in a folder that may hold
     others, ``folder/`` for one that is the job's as a whole; other jobs may have theirs beside them, and with
     ``beside`` anybody. ``dependents`` begins the names of the jobs whose results follow from this one's: they go when
-    this job is replaced. Raises UserError for everything that is refused.
+    this job is replaced. With ``twins`` the results of an equal job that finished elsewhere are copied instead of
+    computed; ``taken_over`` says so. Raises UserError for everything that is refused.
     """
 
     def __init__(
@@ -164,6 +92,7 @@ class Claim:
         replace: bool = False,
         dependents: str | None = None,
         beside: bool = False,
+        twins: Twins | None = None,
     ) -> None:
         self.root = check(folder, key, beside=beside)
         self.job, self._outputs, self._key, self._replace, self._dependents = (
@@ -177,6 +106,7 @@ class Claim:
         self.scratch = self._home / "tmp"
         self._lock = FileLock(self._home / "lock", mode=0o644)
         self._mark: dict[str, Any] | None = None
+        self._twins, self.taken_over = twins, False
         self._new: list[Path] = []  # folders that entering made
         self._first = False  # whether this is the first of such jobs here
 
@@ -212,13 +142,13 @@ class Claim:
         if earlier is not None and earlier["identity"] != origin["identity"] and not self._replace:
             replaced = "run.replace=true" if self._key == "run.dir" else "replace=true"
             raise UserError(
-                f"{self._key}: {self.root} holds {_named(self.job)} of another identity"
+                f"{self._key}: {self.root} holds {named(self.job)} of another identity"
                 f" ({difference(earlier['origin'], origin)}); {self._another}, or say {replaced} to have it replaced"
             )
         for job, mark in marks(self.root).items():
             taken = next((name for name in mark["made"] if job != self.job and self._covers(name)), None)
             if taken is not None:
-                raise UserError(f"{self._key}: {self.root} holds {taken} of {_named(job)}; {self._another}")
+                raise UserError(f"{self._key}: {self.root} holds {taken} of {named(job)}; {self._another}")
         self._check_free(set(earlier["made"]) if earlier else set(), begun=earlier is not None)
 
     def _check_free(self, made: set[str], *, begun: bool) -> None:
@@ -239,10 +169,52 @@ class Claim:
             if blocked:
                 raise UserError(f"{self._key}: {path} is in the way: alp did not make it; {self._another}")
 
-    def begin(self, origin: dict[str, Any]) -> None:
-        """Take the outputs over: an earlier job's are removed where they are of another identity. From here on files
-        may be written."""
+    def accept(self, origin: dict[str, Any]) -> None:
+        """Before anything heavy is loaded: refuse what :meth:`begin` would refuse, and end the work where it has
+        nothing to do.
+
+        Raises UserError; TakenOver where an equal job's results stand here now.
+        """
         self.compare(origin)
+        if self._take_over(origin):
+            raise TakenOver
+
+    def begin(self, origin: dict[str, Any]) -> bool:
+        """Make the outputs this job's own: an earlier job's are removed where they are of another identity. From here
+        on files may be written, unless it returns True: then an equal job's results stand here, and all is done."""
+        self.compare(origin)
+        if not self._take_over(origin):
+            self._mark_begun(origin)
+        return self.taken_over
+
+    def _take_over(self, origin: dict[str, Any]) -> bool:
+        """Copy what an equal job made elsewhere; what a job has begun here goes on here."""
+        if self._twins is None or self.taken_over or self._mark is not None:
+            return self.taken_over
+        self._twins.hold(origin["identity"])
+        if any(name.endswith("/") and holds_files(self.root / name) for name in self._outputs):
+            return False
+        for folder in self._twins.folders(origin["identity"], self.job):
+            mark = read_mark(folder, self.job) if folder.absolute() != self.root.absolute() else None
+            if mark is None or mark["identity"] != origin["identity"] or mark["state"] != "finished":
+                continue
+            if (hashes := ledger(mark)) is None:
+                continue
+            self._mark_begun(origin)
+            try:
+                copy_files(folder, self.root, hashes, self._twins.rewrites)
+            except (DamagedError, FileNotFoundError, PermissionError) as error:
+                logger.warning("an equal job's results cannot be taken over: %s", error)
+                continue
+            self.finish()
+            self.taken_over = True
+            logger.info("%s: taken over from %s, where an equal job finished", self.root, folder)
+            return True
+        return False
+
+    def _mark_begun(self, origin: dict[str, Any]) -> None:
+        if self._mark is not None:
+            return
         earlier = read_mark(self.root, self.job)
         made = earlier["made"] if earlier else []
         self._first = earlier is None
@@ -290,11 +262,23 @@ class Claim:
         """Every output is whole."""
         assert self._mark is not None
         self._mark |= {"state": "finished"}
-        self._write("mark.json", self._mark)
+        files = self._hashes() if self._twins is not None else None
+        self._write("mark.json", self._mark | ({} if files is None else {"files": files}))
+        if self._twins is not None and files is not None:
+            self._twins.record(self._mark["identity"], self.job, self.root)
+
+    def _hashes(self) -> dict[str, str] | None:
+        """SHA-256 of every file that was made; None where a folder holds more than the mark lists."""
+        made = self._mark_made()
+        if any(name.endswith("/") and holds_files(self.root / name) for name in made):
+            return None
+        return {name: sha256_file(self.root / name) for name in made if (self.root / name).is_file()}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._twins is not None:
+            self._twins.release()
         if self._mark is not None:
             HOMES.remove(self)
             shutil.rmtree(self.scratch, ignore_errors=True)
@@ -363,58 +347,5 @@ def claimed(folder: str | Path, job: str, origin: dict[str, Any], **options: Any
     with Claim(folder, job, **options) as claim:
         claim.begin(origin)
         yield claim
-        claim.finish()
-
-
-def clear(root: Path) -> list[Path]:
-    """Remove everything below ``root`` that marks list, and the marks; returns the folders. Raises UserError where a
-    job is running."""
-    cleared = []
-    for folder in sorted(
-        {path.parent for path in root.rglob(MARKS) if path.is_dir() and marks(path.parent)}, reverse=True
-    ):
-        for job, mark in marks(folder).items():
-            with Claim(folder, job, outputs=()):
-                for name in mark["made"]:
-                    remove_made(folder, name)
-                (folder / MARKS / job / "mark.json").unlink()
-        with suppress(OSError):  # what else stands in it is somebody's
-            for job_folder in (folder / MARKS).iterdir():
-                job_folder.rmdir()
-            for above in (folder / MARKS, folder, *folder.parents):
-                if above == root:
-                    break
-                above.rmdir()
-        cleared.append(folder)
-    return cleared
-
-
-def _named(job: str) -> str:
-    verb, _, which = job.partition(".")
-    return f"the results of alp {verb}" + (f" ({which})" if which else "")
-
-
-def remove_made(root: Path, name: str) -> None:
-    """Remove one file, or folder (``name/``), that a mark lists; a link in its place stays. Empty folders above it go
-    too."""
-    path = root / name.rstrip("/")
-    if any(part.is_symlink() for part in (path, *path.parents) if part != root and root in part.parents):
-        return
-    if name.endswith("/") and path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.is_file():
-        path.unlink()
-    for above in path.parents:
-        if above == root:
-            return
-        try:
-            above.rmdir()
-        except OSError:
-            return
-
-
-if __name__ == "__main__":  # make clean
-    try:
-        print("\n".join(f"cleared {folder}" for folder in clear(Path(sys.argv[1]))) or "nothing of alp's there")
-    except UserError as refusal:
-        sys.exit(f"alp: error: {refusal}")
+        if not claim.taken_over:
+            claim.finish()

@@ -8,6 +8,7 @@ import pwd
 from pathlib import Path
 
 from alp.errors import UserError
+from alp.foreign import is_folder
 
 _SOURCE = Path(__file__).resolve().parent.parent
 _BELOW = 256  # bytes of a path that a folder's own files may take
@@ -16,7 +17,7 @@ _CHECKOUTS = (".git", ".hg", ".svn", ".jj", ".bzr")
 
 def nearest_folder(path: Path) -> Path:
     """The folder itself or the nearest above it that exists."""
-    return next(above for above in (path.absolute(), *path.absolute().parents) if above.is_dir())
+    return next(above for above in (path.absolute(), *path.absolute().parents) if is_folder(above))
 
 
 def check_place(text: str | Path, key: str) -> Path:

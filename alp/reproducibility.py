@@ -1,9 +1,7 @@
-"""What makes a result the same twice: atomic files, fixed threads, code and environment identity. No torch at
-import."""
+"""What makes a result the same twice: atomic files, fixed threads, where results come from. No torch at import."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -15,9 +13,10 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from numpy.random import Generator, Philox, SeedSequence
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
@@ -123,7 +122,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Sorted keys, two-space indent, final newline; NaN and infinities are refused (they are not JSON)."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The content of such a file."""
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
 
 
 def json_line(value: dict[str, Any]) -> str:
@@ -140,6 +144,8 @@ def sha256_file(path: Path) -> str:
 def stream(purpose: str, *key: int) -> Generator:
     """A random generator of its own for ``purpose`` and ``key``: two purposes never share numbers, whatever their
     keys."""
+    from numpy.random import Generator, Philox, SeedSequence  # a sixth of a second, which refusals need not wait for
+
     word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
     return Generator(Philox(SeedSequence([word, *key])))
 
@@ -157,57 +163,6 @@ def fix_threads(threads: int) -> None:
         raise RuntimeError(
             f"torch runs {torch.get_num_threads()} threads instead of the {threads} the configuration fixes"
         )
-
-
-def _imported(path: Path, module: str) -> set[str]:
-    """Names of the ``alp`` modules a source file imports, inside functions too."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, base] if base else above)
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name.split(".")[0] == "alp"}
-
-
-def _source(module: str) -> Path | None:
-    stem = PACKAGE.parent.joinpath(*module.split("."))
-    for path in (stem / "__init__.py", stem.with_suffix(".py")):
-        if path.is_file():
-            return path
-    return None
-
-
-def import_closure(module: str) -> list[Path]:
-    """Source files that importing ``module`` can run, packages' ``__init__`` included, sorted."""
-    todo, seen = [module], {}
-    while todo:
-        name = todo.pop()
-        path = _source(name)
-        if path is None or name in seen:
-            continue
-        seen[name] = path
-        todo += _imported(path, name)
-        if "." in name:
-            todo.append(name.rpartition(".")[0])
-    return sorted(set(seen.values()))
-
-
-@cache
-def code_hash(module: str, *assets: Path) -> str:
-    """SHA-256 over names and contents of a module's import closure and of ``assets`` (templates, captions).
-
-    A rule re-runs when its own code changes, and only then.
-    """
-    digest = hashlib.sha256()
-    for path in sorted({*import_closure(module), *assets}):
-        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from alp.policy import LayerwisePerturbation, log_ratio, policy_loss
+from alp.policy import LayerwisePerturbation, LossInputs, Method
 from alp.policy.layers import decoder_layers
 from benchmarks.memory import peak_bytes
 
@@ -96,9 +96,13 @@ class Bench:
     def gradients(self) -> None:
         """Forward and backward of the policy loss."""
         mask = self.mask[:, 1:]
-        ratio = log_ratio(self.log_probs(), self.rollout_log_probs, mask, level="token")
-        loss, _ = policy_loss(ratio, self.advantages, mask, clip_low=0.5, clip_high=3.0, dual_clip=10.0)
-        loss.backward()
+        inputs = LossInputs(
+            log_probs=self.log_probs(),
+            rollout_log_probs=self.rollout_log_probs,
+            response_mask=mask,
+            advantages=self.advantages,
+        )
+        Method(denominator="rollout", clip_low=0.5, clip_high=3.0).loss(inputs).loss.backward()
 
     def update(self) -> None:
         """One optimizer step."""

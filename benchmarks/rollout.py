@@ -29,8 +29,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from alp.configuration import compose
 from alp.models import character_tokenizer
-from alp.rollout import registry
-from alp.rollout.engine import Engine, Request, Sampling
+from alp.rollout import probe, registry, vllm
+from alp.rollout.engine import Engine, Host, Probe, Request, Sampling
 from alp.training.forward import sequence_log_probs
 
 CPU = torch.device("cpu")
@@ -120,23 +120,19 @@ def by_generate(model: Any, requests: list[Request], sampling: Sampling) -> int:
 def engines(model: Any, dtype: str, folder: Path) -> dict[str, Engine]:
     """Our engine and, where vLLM is installed and can, vLLM with and without seeds."""
     ways = {"hf": ["rollout=hf"]}
-    if registry.installed() is not None:
+    if vllm.installed() is not None:
         ways |= {"vllm": ["rollout=vllm"], "vllm unseeded": ["rollout=vllm", "rollout.seeded=false"]}
     found = {}
     for name, words in ways.items():
         extra = ["rollout.max_sequences=512", "rollout.kv_cache_gib=2.0"] if name != "hf" else []
         rollout = compose.load("train", [*words, *extra, f"rollout.dtype={dtype}"]).rollout
         (folder / name).mkdir()
-        found[name] = registry.make(
-            rollout,
-            model,
-            folder,
-            run_dir=folder / name,
-            device=CPU,
-            seed=0,
-            prompts=[[2, 3, 4]],
-            reference=lambda sequences, temperature: sequence_log_probs(model, sequences, temperature),
+        fixed = Probe(
+            probe.sequences([[2, 3, 4]], len(model.get_input_embeddings().weight), seed=0),
+            lambda sequences, temperature: sequence_log_probs(model, sequences, temperature),
+            dtype="float32",
         )
+        found[name] = registry.make(rollout, Host(model, folder, folder / name / "engine.log", CPU, 0, fixed))
         found[name].sync_weights(model.named_parameters(), version=0)
     return found
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from alp.policy import LayerwisePerturbation, group_advantages, log_ratio, policy_loss
+from alp.policy import LayerwisePerturbation, LossInputs, Method, group_advantages
 
 VOCABULARY, PROMPT, LENGTH, PROMPTS, SAMPLES, UPDATES = 32, 2, 8, 8, 8, 4
 
@@ -55,6 +55,7 @@ def train(steps: int = 20, seed: int = 0) -> list[float]:
             {"params": perturbation.parameters(), "lr": 1e-2, "weight_decay": 0.0},
         ]
     )
+    method = Method(denominator="rollout", level="sequence", clip_low=0.5, clip_high=3.0)
     rewards = []
     for step in range(steps):
         engine.load_state_dict(model.state_dict())  # the noise is no part of the state
@@ -69,11 +70,13 @@ def train(steps: int = 20, seed: int = 0) -> list[float]:
         for number, rows in enumerate(torch.randperm(len(ids)).chunk(UPDATES)):
             optimizer.zero_grad()
             with perturbation.active(update=step * UPDATES + number, sequence_ids=step * len(ids) + rows):
-                ratio = log_ratio(
-                    token_log_probs(model, ids[rows]), rollout_log_probs[rows], mask[rows], level="sequence"
+                inputs = LossInputs(
+                    log_probs=token_log_probs(model, ids[rows]),
+                    rollout_log_probs=rollout_log_probs[rows],
+                    response_mask=mask[rows],
+                    advantages=advantages[rows],
                 )
-                loss, _ = policy_loss(ratio, advantages[rows], mask[rows], clip_low=0.5, clip_high=3.0, dual_clip=10.0)
-                loss.backward()
+                method.loss(inputs).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             perturbation.project_()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from alp import __version__
 from alp.cli import main
 from alp.configuration import compose
+from alp.configuration import grid as grids
+from alp.verbs import VERBS
 
 FAULTS = [
     (["train", "method=seq_apl"], "unknown method 'seq_apl'; did you mean 'seq_alp'?"),
@@ -32,12 +36,28 @@ FAULTS = [
     (["train", "rollout.dtype=bf16"], "rollout.dtype: 'bf16' is no valid choice; did you mean 'bfloat16'?"),
     (["train", "rollout.top_p=0.9"], "need top_p=1.0 and top_k=0"),
     (["train", "rollout.weight_noise=-1"], "rollout.weight_noise: Input should be greater than or equal to 0"),
-    (["train", "method=token_alp", "method.perturbation.layers=erly"], "unknown layers 'erly'; did you mean 'early'?"),
+    (["train", "method=token_alp", "method.perturbation.layers=erly"], "layers: unknown 'erly'; did you mean 'early'?"),
     (["train", "method=token_alp", "method.perturbation.std=3.0"], "std = 3.0 lies outside [1e-08, 1.0]"),
     (["train", "method=grpo", "method.perturbation.std=0.1"], "unknown key 'method.perturbation.std'"),
     (["train", "method=grpo", "variant=sigma0"], "method 'grpo' has no perturbation: choose token_alp or seq_alp"),
     (["train", "method=token_alp", "variant=sigma_0"], "unknown variant 'sigma_0'; did you mean 'sigma0'?"),
-    (["train", "method.correction.kind=truncate"], "kind 'truncate' needs an upper bound"),
+    (
+        ["train", "method.corrections=[{kind: truncate}]"],
+        "kind 'truncate' needs an upper bound",
+    ),
+    (
+        ["train", "method=token_mis", "method.corrections.0.when=negative"],
+        "method.corrections.0: when: 'negative' is not implemented yet, only 'always' is",
+    ),
+    (
+        ["train", "method=token_mis", "method.corrections.0.kind=msk"],
+        "kind: 'msk' is no valid choice; did you mean 'mask'?",
+    ),
+    (
+        ["train", "method=token_mis", "method.corrections.0.uper=2"],
+        "unknown key 'method.corrections.0.uper'; did",
+    ),
+    (["train", "method.loss_form=clp"], "loss_form: unknown 'clp'; did you mean 'clip'?"),
     (["train", "method=seq_mis", "method.denominator=rollout"], "would correct twice"),
     (["train", "method.level=sequences"], "method.level: 'sequences' is no valid choice; did you mean 'sequence'?"),
     (["train", "method.clip_low=1.5"], "method.clip_low: Input should be less than or equal to 1"),
@@ -117,6 +137,51 @@ def test_process_exits_with_2_and_no_traceback() -> None:
     assert done.stderr == "alp: error: train: unknown method 'seq_apl'; did you mean 'seq_alp'?\n"
 
 
+HEAVY = ("hydra", "matplotlib", "mlflow", "numpy", "pandas", "pydantic", "sympy", "torch", "transformers")
+
+
+def _refused(*words: str) -> tuple[str, set[str]]:
+    """What a job says that is refused, and which heavy libraries it had imported by then."""
+    script = (
+        "import sys; from alp.cli import main\ncode = main(sys.argv[2:])\n"
+        "print(*(name for name in sys.argv[1].split(',') if name in sys.modules)); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, ",".join(HEAVY), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    return done.stderr.splitlines()[-1], set(done.stdout.split())
+
+
+@pytest.fixture
+def model_files(tmp_path: Path) -> Path:
+    """A folder that is a model as far as the headers of its files tell."""
+    from safetensors.numpy import save_file
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"num_hidden_layers": 1}')
+    (folder / "tokenizer_config.json").write_text("{}")
+    save_file({"weight": np.zeros(2, dtype=np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def test_refusals_wait_for_no_heavy_import(tmp_path: Path, model_files: Path) -> None:
+    said, imported = _refused("train", "method=seq_apl")
+    assert said == "alp: error: train: unknown method 'seq_apl'; did you mean 'seq_alp'?"
+    assert imported == set()
+    missing = {f"model.path='{tmp_path}/none'": "model.path: no model in", "task.data=none": "task.data: no none/"}
+    for verb in ("train", "evaluate"):
+        for word, message in missing.items():
+            said, imported = _refused(verb, f"model.path='{model_files}'", f"run.dir='{tmp_path}/run'", word)
+            assert message in said
+            assert imported <= {"hydra", "numpy", "pydantic"}
+    said, imported = _refused(
+        "train", "method=token_alp", "method.perturbation.layers='1:9'", f"model.path='{model_files}'"
+    )
+    assert "method.perturbation.layers: 1:9 is empty or outside the model's 1 layers (0:1)" in said
+    assert imported <= {"hydra", "numpy", "pydantic"}
+
+
 def test_planning_verbs_import_no_torch() -> None:
     script = (
         "import sys; from alp.cli import main; main(['train', '--cfg', 'job']); import alp.configuration.grid; assert"
@@ -128,26 +193,32 @@ def test_planning_verbs_import_no_torch() -> None:
 def test_help_version_and_cfg(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"alp {__version__}\n"
-    for verb in (
-        "prepare",
-        "pretrain",
-        "train",
-        "evaluate",
-        "aggregate",
-        "figures",
-        "track",
-        "report",
-        "manifest",
-        "verify",
-        "diagnose",
-        "methods",
-    ):
+    for verb in VERBS:
         assert main([verb, "--help"]) == 0
         assert f"alp {verb}" in capsys.readouterr().out
     assert main(["train", "method=seq_alp", "trainer.seed=7", "--cfg", "job"]) == 0
     shown = capsys.readouterr().out
     assert "numerator: perturbed" in shown
     assert "seed: 7" in shown
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.takes == "grid"])
+def test_a_grid_is_read_once(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    load = grids.load
+    monkeypatch.setattr(grids, "load", lambda name: read.append(name) or load(name))
+    assert main([verb, "grid=smoke", f"results='{tmp_path}'"]) == 2  # nothing was built there
+    assert read == ["smoke"]
+
+
+def test_every_verb_has_a_function_and_a_configuration() -> None:
+    for name, verb in VERBS.items():
+        module, _, function = verb.function.partition(":")
+        assert callable(getattr(importlib.import_module(module), function)), name
+        assert verb.takes == "words" or compose.resolve(name)
+    assert (
+        set(compose.SCHEMAS) == set(compose.ENTRIES) == {name for name, verb in VERBS.items() if verb.takes != "words"}
+    )
 
 
 def test_methods_prints_every_preset(capsys: pytest.CaptureFixture[str]) -> None:

@@ -266,7 +266,7 @@ def _planted(*_: Any, **__: Any) -> Any:
         ("diagnose", "alp.diagnosis.tables.mismatch"),
         ("evaluate", "alp.evaluation.evaluate.collect"),
         ("evaluate", "alp.evaluation.evaluate.summarise"),
-        ("train", "alp.training.trainer.collect"),
+        ("train", "alp.training.scoring.collect"),
         ("train", "alp.training.update.Updater.update"),
         ("aggregate", "alp.evaluation.statistics.interval"),
         ("aggregate", "alp.reporting.runs.ArmRuns.step_mean"),

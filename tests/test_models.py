@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from alp import models
 from alp.configuration import compose
 from alp.errors import UserError
-from alp.training.trainer import train
+from alp.training.loop import train
 from tests.chat import CHATML, DATED, chat_tokenizer
 
 COMMON: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -16,9 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alp.clean import clean
 from alp.cli import main
+from alp.configuration import compose
 from alp.errors import UserError
-from alp.ownership import Claim, check, check_finished, claimed, clear, foreign, marks, read_mark
+from alp.marks import foreign, marks, read_mark
+from alp.ownership import Claim, check, check_finished, claimed
 from alp.places import check_place
 from alp.reproducibility import note, write_text
 from tests.canary import plant, snapshot
@@ -368,7 +371,8 @@ def test_clearing_removes_what_is_marked_and_nothing_else(tmp_path: Path) -> Non
         for name, value in snapshot(tmp_path).items()
         if name.startswith(("mine", "grid/arm/seed1/model/notes"))
     }
-    assert len(clear(tmp_path)) == 3
+    words = [f"results='{tmp_path}'", "all=true", "yes=true"]
+    assert clean(compose.load("clean", words)).startswith("removed 3 of 3 results")
     found = snapshot(tmp_path)
     assert found == left | {
         name: found[name] for name in ("grid", "grid/arm", "grid/arm/seed1", "grid/arm/seed1/model")
@@ -431,7 +435,8 @@ def test_weights_of_one_job_are_never_scored_under_the_configuration_of_another(
 ) -> None:
     """A finished run, a second job with another seed in its folder, killed after its first metrics, then `evaluate`:
     exit code 0, once."""
-    from alp.training.trainer import Job, train
+    from alp.training import loop
+    from alp.training.loop import train
 
     run = tmp_path / "run"
     train(train_config(folder="run"))
@@ -441,10 +446,10 @@ def test_weights_of_one_job_are_never_scored_under_the_configuration_of_another(
         train(other)
     assert _evaluate(run) == 0, "the refused job left everything"
 
-    def killed(self: Job, step: int) -> Any:
+    def killed(job: loop.Job, step: int) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Job, "_step", killed)
+    monkeypatch.setattr(loop, "step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(train_config("trainer.seed=1", "run.replace=true", folder="run"))
     assert not (run / "evaluation").exists()
@@ -457,7 +462,7 @@ def test_results_of_a_version_without_marks_are_kept(
     train_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One sentence says how; nothing of them is touched."""
-    from alp.training.trainer import train
+    from alp.training.loop import train
 
     run = tmp_path / "run"
     train(train_config(folder="run"))
@@ -479,7 +484,7 @@ def test_two_evaluations_of_one_set_in_one_folder(
 ) -> None:
     """One used to die with a traceback, or the last writer won; and one of another form is refused, or replaces the
     first when told."""
-    from alp.training.trainer import train
+    from alp.training.loop import train
 
     run = tmp_path / "run"
     train(train_config(folder="run"))

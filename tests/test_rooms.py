@@ -27,7 +27,7 @@ LEVELS = {
     "cli": 7,
 }
 # The commands themselves stand beside the rooms, and call into them.
-COMMANDS = {"cli", "verbs", "fetch", "code_identity", "sharing", "clean"}
+COMMANDS = {"cli", "commands", "verbs", "fetch", "preflight", "clean"}
 
 
 def _room(dotted: str) -> str:

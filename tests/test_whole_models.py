@@ -181,7 +181,7 @@ def test_half_precision_is_read_into_float32_and_said(
 
 
 def test_a_run_records_what_its_weights_were_read_from(folder: Path, train_config: Any, tmp_path: Path) -> None:
-    from alp.training.trainer import train
+    from alp.training.loop import train
 
     active = {}
     for name in ("float32", "bfloat16"):

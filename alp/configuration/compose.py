@@ -2,38 +2,87 @@
 
 Each verb has a primary file (``configs/train.yaml`` …) that names the groups it reads, so a key that a verb would
 ignore is unknown to it and refused. Imports neither torch nor transformers: the workflow and the planning verbs need no
-GPU stack.
+GPU stack. Hydra and pydantic take most of a second to import and wait until a choice of groups that is known as wrong
+has been refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import re
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
-
-from alp import own_code
-from alp.configuration.schema import VERBS, Strict
 from alp.errors import UserError, nearest
 from alp.foreign import is_file, read_yaml, reason, shortened
+from alp.nested import entries
 from alp.reproducibility import sha256_file
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+    from pydantic import ValidationError
+
+    from alp.configuration.fields import Strict
+
+# The verbs of alp/verbs.py that take a configuration: its schema, and the code that its jobs run. Both are lazy
+# (alp/code_identity.py): a job runs, and is hashed with, the schema and the code of its own verb alone.
+SCHEMAS = {
+    "prepare": "alp.configuration.prepare_schema:PrepareConfig",
+    "fetch": "alp.configuration.fetch_schema:FetchConfig",
+    "pretrain": "alp.configuration.pretrain_schema:PretrainConfig",
+    "train": "alp.configuration.train_schema:TrainConfig",
+    "evaluate": "alp.configuration.evaluate_schema:EvaluateConfig",
+    "aggregate": "alp.configuration.grid_schema:GridConfig",
+    "figures": "alp.configuration.grid_schema:GridConfig",
+    "track": "alp.configuration.grid_schema:GridConfig",
+    "report": "alp.configuration.grid_schema:GridConfig",
+    "manifest": "alp.configuration.grid_schema:GridConfig",
+    "diagnose": "alp.configuration.diagnose_schema:DiagnoseConfig",
+    "clean": "alp.configuration.clean_schema:CleanConfig",
+}
+ENTRIES = {
+    "prepare": "alp.tasks.prepare:prepare",
+    "fetch": "alp.fetch:fetch",
+    "pretrain": "alp.training.pretrain:pretrain",
+    "train": "alp.training.loop:train",
+    "evaluate": "alp.evaluation.evaluate:evaluate",
+    "aggregate": "alp.reporting.aggregate:aggregate",
+    "figures": "alp.reporting.draw:figures",
+    "track": "alp.reporting.tracking:track",
+    "report": "alp.reporting.report:report",
+    "manifest": "alp.reporting.manifest:write_manifest",
+    "diagnose": "alp.diagnosis.diagnose:diagnose",
+    "clean": "alp.clean:clean",
+}
+_OF_A_GRID = ("prepare", "fetch", "pretrain", "train", "evaluate")  # verbs whose jobs a grid composes
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-Config = TypeVar("Config", bound=Strict)
+_CHOICE = re.compile(r"[A-Za-z0-9_.-]+")  # a word that Hydra reads as it stands
+
+
+def schema(verb: str) -> type[Strict]:
+    """The model that a verb's configuration is validated by."""
+    module, _, name = SCHEMAS[verb].partition(":")
+    model: type[Strict] = getattr(importlib.import_module(module), name)
+    return model
 
 
 def choices(group: str) -> list[str]:
     """Names of the YAML files in a configuration group."""
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def read_from(configs: Path) -> None:
+    """Compose from the YAML files below another folder from now on."""
+    global CONFIGS
+    CONFIGS = configs
+    for cached in (_groups, _selected, _check_file):
+        cached.cache_clear()
 
 
 @cache
@@ -47,6 +96,10 @@ def _parse(text: str) -> Override:
     shown = shortened(text)
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise UserError(f"cannot read the override '{shown}': it is no UTF-8")
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
+
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException:
@@ -63,6 +116,8 @@ def _parse(text: str) -> Override:
 
 
 def _compose(verb: str, overrides: list[str]) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         return compose(config_name=verb, overrides=overrides)
 
@@ -72,8 +127,11 @@ def _selected(verb: str, selections: tuple[str, ...]) -> DictConfig:
     """Compose with group choices alone: what the dotted overrides are then checked against and applied to."""
     for path in _files(verb, selections):
         _check_file(verb, path)
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        return _compose(verb, list(selections))
+        return _with_defaults(verb, _compose(verb, list(selections)))
     except (HydraException, OmegaConfBaseException) as error:
         culprit = selections[-1] if selections else f"configs/{verb}.yaml"
         raise UserError(f"{verb}: {culprit} does not fit the other choices: {str(error).splitlines()[0]}") from None
@@ -81,68 +139,94 @@ def _selected(verb: str, selections: tuple[str, ...]) -> DictConfig:
         raise UserError(f"{verb}: a file under {CONFIGS} cannot be read: {reason(error)}") from error
 
 
+def _with_defaults(verb: str, config: DictConfig) -> DictConfig:
+    """The configuration with the defaults that its files leave to the schema."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    for key, value in schema(verb).filled({str(key): value for key, value in plain.items()}).items():
+        if value != plain.get(key):
+            OmegaConf.update(config, key, value, merge=False)
+    return config
+
+
 def _files(verb: str, selections: tuple[str, ...]) -> list[Path]:
     """The YAML files that a verb's configuration is made of."""
     path = CONFIGS / f"{verb}.yaml"
-    chosen = {group: choice for entry in _check_file(verb, path) for group, choice in entry.items()}
+    chosen = {group: choice for entry in _defaults(_check_file(verb, path)) for group, choice in entry.items()}
     chosen |= {parsed.key_or_group: str(parsed.value()) for parsed in map(_parse, selections)}
     paths = [CONFIGS / group / f"{choice}.yaml" for group, choice in chosen.items()]
     return [path for path in paths if is_file(path)]  # Hydra says what is missing
 
 
 @cache
-def _check_file(verb: str, path: Path) -> list[dict[str, str]]:
-    """Refuse a file that is no plain mapping before Hydra reads it; returns the groups it names. Raises UserError."""
+def _check_file(verb: str, path: Path) -> dict[str, Any]:
+    """Refuse a file that is no plain mapping before Hydra reads it; returns what it says. Raises UserError."""
     plain = read_yaml(verb, path)
     if not isinstance(plain, dict):
         raise UserError(f"{verb}: {path} holds no mapping of keys")
+    return plain
+
+
+def _defaults(plain: dict[str, Any]) -> list[dict[str, str]]:
+    """The groups that a primary file names, each with its choice."""
     return [entry for entry in plain.get("defaults") or () if isinstance(entry, dict)]
 
 
-def _leaves(node: Any, prefix: str = "") -> list[str]:
-    """Dotted paths of every key, inner ones included."""
-    if not isinstance(node, dict):
-        return []
-    found: list[str] = []
-    for key, value in node.items():
-        found += [f"{prefix}{key}", *_leaves(value, f"{prefix}{key}.")]
-    return found
+def _parts(verb: str) -> list[str]:
+    """Top-level keys of a verb's configuration."""
+    plain = _check_file(verb, CONFIGS / f"{verb}.yaml")
+    return [*(group for entry in _defaults(plain) for group in entry), *(key for key in plain if key != "defaults")]
 
 
-def _check_choice(verb: str, override: Override, groups: dict[Any, Any]) -> None:
-    group, value = override.key_or_group, override.value()
-    if group not in groups:
-        raise UserError(f"{verb}: '{group}' is no part of this verb's configuration{nearest(group, groups)}")
+def _check_choice(verb: str, group: str, value: Any) -> None:
+    if group not in (parts := _parts(verb)):
+        raise UserError(f"{verb}: '{group}' is no part of this verb's configuration{nearest(group, parts)}")
     if value not in choices(group):
         raise UserError(f"{verb}: unknown {group} '{value}'{nearest(str(value), choices(group))}")
 
 
+def _check_words(verb: str, words: list[str] | tuple[str, ...]) -> None:
+    """Refuse what needs no Hydra to be known as wrong: a plain word that chooses from no group, or what a group has
+    not."""
+    for word in words:
+        group, _, choice = word.partition("=")
+        if group in _groups() and _CHOICE.fullmatch(choice):
+            _check_choice(verb, group, choice)
+
+
 def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
     """Compose the configuration of ``verb`` as plain data, refusing unknown groups, choices and keys in one line."""
-    if verb not in VERBS:
-        raise UserError(f"unknown verb '{verb}'{nearest(verb, VERBS)}")
+    if verb not in SCHEMAS:
+        raise UserError(f"unknown verb '{verb}'{nearest(verb, SCHEMAS)}")
+    _check_words(verb, overrides)
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     parsed = [_parse(text) for text in overrides]
-    groups = OmegaConf.to_container(_selected(verb, ()), resolve=False)
-    assert isinstance(groups, dict)
     is_choice = [item.key_or_group in _groups() for item in parsed]
     for item, chosen in zip(parsed, is_choice, strict=True):
         if chosen:
-            _check_choice(verb, item, groups)
+            _check_choice(verb, item.key_or_group, item.value())
     selected = _selected(verb, tuple(item.input_line or "" for item, c in zip(parsed, is_choice, strict=True) if c))
-    known = _leaves(OmegaConf.to_container(selected, resolve=False))
+    known = [key for key, _ in entries(OmegaConf.to_container(selected, resolve=False), numbered=True)]
     config = selected.copy()
     for item, chosen in zip(parsed, is_choice, strict=True):
         if chosen:
             continue
         if item.key_or_group in (
             "rollout.engine",
+            "validation.engine",
             "task.name",
         ):  # each has keys of its own, and they come with its file
             group, _, kind = item.key_or_group.partition(".")
-            kind = "task" if kind == "name" else kind
+            kind = group if group != "rollout" else kind
             raise UserError(f"{verb}: choose the {kind} by its file, not by its key: {group}={item.value()}")
         if item.key_or_group not in known:
-            raise UserError(f"{verb}: unknown key '{item.key_or_group}'{nearest(item.key_or_group, known)}")
+            tail = "." + item.key_or_group.rpartition(".")[2]
+            moved = [key for key in known if key.endswith(tail)]  # a key that stands in another group now
+            raise UserError(f"{verb}: unknown key '{item.key_or_group}'{nearest(item.key_or_group, moved or known)}")
         try:
             OmegaConf.update(config, item.key_or_group, item.value(), merge=False)
         except (OmegaConfBaseException, ValueError) as error:
@@ -166,11 +250,11 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
 
 def _one_line(verb: str, error: ValidationError) -> str:
     """The first validation fault, as: verb: key: what is wrong, got value; nearest choice."""
-    first = error.errors()[0]
-    path = _without_tags(VERBS[verb], [str(part) for part in first["loc"]])
+    first, model = error.errors()[0], schema(verb)
+    path = _without_tags(model, [str(part) for part in first["loc"]])
     where = ".".join(path) or "configuration"
     if first["type"] == "extra_forbidden":
-        known = _siblings(VERBS[verb], [str(part) for part in first["loc"][:-1]])
+        known = _siblings(model, [str(part) for part in first["loc"][:-1]])
         return f"{verb}: unknown key '{shortened(where)}'{nearest(path[-1], known)}"
     if first["type"] == "union_tag_invalid":
         tag, known = str(first["ctx"]["tag"]), str(first["ctx"]["expected_tags"]).replace("'", "").split(", ")
@@ -196,40 +280,40 @@ def _without_tags(model: Any, path: list[str]) -> list[str]:
 
 def _siblings(model: type[Strict], path: list[str]) -> list[str]:
     """Names of the fields at a fault's place, through lists, mappings and the tags of unions."""
-    models = [model]
+    kinds: list[type] = [model]
     for part in path:
-        below = [
-            found
-            for each in models
-            if part in each.model_fields
-            for found in _models(each.model_fields[part].annotation)
-        ]
-        tagged = [
-            each
-            for each in models
-            if any(get_args(field.annotation) == (part,) for field in each.model_fields.values())
-        ]
-        models = below or tagged or models
-    return [name for each in models for name in each.model_fields]
+        below = [inner for kind in kinds if part in _members(kind) for inner in _kinds(_members(kind)[part])]
+        tagged = [kind for kind in kinds if any(get_args(hint) == (part,) for hint in _members(kind).values())]
+        kinds = below or tagged or kinds
+    return [name for kind in kinds for name in _members(kind)]
 
 
-def _models(annotation: Any) -> list[type[Strict]]:
-    """The models an annotation mentions."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
+def _members(kind: type) -> dict[str, Any]:
+    """Field names and annotations of a model, or of a dataclass that stands for one."""
+    if not is_dataclass(kind):
+        return {name: member.annotation for name, member in kind.model_fields.items()}  # type: ignore[attr-defined]
+    return get_type_hints(kind)
+
+
+def _kinds(annotation: Any) -> list[type]:
+    """The models and dataclasses an annotation mentions."""
+    if isinstance(annotation, type) and (hasattr(annotation, "model_fields") or is_dataclass(annotation)):
         return [annotation]
-    return [found for argument in get_args(annotation) for found in _models(argument)]
+    return [kind for argument in get_args(annotation) for kind in _kinds(argument)]
 
 
 def load(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> Any:
-    """Compose and validate; returns the verb's model of :mod:`alp.configuration.schema`. Raises :class:`UserError`."""
+    """Compose and validate; returns the verb's model (:data:`SCHEMAS`). Raises :class:`UserError`."""
     plain = resolve(verb, overrides)
     return validate(verb, plain)
 
 
 def validate(verb: str, plain: dict[str, Any]) -> Any:
     """Type and close a composed configuration."""
+    from pydantic import ValidationError
+
     try:
-        return VERBS[verb].model_validate(plain)
+        return schema(verb).model_validate(plain)
     except ValidationError as error:
         raise UserError(_one_line(verb, error)) from None
 
@@ -242,9 +326,20 @@ def identity(config: Strict) -> str:
     the user's own modules stand in it with the hash of their content.
     """
     plain = config.model_dump(mode="json", exclude={"run": True, "model": {"path"}, "task": {"data"}})
-    if isinstance(plain.get("task"), dict):
-        plain["task"] = _with_content(plain["task"])
+    for group in ("task", "rollout", "validation"):
+        if isinstance(plain.get(group), dict):
+            plain[group] = _with_content(plain[group])
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def code_of(verb: str, config: Strict | None = None, *assets: Path) -> str:
+    """Hash of the code that one job of ``verb`` runs under its configuration; without one, of a verb that works on a
+    whole grid."""
+    from alp.code_identity import code_hash
+
+    plain = {} if config is None else config.model_dump(mode="json")
+    schemas = [verb] if config is not None else [verb, *_OF_A_GRID]
+    return code_hash(ENTRIES[verb].partition(":")[0], plain | {"verb": verb, "schema": schemas}, *assets)
 
 
 def origin_of(parts: dict[str, str], config: Strict) -> dict[str, Any]:
@@ -256,20 +351,22 @@ def origin_of(parts: dict[str, str], config: Strict) -> dict[str, Any]:
 
 def _with_content(node: Any) -> Any:
     """Local files and modules that a task names, each by what it holds."""
+    from alp import own_code
+
     if isinstance(node, list):
         return [_with_content(item) for item in node]
     if not isinstance(node, dict):
         return node
-    found = {key: value if key == "options" else _with_content(value) for key, value in node.items()}
+    hashed = {key: value if key == "options" else _with_content(value) for key, value in node.items()}
     for key, file in (("path", Path), ("tokenizer", _tokenizer)):
-        place = file(node[key]) if isinstance(node.get(key), str) else None
-        if place is not None and place.is_file():
-            found[f"{key}_sha256"] = sha256_file(place)
-            found[key] = None
+        path = file(node[key]) if isinstance(node.get(key), str) else None
+        if path is not None and path.is_file():
+            hashed[f"{key}_sha256"] = sha256_file(path)
+            hashed[key] = None
     for key in ("module", "grader"):
         if isinstance(node.get(key), str) and (digest := own_code.sha256(node[key])) is not None:
-            found[f"{key}_sha256"] = digest
-    return found
+            hashed[f"{key}_sha256"] = digest
+    return hashed
 
 
 def _tokenizer(folder: str) -> Path:
@@ -278,4 +375,6 @@ def _tokenizer(folder: str) -> Path:
 
 def to_yaml(config: Strict) -> str:
     """The resolved configuration as sorted YAML (``config.yaml`` of a run, ``--cfg job``)."""
+    from omegaconf import OmegaConf
+
     return str(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")), sort_keys=True))

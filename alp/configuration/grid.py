@@ -74,14 +74,12 @@ class Grid:
     @property
     def sets(self) -> list[str]:
         """Sets of the task, one prepared file each."""
-        found: list[str] = compose.load("prepare", self.overrides("prepare", "results")).task.sets
-        return found
+        return list(compose.load("prepare", self.overrides("prepare", "results")).task.sets)
 
     @property
     def parts(self) -> list[str]:
         """Names of the evaluation sets that ``test`` is made of, in their order; none where it is one set."""
-        found: list[str] = compose.load("evaluate", self.overrides("evaluate", "results")).task.parts
-        return found
+        return list(compose.load("evaluate", self.overrides("evaluate", "results")).task.parts)
 
     @property
     def content_hash(self) -> str:
@@ -132,13 +130,10 @@ class Grid:
         if verb != "prepare":
             words += [f"model={self.model}", *self._overrides.get("model", ())]
         words += self._overrides.get(verb, ())
-        where = {
-            "prepare": self.data_dir(results),
-            "pretrain": self.base_dir(results),
-            "fetch": self.base_dir(results),
-        }.get(verb)
-        if where is None:
-            where = self.base_dir(results) if arm is None else self.run_dir(results, arm, seed)
+        if verb == "prepare":
+            folder = self.data_dir(results)
+        else:
+            folder = self.base_dir(results) if arm is None else self.run_dir(results, arm, seed)
         if verb == "train":
             assert arm is not None
             words += [
@@ -147,8 +142,8 @@ class Grid:
                 f"trainer.seed={seed}",
             ]
         if verb == "evaluate":
-            words.append(f"model.path={quoted(where / 'model' if arm else self.model_dir(results))}")
-        words += [f"run.dir={quoted(where)}", "run.replace=true", f"run.grid={quoted(self.name)}"]
+            words.append(f"model.path={quoted(folder / 'model' if arm else self.model_dir(results))}")
+        words += [f"run.dir={quoted(folder)}", "run.replace=true", f"run.grid={quoted(self.name)}"]
         if verb in ("train", "evaluate") and arm is not None:
             words.append(f"run.arm={arm}")
         if verb == "train":  # evaluations are logged by `alp track`, all at once: importing MLflow takes seconds
@@ -160,7 +155,7 @@ def quoted(value: str | Path) -> str:
     """Hydra's grammar reads some characters of paths as syntax, OmegaConf those of an interpolation: quote and escape
     them."""
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
 def plain_word(key: str, value: object) -> str:
@@ -189,10 +184,10 @@ def plain_word(key: str, value: object) -> str:
 def results_root(value: object) -> str:
     """The folder of ``snakemake --config results=…``. Raises UserError for a path that Snakemake cannot carry."""
     text = plain_word("results", value)
-    if found := sorted(set("{}") & set(text)):
+    if braces := sorted(set("{}") & set(text)):
         raise UserError(
-            f"--config: results: '{text[:100]}' holds '{found[0]}', which Snakemake reads as a wildcard; choose another"
-            " folder"
+            f"--config: results: '{text[:100]}' holds '{braces[0]}', which Snakemake reads as a wildcard; choose"
+            " another folder"
         )
     return text
 
@@ -250,21 +245,21 @@ def _check_schema(path: Path, plain: Any) -> None:
     if not errors:
         return
     error = errors[0]
-    where = ".".join(str(part) for part in error.path) or "top level"
+    field = ".".join(str(part) for part in error.path) or "top level"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         allowed = list(error.schema["properties"])
         unknown = next(key for key in error.instance if key not in allowed)
         raise UserError(
             f"{path.name}: unknown field '{shortened(str(unknown))}' at"
-            f" {where}{nearest(str(unknown)[:_SHOWN], allowed)}"
+            f" {field}{nearest(str(unknown)[:_SHOWN], allowed)}"
         )
     group = str(error.path[-1]) if error.path else ""
     if group in ("task", "model", "method", "variant") and isinstance(error.instance, str):
         hint = nearest(error.instance.strip()[:_SHOWN], compose.choices(group))
         raise UserError(
-            f"{path.name}: {where}: {shortened(repr(error.instance))} is no name of a {group} ({NAME_RULE}){hint}"
+            f"{path.name}: {field}: {shortened(repr(error.instance))} is no name of a {group} ({NAME_RULE}){hint}"
         )
-    raise UserError(f"{path.name}: {shortened(where)}: {shortened(error.message)}")
+    raise UserError(f"{path.name}: {shortened(field)}: {shortened(error.message)}")
 
 
 def _build(name: str, plain: dict[str, Any]) -> Grid:
@@ -272,7 +267,7 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
     setting = plain.get("published")
     if setting is not None and setting not in published:
         raise UserError(f"grid {name}: unknown published setting '{setting}'{nearest(setting, published)}")
-    entry: dict[str, Any] = {"label": "", "accuracy": {}} if setting is None else published[setting]
+    reference: dict[str, Any] = {"label": "", "accuracy": {}} if setting is None else published[setting]
     model = compose.load("evaluate", [f"task={plain['task']}", f"model={plain['model']}"]).model
     arms = [Arm(arm["method"], arm.get("variant"), tuple(arm.get("overrides", ()))) for arm in plain["arms"]]
     return Grid(
@@ -283,8 +278,8 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
         model=plain["model"],
         seeds=tuple(map(int, plain["seeds"])),  # 1.0 is an integer to JSON
         arms=tuple(arms),
-        published_label=entry["label"],
-        published=entry["accuracy"],
+        published_label=reference["label"],
+        published=reference["accuracy"],
         own_model=model.path,
         fetched=model.path is None and model.source is not None,
         _overrides={verb: tuple(words) for verb, words in plain.get("overrides", {}).items()},
@@ -303,7 +298,7 @@ def _published(path: Path) -> dict[str, Any]:
     return dict(plain)
 
 
-def _check_words(path: Path, place: str, words: Iterable[str], own: tuple[str, ...]) -> None:
+def _check_words(path: Path, field: str, words: Iterable[str], allowed: tuple[str, ...]) -> None:
     """Refuse words for what the grid decides itself: they would be overruled, or make an arm another than its name
     says."""
     decided = (
@@ -321,20 +316,20 @@ def _check_words(path: Path, place: str, words: Iterable[str], own: tuple[str, .
         key = word.split("=")[0]
         if any(key == name or (name.endswith(".") and key.startswith(name)) for name in decided):
             raise UserError(
-                f"{path.name}: {place}: '{word}': the grid decides {key} itself; use its own fields (task, model,"
+                f"{path.name}: {field}: '{word}': the grid decides {key} itself; use its own fields (task, model,"
                 " seeds, arms)"
             )
         group = key.split(".")[0]
-        if group in ("task", "model") and group not in own:
-            raise UserError(f"{path.name}: {place}: '{word}' must hold for every job: put it under overrides.{group}")
+        if group in ("task", "model") and group not in allowed:
+            raise UserError(f"{path.name}: {field}: '{word}' must hold for every job: put it under overrides.{group}")
 
 
 def _check_arms(path: Path, grid: Grid) -> None:
     """Every job must compose: a fault in the last arm is found before the first one starts."""
     for verb, words in grid._overrides.items():
-        _check_words(path, f"overrides.{verb}", words, own=(verb,))
+        _check_words(path, f"overrides.{verb}", words, allowed=(verb,))
     for position, arm in enumerate(grid.arms):
-        _check_words(path, f"arms.{position}", arm.overrides, own=())
+        _check_words(path, f"arms.{position}", arm.overrides, allowed=())
     first = "fetch" if grid.fetched else "pretrain"
     try:
         base = None if grid.own_model else compose.load(first, grid.overrides(first, "results")).model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ SPLITS = ("train", "validation", "test")
 class _Task(Strict):
     """What tasks share. ``data`` is a folder of prepared ``<set>.jsonl`` files; without it the problems are made or
     loaded on the spot."""
+
+    teachable: ClassVar[bool] = False  # whether the task has worked solutions that a model can be taught
+    names_sets_late: ClassVar[bool] = False  # whether its sets are known only once its module is imported
 
     data: str | None
 
@@ -31,9 +34,15 @@ class _Task(Strict):
     def check_limit(self, max_new_tokens: int) -> None:
         """Refuse a limit on responses that no right answer fits into; most tasks cannot know one."""
 
+    def sources_of(self, sets: set[str]) -> dict[str, Source]:  # noqa: ARG002
+        """Where the problems of these sets are loaded from, by configuration key; most tasks make theirs."""
+        return {}
+
 
 class ArithmeticTask(_Task):
     """Sums of two numbers of at most ``digits`` digits, generated from ``seed``."""
+
+    teachable: ClassVar[bool] = True
 
     name: Literal["arithmetic"]
     digits: Annotated[int, Field(ge=1, le=3)]
@@ -157,9 +166,8 @@ class MathematicsTask(_Task):
     length: Length
     validation: NonNegative  # problems held out of the training sources
     test: dict[str, Source]  # evaluation sets by name
-    grader: (
-        str | None
-    )  # a function (response, answer) -> reward in [0, 1] by dotted path, in place of the built-in grading
+    # a function (response, answer) -> reward in [0, 1] by dotted path, in place of the built-in grading
+    grader: str | None
     seed: NonNegative  # of what is held out
 
     @property
@@ -171,6 +179,15 @@ class MathematicsTask(_Task):
     def parts(self) -> list[str]:
         """Every evaluation set."""
         return list(self.test) if len(self.test) > 1 else []
+
+    def sources_of(self, sets: set[str]) -> dict[str, Source]:
+        """Training sources serve validation too; ``test`` is every evaluation set."""
+        sources: dict[str, Source] = {}
+        if sets & {"train", "validation"}:
+            sources |= {f"task.train.{number}": source for number, source in enumerate(self.train)}
+        if tested := sets - {"train", "validation"}:
+            sources |= {f"task.test.{name}": self.test[name] for name in (tested & self.test.keys() or self.test)}
+        return sources
 
     @model_validator(mode="after")
     def _names(self) -> MathematicsTask:
@@ -200,6 +217,8 @@ class ReasoningGymTask(_Task):
 
 class CustomTask(_Task):
     """A task of the user's own: ``module`` defines a class ``Task``, made with ``options``."""
+
+    names_sets_late: ClassVar[bool] = True
 
     name: Literal["custom"]
     module: str | None

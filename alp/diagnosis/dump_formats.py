@@ -30,7 +30,7 @@ def read(path: Path, wanted: Mapping[str, str]) -> Raw:
         if path.exists():
             raise UserError(f"{path} is no file")
         folder = path.parent if path.parent.is_dir() else None
-        known = [] if folder is None else [one.name for one in folder.iterdir() if one.suffix in READERS]
+        known = [] if folder is None else [file.name for file in folder.iterdir() if file.suffix in READERS]
         raise UserError(
             f"no file {path}{nearest(path.name, known)}" if folder else f"no file {path}: no folder {path.parent}"
         )
@@ -52,7 +52,7 @@ def _read_jsonl(path: Path, wanted: Mapping[str, str]) -> Raw:
     """One object per line: a sequence with lists of numbers, or a batch with a list of such lists."""
     chosen: dict[str, str] = {}
     parts: dict[str, list[Floats]] = {}
-    origin: list[tuple[int, int | None]] = []  # line, and place in the line's batch
+    origin: list[tuple[int, int | None]] = []  # line, and position in the line's batch
     seen: set[str] = set()
     for number, record in _records(path):
         if not chosen:
@@ -63,19 +63,21 @@ def _read_jsonl(path: Path, wanted: Mapping[str, str]) -> Raw:
             if (name in record) != (field in chosen):
                 has, lacks = (number, first) if name in record else (first, number)
                 raise UserError(f"line {lacks}: no field '{name}', which line {has} has")
-        for place, sequence in _sequences(record, chosen, number):
-            origin.append((number, place))
+        for position, sequence in _sequences(record, chosen, number):
+            origin.append((number, position))
             for field, values in sequence.items():
                 parts[field].append(values)
 
     def where(row: int) -> str:
-        number, place = origin[row]
-        return f"line {number}" if place is None else f"line {number}, sequence {place} of its batch (from 0)"
+        number, position = origin[row]
+        return f"line {number}" if position is None else f"line {number}, sequence {position} of its batch (from 0)"
 
     if not origin:
         raise UserError(f"{path} holds no sequence")
     steps = np.concatenate(parts.pop("step")) if "step" in parts else None
-    lengths = {field: np.array([len(one) for one in values], dtype=np.int64) for field, values in parts.items()}
+    lengths = {
+        field: np.array([len(sequence) for sequence in values], dtype=np.int64) for field, values in parts.items()
+    }
     tokens = {field: np.concatenate(parts.pop(field)) for field in list(parts)}
     return Raw(tokens, lengths, steps, where, chosen, tuple(sorted(seen - set(chosen.values()))))
 
@@ -108,17 +110,17 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object without repeated keys. Raises :class:`UserError`."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(name for position, (name, _) in enumerate(pairs) if name in dict(pairs[:position]))
         raise UserError(f"field '{twice}' stands twice in one object")
-    return found
+    return content
 
 
 def _sequences(
     record: dict[str, Any], chosen: Mapping[str, str], number: int
 ) -> Iterator[tuple[int | None, dict[str, Floats]]]:
-    """The sequences of one line: place in the batch (None without one) and values per field."""
+    """The sequences of one line: position in the batch (None without one) and values per field."""
     leading = record[chosen["old_log_probs"]]
     if not (isinstance(leading, list) and leading and isinstance(leading[0], list)):
         yield None, _sequence({field: record[name] for field, name in chosen.items()}, chosen, f"line {number}")
@@ -130,9 +132,9 @@ def _sequences(
         elif not isinstance(value, list) or len(value) != len(leading):
             given = f"{len(value)} entries" if isinstance(value, list) else "no list"
             raise UserError(f"line {number}, {name}: {given} for a batch of {len(leading)} sequences")
-    for place in range(len(leading)):
-        values = {field: record[name][place] for field, name in chosen.items()}
-        yield place, _sequence(values, chosen, f"line {number}, sequence {place} of its batch (from 0)")
+    for position in range(len(leading)):
+        values = {field: record[name][position] for field, name in chosen.items()}
+        yield position, _sequence(values, chosen, f"line {number}, sequence {position} of its batch (from 0)")
 
 
 def _sequence(values: dict[str, Any], names: Mapping[str, str], where: str) -> dict[str, Floats]:
@@ -181,9 +183,9 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Raw:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
         chosen = choose_fields(names, wanted)
-        groups = (file.metadata.row_group(place) for place in range(file.metadata.num_row_groups))
-        columns = [group.column(place) for group in groups for place in range(group.num_columns)]
-        read = [one.num_values for one in columns if one.path_in_schema.partition(".")[0] in chosen.values()]
+        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+        read = [column.num_values for column in columns if column.path_in_schema.partition(".")[0] in chosen.values()]
         _check_growth(path, 8 * sum(read))
         table = file.read(columns=list(dict.fromkeys(chosen.values())))
     except (pa.ArrowException, OSError) as error:

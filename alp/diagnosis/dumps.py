@@ -72,18 +72,18 @@ class Dump:
 
     def difference(self, numerator: str, denominator: str) -> Floats:
         """Log-ratio of every token (tokens,)."""
-        found: Floats = self.tokens[numerator] - self.tokens[denominator]
-        return found
+        log_ratio: Floats = self.tokens[numerator] - self.tokens[denominator]
+        return log_ratio
 
     def sums(self, values: Floats) -> Floats:
         """Σ over the tokens of each sequence, (sequences,)."""
-        found: Floats = np.add.reduceat(values, np.cumsum(self.lengths) - self.lengths)
-        return found
+        sums: Floats = np.add.reduceat(values, np.cumsum(self.lengths) - self.lengths)
+        return sums
 
     def means(self, values: Floats) -> Floats:
         """Mean over the tokens of each sequence, (sequences,)."""
-        found: Floats = self.sums(values) / self.lengths
-        return found
+        means: Floats = self.sums(values) / self.lengths
+        return means
 
     def by_step(self) -> Iterator[tuple[int, Dump]]:
         """Each step, ascending, with its sequences. Needs ``steps``."""
@@ -91,8 +91,8 @@ class Dump:
         order = np.argsort(self.steps, kind="stable")
         starts = np.cumsum(self.lengths) - self.lengths
         for rows in np.split(order, np.flatnonzero(np.diff(self.steps[order])) + 1):
-            places = np.concatenate([np.arange(starts[row], starts[row] + self.lengths[row]) for row in rows])
-            tokens = {field: values[places] for field, values in self.tokens.items()}
+            chosen = np.concatenate([np.arange(starts[row], starts[row] + self.lengths[row]) for row in rows])
+            tokens = {field: values[chosen] for field, values in self.tokens.items()}
             step = int(self.steps[rows[0]])
             yield step, Dump(tokens, self.lengths[rows], self.rows[rows], self.steps[rows], self.total, self.place)
 
@@ -116,14 +116,14 @@ class Dump:
             start, token = end, token + int(lengths.sum())
 
 
-def choose_fields(found: Iterable[str], wanted: Mapping[str, str], where: str = "") -> dict[str, str]:
+def choose_fields(names: Iterable[str], wanted: Mapping[str, str], where: str = "") -> dict[str, str]:
     """Which fields of a file are read: field → name in the file. ``wanted`` maps every field to the name it should
     have.
 
     Optional fields may be absent unless they were given another name on purpose; none may be there twice. ``where``
     begins the message. Raises :class:`UserError`.
     """
-    present = Counter(found)
+    present = Counter(names)
     chosen = {}
     for field, name in wanted.items():
         if present[name] > 1:
@@ -186,39 +186,39 @@ def _check_lengths(raw: Raw) -> tuple[Ints, Ints]:
     return lengths, np.cumsum(lengths) - lengths
 
 
-def _where(raw: Raw, field: str, place: int, starts: Ints) -> str:
-    row = int(np.searchsorted(starts, place, side="right")) - 1
-    return f"{raw.place(row)}, {raw.names[field]}, token {place - starts[row]} (from 0)"
+def _where(raw: Raw, field: str, token: int, starts: Ints) -> str:
+    row = int(np.searchsorted(starts, token, side="right")) - 1
+    return f"{raw.place(row)}, {raw.names[field]}, token {token - starts[row]} (from 0)"
 
 
 def _check_mask(raw: Raw, starts: Ints) -> NDArray[np.bool_]:
     values = raw.tokens["response_mask"]
-    for place in np.flatnonzero((values != 0) & (values != 1))[:1]:
-        raise UserError(f"{_where(raw, 'response_mask', int(place), starts)}: {_say(values[place])} is neither 0 nor 1")
+    for token in np.flatnonzero((values != 0) & (values != 1))[:1]:
+        raise UserError(f"{_where(raw, 'response_mask', int(token), starts)}: {_say(values[token])} is neither 0 nor 1")
     valid: NDArray[np.bool_] = values == 1
     return valid
 
 
 def _check_finite(raw: Raw, field: str, mask: NDArray[np.bool_], starts: Ints) -> None:
     values = raw.tokens[field]
-    for place in np.flatnonzero(mask & ~np.isfinite(values))[:1]:
+    for token in np.flatnonzero(mask & ~np.isfinite(values))[:1]:
         raise UserError(
-            f"{_where(raw, field, int(place), starts)}: {_say(values[place])} on a valid token (its mask is 1)"
+            f"{_where(raw, field, int(token), starts)}: {_say(values[token])} on a valid token (its mask is 1)"
         )
 
 
 def _check_log_probs(raw: Raw, field: str, mask: NDArray[np.bool_], starts: Ints) -> None:
     """Log-probs are at most 0 and not absurdly low; the two usual mistakes are called by their names."""
     values = raw.tokens[field]
-    for place in np.flatnonzero(mask & (values < LOWEST))[:1]:
+    for token in np.flatnonzero(mask & (values < LOWEST))[:1]:
         raise UserError(
-            f"{_where(raw, field, int(place), starts)}: {_say(values[place])} is below {LOWEST:g}: no token is that"
+            f"{_where(raw, field, int(token), starts)}: {_say(values[token])} is below {LOWEST:g}: no token is that"
             " unlikely"
         )
     above = mask & (values > POSITIVE)
     if not above.any():
         return
-    place = int(np.argmax(above))
+    token = int(np.argmax(above))
     lowest, highest = values[mask].min(), values[mask].max()
     if lowest >= 0 and highest <= 1:
         advice = "all values lie in [0, 1] like probabilities: dump their logarithms"
@@ -226,14 +226,14 @@ def _check_log_probs(raw: Raw, field: str, mask: NDArray[np.bool_], starts: Ints
         advice = "no value is negative, as if the sign were changed: dump log-probs, not negative log-likelihoods"
     else:
         advice = "a log-probability is at most 0"
-    raise UserError(f"{_where(raw, field, place, starts)}: {_say(values[place])} is positive; {advice}")
+    raise UserError(f"{_where(raw, field, token, starts)}: {_say(values[token])} is positive; {advice}")
 
 
 def _check_turns(raw: Raw, mask: NDArray[np.bool_], starts: Ints) -> None:
     values = raw.tokens["turn_ids"]
-    for place in np.flatnonzero(mask & ((values < 0) | (values >= WHOLE) | (values != np.floor(values))))[:1]:
+    for token in np.flatnonzero(mask & ((values < 0) | (values >= WHOLE) | (values != np.floor(values))))[:1]:
         raise UserError(
-            f"{_where(raw, 'turn_ids', int(place), starts)}: {_say(values[place])} is no turn: whole numbers from 0"
+            f"{_where(raw, 'turn_ids', int(token), starts)}: {_say(values[token])} is no turn: whole numbers from 0"
             " expected"
         )
 

@@ -1,9 +1,8 @@
-"""Figures of a dump, in the style of the grids' figures; what each shows stands in ``CAPTIONS``, under it on the
-page."""
+"""Figures of a dump, in the style of the grids' figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,12 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from alp.diagnosis import measures as measures
+from alp.diagnosis.diagnosed import Diagnosed, Parts, has_steps
 from alp.diagnosis.dumps import Dump, Floats
 from alp.diagnosis.measures import Figures, Pair
-from alp.reporting import plots
-from alp.reporting.figures import BINS, envelope_bins
+from alp.rendering import plots
+from alp.rendering.artefact import Artefact
+from alp.rendering.plots import BINS
 
-Parts = Sequence[tuple[int, Dump, Pair, Figures]]  # per step and pair
 OLD = r"$\pi_{\mathrm{old}}$"
 HISTOGRAM_BINS = 80
 PROBABILITY_BINS = 60
@@ -29,52 +29,6 @@ COLOURS = {
     "perturbed_rollout": "seq_alp",
 }
 MARKS = {"q50": "solid", "q01": "dashed", "q99": "dashed", "q001": "dotted", "q999": "dotted"}
-
-TITLES = {
-    "token_log_ratio": "Log-ratio of a token",
-    "sequence_log_ratio": "Log-ratio of a sequence",
-    "token_probability": "Token probability, trainer against engine",
-    "envelope": "Ratio envelope",
-    "steps": "Over training",
-}
-CAPTIONS = {
-    "token_log_ratio": (
-        "Density of the log-ratio over valid tokens (share of the tokens per nat, on a logarithmic scale), per pair of"
-        " policies; the log-ratio is linear around zero and logarithmic beyond where a few tokens dwarf the others."
-        " Lines mark quantiles. A narrow peak with thin symmetric tails is rounding; a second peak or a long tail on"
-        " one side is a bug or a policy that has moved."
-    ),
-    "sequence_log_ratio": (
-        "The same of log-ratios summed over each sequence: the weight that a sequence-level correction would use, as "
-        "a logarithm. It grows with the length of the sequence, so a mismatch that looks harmless per token can be "
-        "far from zero here."
-    ),
-    "token_probability": (
-        "Probability of each sampled token under the training code (π_old) against that under the rollout policy (μ); "
-        "colour counts tokens. The same weights computed twice lie on the diagonal; what lies off it is the training- "
-        "inference mismatch."
-    ),
-    "envelope": (
-        "Summed log-ratio of a sequence against its mean token probability under the rollout policy: sequences sorted "
-        f"by that probability and cut into {BINS} bins of equal count (fewer with fewer sequences); each bin stands at "
-        "its median probability and shows the median and the band from the 2nd to the 98th percentile. A band that "
-        "opens to the left: unlikely sequences carry the mismatch."
-    ),
-    "steps": (
-        "Mismatch (mean of −log ratio, and the never negative mean of r − log r − 1) and quantiles of the log-ratio "
-        "per token and per sequence, against step. Growth over training announces trouble before the reward does."
-    ),
-}
-
-
-def names(dump: Dump) -> list[str]:
-    """The figures that the dump allows."""
-    return [name for name in TITLES if name != "steps" or dump.steps is not None]
-
-
-def draw(name: str, dump: Dump, figures: Figures, parts: Parts) -> Figure:
-    """One figure by name, to be called within ``plots.style()``."""
-    return _steps(parts) if name == "steps" else _DRAW[name](dump, figures)
 
 
 def _colour(pair: Pair) -> str:
@@ -92,35 +46,29 @@ def _math(pair: Pair) -> str:
 # ---- histograms ------------------------------------------------------------------------------------------------------
 
 
-def _token_log_ratio(dump: Dump, figures: Figures) -> Figure:
-    return _histograms(dump, figures, "token", lambda values: values)
-
-
-def _sequence_log_ratio(dump: Dump, figures: Figures) -> Figure:
-    return _histograms(dump, figures, "sequence", dump.sums)
-
-
 def _histograms(dump: Dump, figures: Figures, level: str, reduce: Callable[[Floats], Floats]) -> Figure:
     """One panel per pair on one scale, quantiles marked."""
-    known = measures.pairs(dump)
-    figure = plots.canvas(0.7 + 1.5 * len(known))
+    pairs = measures.pairs(dump)
+    figure = plots.canvas(0.7 + 1.5 * len(pairs))
     drawing = plots.above_legend(figure)
-    panels = drawing.subplots(len(known), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    values = [reduce(dump.difference(pair.numerator, pair.denominator)) for pair in known]
+    panels = drawing.subplots(len(pairs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    values = [reduce(dump.difference(pair.numerator, pair.denominator)) for pair in pairs]
     plots.fit_scale(panels[0], values, axis="x")  # shared by all
-    edges = _edges(panels[0], min(one.min() for one in values), max(one.max() for one in values))
+    edges = _edges(panels[0], min(array.min() for array in values), max(array.max() for array in values))
     # per nat and not per bin: where the scale changes, the width of the bins does, and counts would show a step that is
     # not there
-    density = [np.histogram(one.clip(edges[0], edges[-1]), edges)[0] / (len(one) * np.diff(edges)) for one in values]
-    floor = 0.5 * min(one[one > 0].min() for one in density)
-    for axes, pair, one in zip(panels, known, density, strict=True):
-        axes.stairs(one, edges, fill=True, color=_colour(pair), alpha=0.75, linewidth=0, baseline=floor)
+    densities = [
+        np.histogram(array.clip(edges[0], edges[-1]), edges)[0] / (len(array) * np.diff(edges)) for array in values
+    ]
+    floor = 0.5 * min(density[density > 0].min() for density in densities)
+    for axes, pair, density in zip(panels, pairs, densities, strict=True):
+        axes.stairs(density, edges, fill=True, color=_colour(pair), alpha=0.75, linewidth=0, baseline=floor)
         for quantile, dashes in MARKS.items():
-            place = figures[f"{pair.prefix}ratio/{level}/log_{quantile}"]
-            axes.axvline(place, color="#222222", linestyle=dashes, linewidth=0.9)
+            value = figures[f"{pair.prefix}ratio/{level}/log_{quantile}"]
+            axes.axvline(value, color="#222222", linestyle=dashes, linewidth=0.9)
         axes.set_title(_math(pair))
     panels[0].set_yscale("log")
-    panels[0].set_ylim(floor, 3 * max(one.max() for one in density))
+    panels[0].set_ylim(floor, 3 * max(density.max() for density in densities))
     panels[0].set_xlim(edges[0], edges[-1])
     panels[0].yaxis.set_major_locator(LogLocator(numticks=5))
     panels[0].yaxis.set_minor_locator(NullLocator())
@@ -145,15 +93,15 @@ def _edges(axes: Axes, low: float, high: float) -> Floats:
     start, end, zero = scale.transform(np.array([min(low, -span), max(high, span), 0.0]))
     width = (end - start) / HISTOGRAM_BINS
     below, above = np.ceil((zero - start) / width + 0.5), np.ceil((end - zero) / width + 0.5)
-    places = zero + width * (np.arange(1 - below, above + 1) - 0.5)
-    edges: Floats = scale.inverted().transform(places)
+    middles = zero + width * (np.arange(1 - below, above + 1) - 0.5)
+    edges: Floats = scale.inverted().transform(middles)
     return edges
 
 
 # ---- probabilities ---------------------------------------------------------------------------------------------------
 
 
-def _token_probability(dump: Dump, _: Figures) -> Figure:
+def _token_probability(dump: Dump) -> Figure:
     """Two-dimensional histogram over the unit square, and the same in log-probs, where rare tokens live."""
     rollout, old = dump.tokens["rollout_log_probs"], dump.tokens["old_log_probs"]
     figure = plots.canvas(3.0)
@@ -187,21 +135,21 @@ def _token_probability(dump: Dump, _: Figures) -> Figure:
 # ---- envelope --------------------------------------------------------------------------------------------------------
 
 
-def _envelope(dump: Dump, _: Figures) -> Figure:
+def _envelope(dump: Dump) -> Figure:
     """One panel per pair with the rollout policy below, on one scale."""
-    known = [pair for pair in measures.pairs(dump) if pair.denominator == "rollout_log_probs"]
-    figure = plots.canvas(2.6, width=min(plots.WIDTH, 2.2 + 2.4 * len(known)))
+    pairs = [pair for pair in measures.pairs(dump) if pair.denominator == "rollout_log_probs"]
+    figure = plots.canvas(2.6, width=min(plots.WIDTH, 2.2 + 2.4 * len(pairs)))
     drawing = plots.above_legend(figure)
     probability = dump.means(np.exp(dump.tokens["rollout_log_probs"]))
     binned = [
-        envelope_bins(probability, dump.sums(dump.difference(pair.numerator, pair.denominator))) for pair in known
+        plots.envelope_bins(probability, dump.sums(dump.difference(pair.numerator, pair.denominator))) for pair in pairs
     ]
-    for axes, pair, one in zip(plots.panels(drawing, len(known), len(known)), known, binned, strict=True):
-        plots.binned_band(axes, one, _colour(pair))
+    for axes, pair, bins in zip(plots.panels(drawing, len(pairs), len(pairs)), pairs, binned, strict=True):
+        plots.binned_band(axes, bins, _colour(pair))
         axes.axhline(0, color="#555555", linewidth=0.7, zorder=0.9)
         axes.set_title(_math(pair))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        plots.fit_scale(axes, [each[:, 1:] for each in binned])
+        plots.fit_scale(axes, [of_pair[:, 1:] for of_pair in binned])
     drawing.supxlabel("mean token probability under the rollout policy", fontsize=8.5)
     drawing.supylabel("sequence log-ratio, nats", fontsize=8.5)
     plots.legend_below(figure, plots.binned_band_handles(len(binned[0])))
@@ -214,19 +162,19 @@ def _envelope(dump: Dump, _: Figures) -> Figure:
 def _steps(parts: Parts) -> Figure:
     """Mismatch against step, then a fan of quantiles per level: of the mismatch, or with log-probs of the update of the
     whole ratio."""
-    known = list(dict.fromkeys(pair for _, _, pair, _ in parts))
-    figure = plots.canvas(0.4 + 1.75 * (1 + len(known)))
+    pairs = list(dict.fromkeys(pair for _, _, pair, _ in parts))
+    figure = plots.canvas(0.4 + 1.75 * (1 + len(pairs)))
     drawing = plots.above_legend(figure)
-    rows = drawing.subplots(1 + len(known), 2, sharex=True, squeeze=False)
+    rows = drawing.subplots(1 + len(pairs), 2, sharex=True, squeeze=False)
     for axes, name in zip(rows[0], ("kl", "k3_kl"), strict=True):
         drawn = []
-        for pair in known:
+        for pair in pairs:
             steps, values = _series(parts, pair, f"rollout_corr/{name}")
             axes.plot(steps, values, color=_colour(pair), marker="o" if len(steps) < 30 else "", markersize=2.5)
             drawn.append(values)
         plots.fit_scale(axes, drawn)
         axes.set(title=name, ylabel="nats per token")
-    for line, pair in zip(rows[1:], known, strict=True):
+    for line, pair in zip(rows[1:], pairs, strict=True):
         for axes, level in zip(line, ("token", "sequence"), strict=True):
             keys = [name for low, high, _ in plots.FAN for name in (low, high)]
             curves = {name: _series(parts, pair, f"ratio/{level}/log_{name}") for name in (*keys, "q50")}
@@ -235,21 +183,70 @@ def _steps(parts: Parts) -> Figure:
     for axes in rows[-1]:
         plots.step_ticks(axes)
         axes.set_xlabel("step")
-    lines = [Line2D([], [], color=_colour(pair), label=_math(pair)) for pair in known]
-    plots.legend_below(figure, [*lines, *plots.fan_handles()], columns=6 if len(known) == 1 else 4)
+    lines = [Line2D([], [], color=_colour(pair), label=_math(pair)) for pair in pairs]
+    plots.legend_below(figure, [*lines, *plots.fan_handles()], columns=6 if len(pairs) == 1 else 4)
     return figure
 
 
 def _series(parts: Parts, pair: Pair, key: str) -> tuple[Floats, Floats]:
     """Steps and the values of one figure of a pair."""
-    found = [(step, figures[key]) for step, _, other, figures in parts if other is pair]
-    steps, values = zip(*found, strict=True)
+    points = [(step, figures[key]) for step, _, other, figures in parts if other is pair]
+    steps, values = zip(*points, strict=True)
     return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
 
 
-_DRAW: dict[str, Callable[[Dump, Figures], Figure]] = {
-    "token_log_ratio": _token_log_ratio,
-    "sequence_log_ratio": _sequence_log_ratio,
-    "token_probability": _token_probability,
-    "envelope": _envelope,
-}
+FIGURES: tuple[Artefact[Dump, Diagnosed, Figure], ...] = (
+    Artefact(
+        name="token_log_ratio",
+        title="Log-ratio of a token",
+        caption=(
+            "Density of the log-ratio over valid tokens (share of the tokens per nat, on a logarithmic scale), per "
+            "pair of policies; the log-ratio is linear around zero and logarithmic beyond where a few tokens dwarf "
+            "the others. Lines mark quantiles. A narrow peak with thin symmetric tails is rounding; a second peak or "
+            "a long tail on one side is a bug or a policy that has moved."
+        ),
+        make=lambda diagnosed: _histograms(diagnosed.dump, diagnosed.figures, "token", lambda values: values),
+    ),
+    Artefact(
+        name="sequence_log_ratio",
+        title="Log-ratio of a sequence",
+        caption=(
+            "The same of log-ratios summed over each sequence: the weight that a sequence-level correction would use, "
+            "as a logarithm. It grows with the length of the sequence, so a mismatch that looks harmless per token "
+            "can be far from zero here."
+        ),
+        make=lambda diagnosed: _histograms(diagnosed.dump, diagnosed.figures, "sequence", diagnosed.dump.sums),
+    ),
+    Artefact(
+        name="token_probability",
+        title="Token probability, trainer against engine",
+        caption=(
+            "Probability of each sampled token under the training code (π_old) against that under the rollout policy "
+            "(μ); colour counts tokens. The same weights computed twice lie on the diagonal; what lies off it is the "
+            "training-inference mismatch."
+        ),
+        make=lambda diagnosed: _token_probability(diagnosed.dump),
+    ),
+    Artefact(
+        name="envelope",
+        title="Ratio envelope",
+        caption=(
+            "Summed log-ratio of a sequence against its mean token probability under the rollout policy: sequences "
+            f"sorted by that probability and cut into {BINS} bins of equal count (fewer with fewer sequences); each "
+            "bin stands at its median probability and shows the median and the band from the 2nd to the 98th "
+            "percentile. A band that opens to the left: unlikely sequences carry the mismatch."
+        ),
+        make=lambda diagnosed: _envelope(diagnosed.dump),
+    ),
+    Artefact(
+        name="steps",
+        title="Over training",
+        caption=(
+            "Mismatch (mean of −log ratio, and the never negative mean of r − log r − 1) and quantiles of the "
+            "log-ratio per token and per sequence, against step. Growth over training announces trouble before the "
+            "reward does."
+        ),
+        make=lambda diagnosed: _steps(diagnosed.parts),
+        condition=has_steps,
+    ),
+)

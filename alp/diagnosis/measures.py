@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alp.configuration import compose
-from alp.configuration.schema import Method
 from alp.diagnosis.dumps import Block, Dump, Floats
-from alp.policy import log_ratio, mismatch_diagnostics, policy_loss, ratio_diagnostics, rollout_correction
+from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
+from alp.policy.method import LossInputs, Method
 from alp.progress import Progress
 
 Figures = dict[str, float]
@@ -73,7 +72,7 @@ def everywhere(like: Tensor) -> Tensor:
 def mismatch(dump: Dump, pair: Pair = MISMATCH) -> Figures:
     """``mismatch_diagnostics`` of a pair, its numerator in the place of π_old and its denominator in that of μ."""
     over, under = dump.tokens[pair.numerator], dump.tokens[pair.denominator]
-    found = [
+    figures = [
         mismatch_diagnostics(first, second, everywhere(first))
         for first, second in (
             (row(over), row(under)),
@@ -81,16 +80,16 @@ def mismatch(dump: Dump, pair: Pair = MISMATCH) -> Figures:
             (column(dump.means(over)), column(dump.means(under))),
         )
     ]
-    return {key: found[1 if key.endswith("_seq") else 2 if "ppl" in key else 0][key] for key in found[0]}
+    return {key: figures[1 if key.endswith("_seq") else 2 if "ppl" in key else 0][key] for key in figures[0]}
 
 
 def ratios(dump: Dump, pair: Pair) -> Figures:
     """``ratio_diagnostics`` of a pair: per token, and summed per sequence."""
     tokens = dump.difference(pair.numerator, pair.denominator)
-    each, summed = (
+    single, summed = (
         ratio_diagnostics(values, everywhere(values)) for values in (row(tokens), column(dump.sums(tokens)))
     )
-    return {key: (summed if key.startswith("ratio/sequence/") else each)[key] for key in each}
+    return {key: (summed if key.startswith("ratio/sequence/") else single)[key] for key in single}
 
 
 def effective_sample_size(weights: Floats) -> float:
@@ -157,25 +156,27 @@ def stand_in(method: Method, dump: Dump) -> str:
 
 def effects(dump: Dump, methods: Sequence[Method]) -> list[Effect]:
     """What each method's ratio, clip and correction do to the dump's tokens."""
-    found = [Effect(method, stand_in(method, dump)) for method in methods]
-    for one in found:
-        if one.method.level == "turn" and "turn_ids" not in dump:
-            one.missing = "needs turn_ids"
-    totals: list[_Total] = [_Total() for _ in found]
+    measured = [Effect(method, stand_in(method, dump)) for method in methods]
+    for effect in measured:
+        if effect.method.level == "turn" and "turn_ids" not in dump:
+            effect.missing = "needs turn_ids"
+    totals: list[_Total] = [_Total() for _ in measured]
     tokens, done = int(dump.lengths.sum()), 0
     with Progress("presets, tokens", tokens) as progress:
         for block in dump.blocks(CELLS):
-            for one, total in zip(found, totals, strict=True):
-                if not one.missing:
-                    _add(one, total, block)
+            for effect, total in zip(measured, totals, strict=True):
+                if not effect.missing:
+                    _add(effect, total, block)
             done += int(block.mask.sum())
             if done < tokens:
                 progress.update(done)
-    for one, total in zip(found, totals, strict=True):
-        one.shares = {name: count / max(total.counts[_OF.get(name, "kept")], 1) for name, count in total.shares.items()}
+    for effect, total in zip(measured, totals, strict=True):
+        effect.shares = {
+            name: count / max(total.counts[_OF.get(name, "kept")], 1) for name, count in total.shares.items()
+        }
         if total.weights:
-            one.weights = np.concatenate(total.weights)
-    return found
+            effect.weights = np.concatenate(total.weights)
+    return measured
 
 
 _OF = {"masked_tokens": "tokens", "masked_sequences": "sequences"}  # every other share is of the tokens that were kept
@@ -190,34 +191,43 @@ class _Total:
     weights: list[Floats] = field(default_factory=list)
 
 
-def _add(one: Effect, total: _Total, block: Block) -> None:
-    method, mask = one.method, torch.from_numpy(block.mask)
-    values = {name: torch.from_numpy(array) for name, array in block.fields.items()}
-    old, rollout = values["old_log_probs"], values["rollout_log_probs"]
-    turns = values["turn_ids"].long() if "turn_ids" in values else None
-    denominator = rollout if method.denominator == "rollout" else old
-    ratio = log_ratio(values[one.numerator], denominator, mask, level=method.level, turn_ids=turns)
-    correction = method.correction
-    weights, kept, removed = rollout_correction(old, rollout, mask, **correction.model_dump())
-    clip: dict[str, Any] = {"clip_low": method.clip_low, "clip_high": method.clip_high, "dual_clip": method.dual_clip}
-    signs = torch.ones(len(mask), dtype=torch.float64)
-    # the loss itself counts: with A < 0 everywhere what lies below the range is clipped, with A > 0 what lies above
-    (_, low), (_, high) = (policy_loss(ratio, sign * signs, kept, **clip) for sign in (-1, 1))
-    shares = {
-        "below": low["ratio/clipped_low"],
-        "above": high["ratio/clipped_high"],
-        "above_dual": low["ratio/dual_clipped"],
-    }
-    if "advantages" in values:
-        _, clipped = policy_loss(ratio, values["advantages"], kept, **clip, weights=weights)
-        shares |= {name.removeprefix("ratio/"): share for name, share in clipped.items()}
-    shares |= {name.removeprefix("correction/"): share for name, share in removed.items()}
+def _add(effect: Effect, total: _Total, block: Block) -> None:
+    """The shares of a block, as numbers of its tokens or sequences, and its weights."""
+    method, mask = effect.method, torch.from_numpy(block.mask)
+    policies = {name: torch.from_numpy(array) for name, array in block.fields.items()}
+    old, rollout = policies["old_log_probs"], policies["rollout_log_probs"]
+    corrected = method.correct(old, rollout, mask)
+    kept = corrected.mask
+
+    def clipped(advantages: Tensor) -> Figures:
+        inputs = LossInputs(
+            log_probs=policies[effect.numerator],
+            old_log_probs=old,
+            rollout_log_probs=rollout,
+            response_mask=mask,
+            advantages=advantages,
+            turn_ids=policies["turn_ids"].long() if "turn_ids" in policies else None,
+            weights=corrected.weights,
+            loss_mask=kept,
+        )
+        figures = method.loss(inputs).floats()
+        return {name.removeprefix("ratio/"): share for name, share in figures.items() if name.startswith("ratio/")}
+
+    # The loss itself counts: with A < 0 everywhere what lies below the range is clipped, with A > 0 what lies above.
+    positive = torch.ones(len(mask), dtype=torch.float64)
+    low, high = clipped(-positive), clipped(positive)
+    counted = {"below": (low, "clipped_low"), "above": (high, "clipped_high"), "above_dual": (low, "dual_clipped")}
+    shares = {name: figures[key] for name, (figures, key) in counted.items() if key in figures}  # a loss may not clip
+    if "advantages" in policies:
+        shares |= clipped(policies["advantages"])
+    shares |= {name.removeprefix("correction/"): float(share) for name, share in corrected.metrics.items()}
     counts = {"tokens": int(mask.sum()), "sequences": len(mask), "kept": int(kept.sum())}
     for name, share in shares.items():
         total.shares[name] = total.shares.get(name, 0.0) + share * counts[_OF.get(name, "kept")]
     for name, count in counts.items():
         total.counts[name] += count
-    if correction.kind != "none":
-        if correction.level != "token":  # one weight per sequence: its first token's stands for all
+    levels = {correction.level for correction in method.corrections if correction.kind != "none"}
+    if levels:
+        if "token" not in levels:  # one weight per sequence: its first token's stands for all
             kept = kept & (kept.cumsum(-1) == 1)
-        total.weights.append(weights[kept].numpy())
+        total.weights.append(corrected.weights[kept].numpy())

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alp.diagnosis import measures as measures
-from alp.diagnosis.dumps import Dump
-from alp.diagnosis.measures import Effect, Figures, Pair
+from alp.diagnosis.diagnosed import Diagnosed, Parts, has_steps
+from alp.diagnosis.dumps import Dump, Floats
+from alp.diagnosis.measures import Effect, Figures
 from alp.policy.diagnostics import QUANTILES
-from alp.reporting.tables import Cell, Table, exact, significant
+from alp.rendering.artefact import Artefact
+from alp.rendering.numbers import Cell, share, significant
+from alp.rendering.tables import Column, Table, frame, words
 
 QUANTITIES = {  # mismatch_diagnostics in the order of reading, with what the value says
     "kl": "mean of −log ratio, nats per token; 0 when both agree",
@@ -23,158 +26,181 @@ QUANTITIES = {  # mismatch_diagnostics in the order of reading, with what the va
     "rollout_is_eff_sample_size_seq": "effective share of the sequences, weights Π r; 1 when both agree",
 }
 MOMENTS = ("mean", "std", "min", *QUANTILES, "max")
-SHARES = (
-    "below",
-    "above",
-    "above_dual",
-    "clipped_low",
-    "clipped_high",
-    "dual_clipped",
-    "masked_tokens",
-    "masked_sequences",
+SHARES = {  # of an effect, with their headers
+    "below": "Below",
+    "above": "Above",
+    "above_dual": "Above c",
+    "clipped_low": "Clipped low",
+    "clipped_high": "Clipped high",
+    "dual_clipped": "Dual-clipped",
+    "masked_tokens": "Masked tokens",
+    "masked_sequences": "Masked sequences",
+}
+# fmt: off
+METHOD_COLUMNS = (
+    "method", "numerator", "denominator", "level", "clip_low", "clip_high", *SHARES, "correction", "correction_level",
+    "weight_mean", "weight_min", "weight_max", "weight_eff_sample_size", "remark",
 )
+# fmt: on
 STAND_INS = {"perturbed_log_probs": "π_θ,δ", "log_probs": "π_θ", "old_log_probs": "π_old"}
 POLICIES = {"rollout": "μ", "old": "π_old"}
-STEP_FIGURES = (
-    "kl",
-    "k3_kl",
-    "rollout_is_eff_sample_size",
-    "rollout_is_eff_sample_size_seq",
-    "log_ppl_diff",
-    "log_ppl_abs_diff",
-)
+STEP_FIGURES = {
+    "kl": "kl",
+    "k3_kl": "k3_kl",
+    "rollout_is_eff_sample_size": "ESS, tokens",
+    "rollout_is_eff_sample_size_seq": "ESS, sequences",
+    "log_ppl_diff": "log ppl diff",
+    "log_ppl_abs_diff": "abs log ppl diff",
+}
 TAILS = ("q001", "q01", "q50", "q99", "q999")
 
 
 def mismatch(dump: Dump, figures: Figures) -> Table:
     """One row per figure of ``mismatch_diagnostics``, one column per pair of policies."""
-    known = measures.pairs(dump)
-    columns = [[figures[f"{pair.prefix}rollout_corr/{name}"] for name in QUANTITIES] for pair in known]
+    pairs = measures.pairs(dump)
+    names = [pair.name for pair in pairs]
     rows: list[list[Cell]] = [
-        [f"rollout_corr/{name}", *map(exact, values)] for name, *values in zip(QUANTITIES, *columns, strict=True)
+        [f"rollout_corr/{name}", *(figures[f"{pair.prefix}rollout_corr/{name}"] for pair in pairs), name, meaning]
+        for name, meaning in QUANTITIES.items()
     ]
-    shown = [
-        [name, *map(significant, values), meaning]
-        for (name, meaning), *values in zip(QUANTITIES.items(), *columns, strict=True)
+    columns = [
+        words("shown", "Quantity"),
+        *(Column(pair.name, pair.label, significant) for pair in pairs),
+        words("meaning", "Reads as"),
     ]
-    names = [pair.name for pair in known]
-    return Table(["quantity", *names], rows, ["Quantity", *(pair.label for pair in known), "Reads as"], shown)
+    cells = frame(rows, ["quantity", *names, "shown", "meaning"])
+    return Table(cells, columns, exported=["quantity", *names], significant=frozenset(names))
 
 
 def quantiles(dump: Dump, figures: Figures) -> Table:
     """Moments and quantiles of the log-ratio, per pair and level."""
-    rows: list[list[Cell]] = []
-    shown = []
-    for pair in measures.pairs(dump):
-        for level in ("token", "sequence"):
-            values = [figures[f"{pair.prefix}ratio/{level}/log_{name}"] for name in MOMENTS]
-            rows.append([pair.name, level, *map(exact, values)])
-            shown.append([pair.label, level, *map(significant, values)])
-    names = [f"q{100 * QUANTILES[name]:g} %" if name in QUANTILES else name for name in MOMENTS]
-    return Table(["ratio", "level", *MOMENTS], rows, ["Ratio", "Level", *names], shown)
+    rows: list[list[Cell]] = [
+        [pair.name, level, *(figures[f"{pair.prefix}ratio/{level}/log_{name}"] for name in MOMENTS), pair.label]
+        for pair in measures.pairs(dump)
+        for level in ("token", "sequence")
+    ]
+    columns = [
+        words("label", "Ratio"),
+        words("level", "Level"),
+        *(Column(name, _quantile_header(name), significant) for name in MOMENTS),
+    ]
+    exported = ["ratio", "level", *MOMENTS]
+    return Table(frame(rows, [*exported, "label"]), columns, exported=exported, significant=frozenset(MOMENTS))
 
 
-def methods(found: Sequence[Effect]) -> Table:
+def _quantile_header(name: str) -> str:
+    return f"q{100 * QUANTILES[name]:g} %" if name in QUANTILES else name
+
+
+def methods(effects: Sequence[Effect]) -> Table:
     """One row per preset: its ratio, what leaves the clip range, what the clip holds, what the correction takes
     away."""
-    rows: list[list[Cell]] = []
-    shown = []
-    for one in found:
-        method, fix = one.method, one.method.correction
-        shares = [one.shares.get(name) for name in SHARES]
-        weights = [None] * 4 if one.weights is None or not one.weights.size else _weights(one)
-        remark = remarks(one)
-        active = fix.kind != "none" or fix.veto is not None
-        masks = shares[-2:] if active else [None, None]
-        setting: list[Cell] = [
-            method.name,
-            one.numerator,
-            method.denominator,
-            method.level,
-            method.clip_low,
-            method.clip_high,
-        ]
-        cells = [
-            *map(exact, [*shares[:-2], *masks]),
-            fix.kind,
-            fix.level if fix.kind != "none" else None,
-            *map(exact, weights),
-            remark,
-        ]
-        rows.append([*map(_plain, setting), *cells])
-        ratio = f"{STAND_INS[one.numerator]} / {POLICIES[method.denominator]}"
-        text = [method.name, f"{ratio}, {method.level}", f"[{1 - method.clip_low:.6g}, {1 + method.clip_high:.6g}]"]
-        weight = [significant(value) for value in weights[:3]] + [percent(weights[3])]
-        shown.append([*text, *map(percent, [*shares[:-2], *masks]), *weight, remark])
-    names = ["weight_mean", "weight_min", "weight_max", "weight_eff_sample_size", "remark"]
     columns = [
-        "method",
-        "numerator",
-        "denominator",
-        "level",
-        "clip_low",
-        "clip_high",
-        *SHARES,
-        "correction",
-        "correction_level",
-        *names,
+        words("method", "Method"),
+        words("ratio", "Ratio"),
+        words("range", "Range"),
+        *(Column(name, header, share, "%") for name, header in SHARES.items()),
+        Column("weight_mean", "Mean weight", significant),
+        Column("weight_min", "Lowest", significant),
+        Column("weight_max", "Highest", significant),
+        Column("weight_eff_sample_size", "Effective", share, "%"),
+        words("remark", "Remark"),
     ]
-    # fmt: off
-    shown_columns = [
-        "Method", "Ratio", "Range", "Below, %", "Above, %", "Above c, %", "Clipped low, %",
-        "Clipped high, %", "Dual-clipped, %",
-        "Masked tokens, %", "Masked sequences, %", "Mean weight", "Lowest", "Highest", "Effective, %", "Remark",
-    ]
-    # fmt: on
-    return Table(columns, rows, shown_columns, shown)
+    cells = frame([_effect_row(effect) for effect in effects], [*METHOD_COLUMNS, "ratio", "range"])
+    return Table(cells, columns, exported=METHOD_COLUMNS, significant=frozenset(METHOD_COLUMNS))
 
 
-def _weights(one: Effect) -> list[float | None]:
-    assert one.weights is not None
-    values = one.weights
+def _effect_row(effect: Effect) -> list[Cell]:
+    method = effect.method
+    acting = [correction for correction in method.corrections if correction.kind != "none"]
+    shares = [effect.shares.get(name) for name in SHARES]
+    if not method.correction_acts:  # what nothing masks has no share of masked tokens
+        shares[-2:] = [None, None]
+    weights = [None] * 4 if effect.weights is None or not effect.weights.size else _weights(effect.weights)
+    return [
+        *(method.name, effect.numerator, method.denominator, method.level, method.clip_low, method.clip_high),
+        *shares,
+        " + ".join(correction.kind for correction in acting) or "none",
+        " + ".join(correction.level for correction in acting) or None,
+        *weights,
+        remarks(effect),
+        f"{STAND_INS[effect.numerator]} / {POLICIES[method.denominator]}, {method.level}",
+        f"[{1 - method.clip_low:.6g}, {1 + method.clip_high:.6g}]",
+    ]
+
+
+def _weights(values: Floats) -> list[float | None]:
     return [float(values.mean()), float(values.min()), float(values.max()), measures.effective_sample_size(values)]
 
 
-def remarks(one: Effect) -> str:
+def remarks(effect: Effect) -> str:
     """What the preset's row leaves out of the preset."""
-    found = [one.missing] if one.missing else []
-    if one.method.numerator == "perturbed" and one.numerator != "perturbed_log_probs":
-        found.append("without its noise")
-    if one.numerator == "old_log_probs":
-        found.append("first update")
-    return "; ".join(found)
+    parts = [effect.missing] if effect.missing else []
+    if effect.method.numerator == "perturbed" and effect.numerator != "perturbed_log_probs":
+        parts.append("without its noise")
+    if effect.numerator == "old_log_probs":
+        parts.append("first update")
+    return "; ".join(parts)
 
 
-def steps(parts: Sequence[tuple[int, Dump, Pair, Figures]]) -> Table:
+def steps(parts: Parts) -> Table:
     """One row per step and pair: mismatch, effective sample sizes, and the tails per token and per sequence."""
     tails = [(level, name) for level in ("token", "sequence") for name in TAILS]
     keys = [*(f"rollout_corr/{name}" for name in STEP_FIGURES), *(f"ratio/{level}/log_{name}" for level, name in tails)]
-    rows: list[list[Cell]] = []
-    shown = []
-    for step, dump, pair, figures in parts:
-        counts = [len(dump.lengths), int(dump.lengths.sum())]
-        rows.append([step, pair.name, *counts, *(exact(figures[key]) for key in keys)])
-        shown.append([str(step), pair.label, *map(str, counts), *(significant(figures[key]) for key in keys)])
     names = [*STEP_FIGURES, *(f"{level}_{name}" for level, name in tails)]
-    heads = ["kl", "k3_kl", "ESS, tokens", "ESS, sequences", "log ppl diff", "abs log ppl diff"]
-    heads += [f"{level} q{100 * QUANTILES[name]:g} %" for level, name in tails]
-    return Table(
-        ["step", "ratio", "sequences", "tokens", *names], rows, ["Step", "Ratio", "Sequences", "Tokens", *heads], shown
-    )
+    headers = [*STEP_FIGURES.values(), *(f"{level} {_quantile_header(name)}" for level, name in tails)]
+    rows: list[list[Cell]] = [
+        [step, pair.name, len(dump.lengths), int(dump.lengths.sum()), *(figures[key] for key in keys), pair.label]
+        for step, dump, pair, figures in parts
+    ]
+    columns = [
+        Column("step", "Step"),
+        words("label", "Ratio"),
+        Column("sequences", "Sequences"),
+        Column("tokens", "Tokens"),
+        *(Column(name, header, significant) for name, header in zip(names, headers, strict=True)),
+    ]
+    exported = ["step", "ratio", "sequences", "tokens", *names]
+    return Table(frame(rows, [*exported, "label"]), columns, exported=exported, significant=frozenset(names))
 
 
-# ---- numbers as text -------------------------------------------------------------------------------------------------
-
-
-def _plain(value: Cell) -> Cell:
-    return exact(value) if isinstance(value, float) else value
-
-
-def percent(value: float | None) -> str:
-    """A share in percent: two digits after the point, and neither 0 nor 100 for what is not quite that."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:.2f}"
-    if value in (0, 1):
-        return f"{100 * value:g}"
-    return {"0.00": "< 0.01", "100.00": "> 99.99"}.get(text, text)
+TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
+    Artefact(
+        name="mismatch",
+        title="Mismatch",
+        caption=(
+            "Over valid tokens, r the ratio of the two policies named above the column. Weights are untruncated; in "
+            "chi2 and in effective sample sizes their logarithm is clamped to ± 20."
+        ),
+        make=lambda diagnosed: mismatch(diagnosed.dump, diagnosed.figures),
+    ),
+    Artefact(
+        name="ratio_quantiles",
+        title="Quantiles of the log-ratios",
+        caption=("Log-ratio per token, and summed over each sequence, in nats: before any clamp or clip."),
+        make=lambda diagnosed: quantiles(diagnosed.dump, diagnosed.figures),
+    ),
+    Artefact(
+        name="methods",
+        title="What each preset would do to this batch",
+        caption=(
+            "Shares are percentages. Below, Above and Above c: tokens whose ratio is under the range, over it, over "
+            "the dual clip, whatever their advantage, of those that the rollout correction leaves in the loss; with "
+            "advantages in the file, the clipped ones are those whose gradient the clip holds back. Masked and "
+            "weights: what the rollout correction by π_old / μ takes out and the weights it leaves, one per token or "
+            "sequence; Effective is their (Σw)² / (N Σw²). Without its noise: the preset's numerator is π_θ,δ, and "
+            "π_θ (or π_old) stands in for it. First update: the file has no current log-probs, so π_θ = π_old."
+        ),
+        make=lambda diagnosed: methods(measures.effects(diagnosed.dump, measures.presets())),
+    ),
+    Artefact(
+        name="steps",
+        title="Per step",
+        caption=(
+            "Each step alone. ESS: effective share of tokens or sequences under untruncated weights. Quantiles of the "
+            "log-ratio in nats."
+        ),
+        make=lambda diagnosed: steps(diagnosed.parts),
+        condition=has_steps,
+    ),
+)

@@ -17,19 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alp import models
-from alp.configuration.compose import identity, origin_of
-from alp.configuration.schema import EvaluateConfig
+from alp.configuration.compose import code_of, identity, origin_of
+from alp.configuration.evaluate_schema import EvaluateConfig
 from alp.evaluation.passk import pass_at_k, powers_of_two
 from alp.evaluation.samples import Chunks, Sample, record
 from alp.evaluation.statistics import interval
 from alp.ownership import Claim, check_finished
 from alp.progress import Progress
-from alp.reproducibility import code_hash, fix_threads, json_line, write_json, write_text
-from alp.rollout import contract
-from alp.rollout.engine import Purpose
+from alp.reproducibility import fix_threads, json_line, write_json, write_text
+from alp.rollout import contract, probe, registry
+from alp.rollout.engine import Engine, Host, Probe, Purpose
 from alp.rollout.episodes import collect, response_text
-from alp.rollout.hf import HFEngine
-from alp.rollout.prompts import sampling
+from alp.rollout.prompts import prompt_ids, sampling
+from alp.sharing import twins_of
 from alp.tasks.catalogue import load_task
 from alp.tasks.task import Problem
 
@@ -38,51 +38,59 @@ def evaluate(config: EvaluateConfig) -> Path:
     """Score every problem of the set; write ``evaluation/<set>.json`` and the raw samples below ``run.dir``; returns
     the former."""
     name = config.evaluation.set
-    outputs = [f"evaluation/{name}{ending}" for ending in (".json", ".samples.jsonl.gz", ".timings.jsonl", ".parts/")]
-    with Claim(config.run.dir, f"evaluate.{name}", outputs=outputs, replace=config.run.replace) as claim:
-        sampler = Sampler(config)
-        claim.begin(sampler.origin)
-        path = _evaluate(config, sampler, claim.root / "evaluation" / f"{name}.json")
+    endings = (".json", ".samples.jsonl.gz", ".timings.jsonl", ".parts/", *registry.log_names("."))
+    outputs = [f"evaluation/{name}{ending}" for ending in endings]
+    twins = twins_of(config.run.dir, config.run.grid, share=config.run.share)
+    with Claim(config.run.dir, f"evaluate.{name}", outputs=outputs, replace=config.run.replace, twins=twins) as claim:
+        path = claim.root / "evaluation" / f"{name}.json"
+        log = path.with_name(registry.log_name(config.rollout, f"{name}."))
+        sampler = Sampler(config, log=log, scratch=claim.scratch)
+        if claim.begin(sampler.origin):  # taken over
+            return path
+        try:
+            _evaluate(config, sampler, path)
+        finally:
+            sampler.close()
         claim.finish()
     return path
 
 
-def _evaluate(config: EvaluateConfig, sampler: Sampler, path: Path) -> Path:
+def _evaluate(config: EvaluateConfig, sampler: Sampler, path: Path) -> None:
     settings, started = config.evaluation, time.perf_counter()
     problems = sampler.problems
     size = max(1, settings.batch_size // settings.samples)
     parts = [problems[start : start + size] for start in range(0, len(problems), size)]
     chunks = Chunks(path.with_suffix(".parts"), sampler.origin["identity"])
-    found: list[Sample] = []
+    samples: list[Sample] = []
     new = 0
     with Progress(f"evaluate {config.run.arm or config.model.name} on {settings.set}", len(problems)) as progress:
-        for place, part in enumerate(parts):
-            kept = chunks.read(place, sampler.expected(part))
+        for number, part in enumerate(parts):
+            kept = chunks.read(number, sampler.expected(part))
             if kept is None:
-                chunks.write(place, sampler.lines(part, first=place * size))
-                kept = chunks.read(place, sampler.expected(part))
+                chunks.write(number, sampler.lines(part, first=number * size))
+                kept = chunks.read(number, sampler.expected(part))
                 new += len(part)
             assert kept is not None  # written a moment ago
-            found += kept
-            sampled = [item.reward == 1.0 for item in found if item.sample is not None]
-            progress.update(min((place + 1) * size, len(problems)), f"accuracy {sum(sampled) / len(sampled):.3f}")
-    result = summarise(problems, found, settings.samples) | {"set": settings.set, "config_hash": identity(config)}
+            samples += kept
+            correct = [item.reward == 1.0 for item in samples if item.sample is not None]
+            progress.update(min((number + 1) * size, len(problems)), f"accuracy {sum(correct) / len(correct):.3f}")
+    result = summarise(problems, samples, settings.samples) | {"set": settings.set, "config_hash": identity(config)}
     chunks.join(len(parts), path.with_suffix(".samples.jsonl.gz"))
     write_json(path, result)
     write_text(
         path.with_suffix(".timings.jsonl"), json_line({"seconds": time.perf_counter() - started, "problems": new})
     )
     chunks.remove()
-    return path
 
 
 class Sampler:
     """The model, its problems, and what its samples follow from. Weights are loaded when the first chunk needs them."""
 
-    def __init__(self, config: EvaluateConfig) -> None:
-        self._config = config
+    def __init__(self, config: EvaluateConfig, *, log: Path, scratch: Path | None = None) -> None:
+        self._config, self._log, self._scratch = config, log, scratch
         self._folder = models.check_model(config.model)
         check_finished(self._folder, "model.path")
+        registry.check(config.rollout, self._folder)
         self._task = load_task(config.task)
         self._device = models.resolve_device(config.evaluation.device)
         self.problems = self._task.problems(config.evaluation.set)
@@ -92,28 +100,28 @@ class Sampler:
             greedy: sampling(
                 self._tokenizer,
                 config.model,
-                temperature=0.0 if greedy else config.evaluation.temperature,
-                max_new_tokens=config.evaluation.max_new_tokens,
+                temperature=0.0 if greedy else config.rollout.temperature,
+                max_new_tokens=config.rollout.max_new_tokens,
             )
             for greedy in (False, True)
         }
-        self._limits = contract.limits_of(self._folder, self._tokenizer)
+        self._limits = contract.limits_of(self._folder, self._tokenizer, config.rollout.longest)
         contract.check_prompts(
             self._tokenizer,
             self._task,
             {config.evaluation.set: self.problems},
             model=config.model,
             limits=self._limits,
-            max_new_tokens=config.evaluation.max_new_tokens,
+            max_new_tokens=config.rollout.max_new_tokens,
         )
-        self._engine: HFEngine | None = None
+        self._engine: Engine | None = None
 
     @cached_property
     def origin(self) -> dict[str, Any]:
         """Hashes of everything a sample follows from, and ``identity`` over them: what may stand in one evaluation."""
         parts = {
             "config_hash": identity(self._config),
-            "code_hash": code_hash("alp.evaluation.evaluate"),
+            "code_hash": code_of("evaluate", self._config),
             "model_hash": models.content_hash(self._folder),
             "data_hash": hashlib.sha256(
                 "".join(json_line(asdict(problem)) for problem in self.problems).encode()
@@ -137,7 +145,7 @@ class Sampler:
 
     def _records(self, part: list[Problem], first: int, *, greedy: bool) -> list[list[str]]:
         samples = 1 if greedy else self._config.evaluation.samples
-        found = collect(
+        trajectories = collect(
             self._loaded(),
             self._task,
             self._tokenizer,
@@ -150,41 +158,54 @@ class Sampler:
             first_problem=first,
             vocabulary=self._limits.vocabulary,
         )
-        texts = [response_text(self._tokenizer, item.response_ids, finished=item.finished) for item in found]
-        return [
-            [
-                record(
-                    problem,
-                    None if greedy else sample,
-                    found[place * samples + sample],
-                    texts[place * samples + sample],
-                )
-                for sample in range(samples)
-            ]
-            for place, problem in enumerate(part)
+        texts = [response_text(self._tokenizer, item.response_ids, finished=item.finished) for item in trajectories]
+        lines = [
+            record(part[number // samples], None if greedy else number % samples, trajectory, text)
+            for number, (trajectory, text) in enumerate(zip(trajectories, texts, strict=True))
         ]
+        return [lines[start : start + samples] for start in range(0, len(lines), samples)]
 
-    def _loaded(self) -> HFEngine:
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def _loaded(self) -> Engine:
+        """The engine with the model's weights, which it answers with (``alp.rollout.probe``)."""
         if self._engine is None:
-            settings = self._config.evaluation
-            model = models.load_model(self._folder, self._device)
-            self._engine = HFEngine(
-                model.config, dtype=settings.dtype, device=self._device, batch_size=settings.batch_size
+            config, seed = self._config, self._config.evaluation.seed
+            model = _in_own_memory(models.load_model(self._folder, self._device))
+            asked = [prompt_ids(self._tokenizer, self._task, problem, config.model) for problem in self.problems[:8]]
+            vocabulary = len(model.get_input_embeddings().weight)
+            fixed = Probe(
+                probe.sequences(asked, vocabulary, seed, self._limits.positions),
+                lambda sequences, temperature: probe.sequence_log_probs(model, sequences, temperature),
+                dtype="float32",
             )
+            host = Host(model, self._folder, self._log, self._device, seed, fixed, self._scratch)
+            self._engine = registry.make(config.rollout, host)
             self._engine.sync_weights(model.named_parameters(), version=0)
         return self._engine
 
 
-def summarise(problems: list[Problem], found: list[Sample], samples: int) -> dict[str, Any]:
+def _in_own_memory(model: Any) -> Any:
+    """The model with its weights in torch's own memory, which is aligned: read from a file they lie where its header
+    ends, and the last digits of a product would depend on that."""
+    for value in model.parameters():
+        value.data = value.data.clone()
+    return model
+
+
+def summarise(problems: list[Problem], graded: list[Sample], samples: int) -> dict[str, Any]:
     """Figures of an evaluation (docs/results.md). Raises RuntimeError unless every problem has every sample, once."""
-    sampled = [item for item in found if item.sample is not None]
+    sampled = [item for item in graded if item.sample is not None]
     if [(item.problem_id, item.sample) for item in sampled] != [
         (problem.id, sample) for problem in problems for sample in range(samples)
     ]:
         raise RuntimeError(
             f"{len(sampled)} samples of {len(problems)} problems with {samples} samples each, or in another order"
         )
-    greedy = [int(item.reward == 1.0) for item in found if item.sample is None]
+    greedy = [int(item.reward == 1.0) for item in graded if item.sample is None]
     correct = _per_problem([item.reward == 1.0 for item in sampled], samples)
     cut = _per_problem([not item.finished for item in sampled], samples)
     chances = {str(k): pass_at_k(samples, correct, k) for k in powers_of_two(samples)}
@@ -212,5 +233,5 @@ def _per_problem(flags: list[bool], samples: int) -> NDArray[np.int64]:
 
 def _interval(values: NDArray[np.float64]) -> list[float]:
     """95 % by the bootstrap over problems."""
-    found = interval(values[None])
-    return [found.low, found.high]
+    estimate = interval(values[None])
+    return [estimate.low, estimate.high]

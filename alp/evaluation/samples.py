@@ -56,45 +56,45 @@ class Chunks:
 
     def __init__(self, folder: Path, identity: str) -> None:
         self._root, self._folder = folder, folder / identity[:16]
-        for other in folder.glob("*"):
-            if other != self._folder:
-                logger.warning("%s belongs to another configuration, other code, weights or problems: removed", other)
-                shutil.rmtree(other, ignore_errors=True)
+        for stale in folder.glob("*"):
+            if stale != self._folder:
+                logger.warning("%s belongs to another configuration, other code, weights or problems: removed", stale)
+                shutil.rmtree(stale, ignore_errors=True)
 
-    def write(self, place: int, lines: list[str]) -> None:
-        """Keep chunk number ``place``. gzip without a time of day: equal samples are equal bytes."""
-        write_file(self._path(place), [gzip.compress("".join(lines).encode(), compresslevel=6, mtime=0)])
+    def write(self, number: int, lines: list[str]) -> None:
+        """Keep chunk number ``number``. gzip without a time of day: equal samples are equal bytes."""
+        write_file(self._path(number), [gzip.compress("".join(lines).encode(), compresslevel=6, mtime=0)])
 
-    def read(self, place: int, expected: Sequence[tuple[str, int | None]]) -> list[Sample] | None:
+    def read(self, number: int, expected: Sequence[tuple[str, int | None]]) -> list[Sample] | None:
         """The samples of a finished chunk; None where there is none, or not exactly the ``expected`` (problem, sample)
         pairs in it."""
-        path = self._path(place)
+        path = self._path(number)
         if path.exists() and not path.is_file():
             logger.warning("%s is no file: its problems are sampled again", path)
             return None
         try:
             lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-            found = [_sample(json.loads(line)) for line in lines]
+            samples = [_sample(json.loads(line)) for line in lines]
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever a damaged file makes of its readers
             logger.warning("%s is damaged (%s): its problems are sampled again", path, error)
             return None
-        if [(item.problem_id, item.sample) for item in found] != list(expected):
+        if [(item.problem_id, item.sample) for item in samples] != list(expected):
             logger.warning("%s does not hold its problems: they are sampled again", path)
             return None
-        return found
+        return samples
 
     def join(self, count: int, path: Path) -> None:
         """All ``count`` chunks end to end as one file: gzip allows that, and every reader of it reads on."""
-        write_file(path, (self._path(place).read_bytes() for place in range(count)))
+        write_file(path, (self._path(number).read_bytes() for number in range(count)))
 
     def remove(self) -> None:
         """After the final files are there."""
         shutil.rmtree(self._root, ignore_errors=True)
 
-    def _path(self, place: int) -> Path:
-        return self._folder / f"{place:06d}.jsonl.gz"
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.jsonl.gz"
 
 
 def _sample(plain: dict[str, object]) -> Sample:

@@ -137,9 +137,11 @@ def paired_difference(
     Shapes (seeds, problems) with equal seeds and problems in equal order; a single row (the base model) stands beside
     every seed. The mean is linear, so resampling the differences is resampling both with one set of indices.
     """
-    one, two = _table(first), _table(second)
-    if one.shape[1] != two.shape[1] or (one.shape[0] != two.shape[0] and 1 not in (one.shape[0], two.shape[0])):
+    left, right = _table(first), _table(second)
+    if left.shape[1] != right.shape[1] or (
+        left.shape[0] != right.shape[0] and 1 not in (left.shape[0], right.shape[0])
+    ):
         raise ValueError(
-            f"a paired difference needs the same seeds and problems, got shapes {one.shape} and {two.shape}"
+            f"a paired difference needs the same seeds and problems, got shapes {left.shape} and {right.shape}"
         )
-    return interval(one - two, sizes=sizes, confidence=confidence, replicates=replicates, stream=stream)
+    return interval(left - right, sizes=sizes, confidence=confidence, replicates=replicates, stream=stream)

@@ -32,9 +32,3 @@ def check_no_nan(name: str, value: Tensor, mask: Tensor) -> None:
     caller's."""
     if bool((value.isnan() & mask).any()):
         raise ValueError(f"{name}: NaN on a valid token")
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """``value`` is one of ``known``."""
-    if value not in known:
-        raise ValueError(f"{name}: unknown '{value}', choose from {', '.join(known)}")

@@ -40,10 +40,10 @@ def ratio_diagnostics(log_ratio: Tensor, mask: Tensor, prefix: str = "ratio") ->
 def _describe(prefix: str, values: Tensor) -> dict[str, float]:
     """Mean, population std, extremes and linearly interpolated quantiles of a flat tensor."""
     ordered = values.detach().double().sort().values
-    place = torch.tensor(list(QUANTILES.values()), dtype=torch.float64, device=ordered.device) * (ordered.numel() - 1)
-    below = place.floor().long()
+    rank = torch.tensor(list(QUANTILES.values()), dtype=torch.float64, device=ordered.device) * (ordered.numel() - 1)
+    below = rank.floor().long()
     above = (below + 1).clamp(max=ordered.numel() - 1)
-    quantiles = torch.lerp(ordered[below], ordered[above], place - below)
+    quantiles = torch.lerp(ordered[below], ordered[above], rank - below)
     spread = (ordered - ordered.mean()).square().mean().sqrt()
     figures = torch.cat([torch.stack([ordered.mean(), spread, ordered[0], ordered[-1]]), quantiles]).tolist()
     return {

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_log_probs, check_mask
+from .checks import check_log_probs, check_mask
+from .choices import check_choice
+from .losses import Terms
+from .method import Method, type_hints
 
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
+AGGREGATIONS: tuple[str, ...] = get_args(type_hints(Method)["aggregation"])
 ESTIMATORS = ("k1", "k2", "k3")
 _STD_FLOOR = 1e-6
 
@@ -63,46 +68,50 @@ def policy_loss(
     with a valid token for the others; pass the mini-batch's count so that micro-batches and ranks add up to the
     mini-batch's loss. With nothing valid the loss is 0. Raises ValueError for wrong shapes, clips, aggregation.
     """
-    check_choice("aggregation", aggregation, AGGREGATIONS)
+    settings: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+    method = Method(**settings, aggregation=aggregation)  # type: ignore[arg-type]  # which checks it
     check_log_probs("log_ratio", log_ratio)
     mask = check_mask(mask, log_ratio.shape)
+    if normaliser is None:
+        normaliser = loss_normaliser(mask, aggregation)
+    loss, shares = aggregate(method, log_ratio, advantages, mask, weights, float(normaliser))
+    values = torch.stack(list(shares.values())).tolist()
+    return loss, dict(zip(shares, values, strict=True))
+
+
+def aggregate(
+    method: Method, log_ratio: Tensor, advantages: Tensor, mask: Tensor, weights: Tensor | None, normaliser: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a checked ``log_ratio`` under a boolean ``mask``, and the shares of its tokens, 0-dim float64.
+
+    Raises ValueError for advantages or weights of another shape.
+    """
     advantages = _per_token("advantages", advantages, log_ratio)
-    if not 0 <= clip_low <= 1 or clip_high < 0 or (dual_clip is not None and dual_clip <= 1):
-        raise ValueError(
-            f"clip_low/clip_high/dual_clip: [0, 1], >= 0 and > 1 expected, got {clip_low}, {clip_high}, {dual_clip}"
-        )
     # Select before computing: a masked NaN would reach the gradient as 0 · NaN.
     zero = log_ratio.new_zeros(())
-    ratio = torch.where(mask, log_ratio, zero).exp()
+    log_ratio = torch.where(mask, log_ratio, zero)
     advantages = torch.where(mask, advantages.to(log_ratio.dtype), zero)
-    plain, clipped = -ratio * advantages, -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
-    losses = torch.maximum(plain, clipped)
-    negative = advantages < 0
-    dual = torch.zeros_like(mask)
-    if dual_clip is not None:
-        ceiling = -dual_clip * advantages
-        dual = negative & (losses > ceiling) & mask
-        losses = torch.where(negative, torch.minimum(ceiling, losses), losses)
+    losses, counts = method.token_loss(Terms(log_ratio, log_ratio.exp(), advantages, mask), method)
     if weights is not None:
         if weights.shape != log_ratio.shape:
             raise ValueError(f"weights: shape {tuple(log_ratio.shape)} expected, got {tuple(weights.shape)}")
         losses = losses * torch.where(mask, weights.detach(), zero)
-    total = _sum(torch.where(mask, losses, zero), mask, aggregation)
-    if normaliser is None:
-        normaliser = loss_normaliser(mask, aggregation)
-    loss = total / (float(normaliser) or 1.0)  # a count of nothing goes with a sum of nothing
-    low = (ratio < 1 - clip_low) & negative & mask
-    high = (ratio > 1 + clip_high) & (advantages > 0) & mask
-    *counts, tokens = torch.stack([low.sum(), high.sum(), dual.sum(), mask.sum()]).tolist()
-    shares = [count / max(tokens, 1) for count in counts]
-    return loss, dict(zip(("ratio/clipped_low", "ratio/clipped_high", "ratio/dual_clipped"), shares, strict=True))
+    total = _sum(torch.where(mask, losses, zero), mask, method.aggregation)
+    loss = total / (normaliser or 1.0)  # a count of nothing goes with a sum of nothing
+    tokens = mask.sum().clamp(min=1).double()
+    return loss, {name: number.double() / tokens for name, number in counts.items()}
 
 
 def loss_normaliser(mask: Tensor, aggregation: str) -> int:
     """What ``policy_loss`` divides by: valid tokens, or sequences with any."""
     check_choice("aggregation", aggregation, AGGREGATIONS)
+    return int(loss_count(mask, aggregation))
+
+
+def loss_count(mask: Tensor, aggregation: str) -> Tensor:
+    """:func:`loss_normaliser` on the device, 0-dim."""
     valid = mask.bool()
-    return int(valid.sum() if aggregation == "token-mean" else valid.any(-1).sum())
+    return valid.sum() if aggregation == "token-mean" else valid.any(-1).sum()
 
 
 def kl_penalty(log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, estimator: str = "k3") -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_log_probs, check_mask, check_no_nan
+from .checks import check_log_probs, check_mask, check_no_nan
+from .choices import check_choice
+from .method import Level
 
-LEVELS = ("token", "sequence", "sequence_geometric", "prefix", "turn")
+LEVELS: tuple[str, ...] = get_args(Level)
 LOG_RATIO_BOUND = 20.0  # the finished log-ratio is clamped to ± this; outside, its gradient is 0
 
 
@@ -29,15 +33,22 @@ def log_ratio(
     check_log_probs("denominator", denominator, numerator.shape)
     mask = check_mask(mask, numerator.shape)
     check_no_nan("denominator", denominator, mask)
+    return unchecked_log_ratio(numerator, denominator, mask, level=level, turn_ids=turn_ids)
+
+
+def unchecked_log_ratio(
+    numerator: Tensor, denominator: Tensor, mask: Tensor, *, level: str, turn_ids: Tensor | None = None
+) -> Tensor:
+    """:func:`log_ratio` of what was checked before, with a boolean mask: looking for NaN would wait for the device."""
     denominator = denominator.detach()
     zero = numerator.new_zeros(())
     # Select, never multiply: masked positions may hold -inf or NaN.
     difference = torch.where(mask, numerator - denominator, zero)
     if level == "token":
         return difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    own = torch.where(mask, numerator, zero)
+    through = torch.where(mask, numerator, zero)  # what the gradient flows through
     aggregate = _aggregate(difference.detach(), mask, level, turn_ids)
-    finished = (aggregate + own - own.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    finished = (aggregate + through - through.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     return torch.where(mask, finished, zero)
 
 
@@ -59,7 +70,7 @@ def _aggregate(difference: Tensor, mask: Tensor, level: str, turn_ids: Tensor | 
         raise ValueError("turn_ids: negative on a valid token")
     prefix = difference.cumsum(-1)
     _, turns = torch.where(mask, turn_ids, 0).unique(return_inverse=True)  # masked positions may carry any filler
-    place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    last = place.new_zeros(mask.shape[0], int(turns.max()) + 1 if turns.numel() else 1)
-    last = last.scatter_reduce(1, turns, torch.where(mask, place, 0), "amax")
+    position = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    last = position.new_zeros(mask.shape[0], int(turns.max()) + 1 if turns.numel() else 1)
+    last = last.scatter_reduce(1, turns, torch.where(mask, position, 0), "amax")
     return prefix.gather(1, last.gather(1, turns))

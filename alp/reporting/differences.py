@@ -16,21 +16,20 @@ from alp.reporting.manifest import NUMBERS
 _SHOWN = 5  # differing entries of one file that are listed
 
 
-def explain(name: str, found: bytes, original: bytes | None) -> list[str]:
+def explain(name: str, content: bytes, original: bytes | None) -> list[str]:
     """What differs, in a line, and the first few entries."""
     if original is None:
         return ["other bytes"]
     suffix = PurePosixPath(name).suffix
-    place = next(
-        (at for at, (a, b) in enumerate(zip(original, found, strict=False)) if a != b), min(len(original), len(found))
-    )
-    bytes_alone = f"the first other byte is at {place}, of {len(original)} there and {len(found)} here"
+    differs = (old != new for old, new in zip(original, content, strict=False))
+    first = next((at for at, other in enumerate(differs) if other), min(len(original), len(content)))
+    bytes_alone = f"the first other byte is at {first}, of {len(original)} there and {len(content)} here"
     if suffix not in (*NUMBERS, ".safetensors"):
         return [bytes_alone]
     try:
         if suffix == ".safetensors":
-            return _compare_tensors(original, found)
-        return _compare(dict(_entries(suffix, original)), dict(_entries(suffix, found)))
+            return _compare_tensors(original, content)
+        return _compare(dict(_entries(suffix, original)), dict(_entries(suffix, content)))
     except Exception as error:  # whatever a damaged file makes of its readers
         return [f"cannot be read any more ({' '.join(str(error).split())[:100]}); {bytes_alone}"]
 
@@ -104,11 +103,11 @@ def _number(cell: Any) -> Any:
         return cell
 
 
-def _compare_tensors(original: bytes, found: bytes) -> list[str]:
+def _compare_tensors(original: bytes, content: bytes) -> list[str]:
     """The largest change of an element, tensor by tensor."""
     from safetensors.numpy import load
 
-    there, here = load(original), load(found)
+    there, here = load(original), load(content)
     lines = []
     for name in sorted(there.keys() | here.keys()):
         if name not in here or name not in there or there[name].shape != here[name].shape:

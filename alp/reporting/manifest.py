@@ -16,7 +16,9 @@ from alp.configuration import compose
 from alp.configuration.grid import Grid
 from alp.errors import UserError
 from alp.ownership import claimed
-from alp.reporting import runs
+from alp.rendering.artefact import ENDINGS
+from alp.reporting import registry
+from alp.reporting.arms import build_command
 from alp.reproducibility import json_line, machine, provenance, sha256_file, write_json
 
 FORMAT = 1
@@ -30,32 +32,29 @@ def outputs(grid: Grid, results: Path) -> list[Path]:
     """Every file that is the same whenever the grid is built: no clock, host or speed in it. Raises UserError when one
     is missing."""
     base, data = grid.base_dir(results), grid.data_dir(results)
-    found = [
+    listed = [
         data / name for name in (*(f"{name}.jsonl" for name in grid.sets), "summary.json", "leakage.json", "leakage.md")
     ]
-    found += [base / name for name in _EVALUATION]
+    listed += [base / name for name in _EVALUATION]
     folders = [] if grid.own_model else [base]
     if not grid.own_model:
-        found += [base / name for name in (["source.json"] if grid.fetched else ["config.yaml", "metrics.jsonl"])]
+        listed += [base / name for name in (["source.json"] if grid.fetched else ["config.yaml", "metrics.jsonl"])]
     for arm in grid.arms:
         for seed in grid.seeds:
             folder = grid.run_dir(results, arm.name, seed)
             folders.append(folder)
-            found += [folder / name for name in (*_RUN, *_EVALUATION)]
+            listed += [folder / name for name in (*_RUN, *_EVALUATION)]
     for folder in folders:
-        found += [path for path in sorted((folder / "model").glob("*")) if path.is_file()] or [
+        listed += [path for path in sorted((folder / "model").glob("*")) if path.is_file()] or [
             folder / "model" / "model.safetensors"
         ]
     root = grid.folder(results)
-    found += [
-        root / "tables" / f"{name}.{ending}" for name in runs.table_names(grid) for ending in ("csv", "md", "tex")
-    ]
-    found += [root / "figures" / f"{name}.{ending}" for name in runs.figure_names(grid) for ending in ("svg", "png")]
-    found.append(root / "report.html")
-    for path in found:
+    listed += [root / path for kind in ENDINGS for path in registry.paths_of(kind, grid)]
+    listed.append(root / "report.html")
+    for path in listed:
         if not path.is_file():
-            raise UserError(f"manifest: {path} is missing; build it: {runs.build_command(grid)}")
-    return sorted(found)
+            raise UserError(f"manifest: {path} is missing; build it: {build_command(grid)}")
+    return sorted(listed)
 
 
 def write_manifest(grid: Grid, results: Path, *, replace: bool = False) -> Path:

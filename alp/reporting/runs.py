@@ -6,10 +6,9 @@ Numpy alone: pandas, plotting and templates are imported by the modules that nee
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,45 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alp.configuration import compose
-from alp.configuration import grid as grids
 from alp.configuration.grid import Arm, Grid
-from alp.configuration.schema import HFRollout, Method, TrainConfig, VLLMRollout
+from alp.configuration.method_schema import Method
 from alp.evaluation import statistics
 from alp.evaluation.statistics import Interval
+from alp.reporting.arms import BYPASS, build_command, job_of, learns_noise, ratio_level
 from alp.reporting.records import STEP, UPDATE, Evaluation, Floats, damaged, read_evaluation, read_lines
-
-BASE = "base"
-REFERENCE = "grpo"  # the arm that differences are taken to
-TABLES = ("main", "sets", "pass_at_k", "ratio_tails", "controls", "mismatch")
-FIGURES = (
-    "accuracy",
-    "sets",
-    "validation",
-    "pass_at_k",
-    "dynamics",
-    "length",
-    "limit",
-    "ratio_quantiles",
-    "tails",
-    "envelope",
-    "mismatch",
-    "sigma",
-)
-BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
-
-_ACRONYMS = {"grpo", "gspo", "mis", "tis", "alp"}
-_VARIANTS = {
-    "sigma0": "σ₀ = 0",
-    "fixed_sigma": "fixed σ",
-    "clip_wide": "wide clip",
-    "clip_tight": "tight clip",
-    "hf_fp32": "HF fp32",
-    "hf_int8": "HF int8",
-    "vllm_bf16": "vLLM bf16",
-}
-_ENGINES = {"hf": "HF", "vllm": "vLLM"}
-_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-_NOISE = re.compile(r"sigma0(\d+)")  # the usual label of a σ_0 override: sigma0003 is 0.003
 
 
 @dataclass(frozen=True)
@@ -111,8 +77,8 @@ class ArmRuns:
     def step_mean(self, key: str) -> float | None:
         """Mean of ``key`` over the steps of each seed, then over seeds; None where no seed has it."""
         _, values = self.series(key)
-        known = [one[~np.isnan(one)] for one in values]
-        means = [float(one.mean()) for one in known if one.size]
+        known = [of_seed[~np.isnan(of_seed)] for of_seed in values]
+        means = [float(of_seed.mean()) for of_seed in known if of_seed.size]
         return math.fsum(means) / len(means) if means else None
 
     def tail_width(self, level: str) -> float | None:
@@ -126,7 +92,7 @@ class ArmRuns:
 class Results:
     """A whole grid: base model and arms, all evaluated on the same problems with the same number of samples.
 
-    ``sets`` maps the name of each evaluation set to its place among the problems: one set, or several that count
+    ``sets`` maps the name of each evaluation set to its span among the problems: one set, or several that count
     equally.
     """
 
@@ -137,7 +103,7 @@ class Results:
 
     @property
     def _sizes(self) -> list[int]:
-        return [place.stop - place.start for place in self.sets.values()]
+        return [span.stop - span.start for span in self.sets.values()]
 
     def interval(self, values: Floats) -> Interval:
         """Mean over the sets of ``values`` (seeds, problems), with its interval."""
@@ -169,90 +135,10 @@ class Results:
 
 def series(runs: Iterable[Run], key: str) -> tuple[Floats, Floats]:
     """Steps (steps,) where any of the runs has a number for ``key``, and the values (runs, steps) with NaN for gaps."""
-    found = [{line["step"]: float(line[key]) for line in run.metrics if line.get(key) is not None} for run in runs]
-    steps = sorted(set().union(*found)) if found else []
-    values = np.array([[one.get(step, math.nan) for step in steps] for one in found], dtype=np.float64)
-    return np.array(steps, dtype=np.float64), values.reshape(len(found), len(steps))
-
-
-def ratio_level(method: Method) -> str:
-    """``token`` or ``sequence``: under which of the two logged keys the method's own ratio is found."""
-    return "token" if method.level == "token" else "sequence"
-
-
-def learns_noise(method: Method) -> bool:
-    """Whether σ is on and trained (a σ_0 of 0 is off whatever else is set)."""
-    noise = method.perturbation
-    return noise is not None and noise.std > 0 and noise.learnable
-
-
-@cache
-def _job(words: tuple[str, ...]) -> TrainConfig:
-    job: TrainConfig = compose.load("train", words)
-    return job
-
-
-def job_of(grid: Grid, arm: Arm) -> TrainConfig:
-    """The resolved training configuration of an arm's first seed, from the grid file alone."""
-    return _job(tuple(grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0])))
-
-
-def engine_label(rollout: HFRollout | VLLMRollout) -> str:
-    """What samples, for people: ``HF bf16``, ``vLLM bf16 (fp8)``; everything that moves its log-probs away from the
-    training code's."""
-    words: list[str] = []
-    if isinstance(rollout, VLLMRollout) and rollout.quantization is not None:
-        words.append(rollout.quantization)
-    if isinstance(rollout, HFRollout) and rollout.weight_noise:
-        words.append(f"weight noise {rollout.weight_noise:g}")
-    return f"{_ENGINES[rollout.engine]} {_DTYPES.get(rollout.dtype, rollout.dtype)}" + (
-        f" ({', '.join(words)})" if words else ""
-    )
-
-
-def compares_engines(grid: Grid) -> bool:
-    """Whether its arms sample with more than one engine."""
-    return len({engine_label(job_of(grid, arm).rollout) for arm in grid.arms}) > 1
-
-
-def table_names(grid: Grid) -> list[str]:
-    """The tables of a grid, known before anything ran: ``sets`` only with several, ``mismatch`` only where engines are
-    compared."""
-    needs = {"sets": bool(grid.parts), "mismatch": compares_engines(grid)}
-    return [name for name in TABLES if needs.get(name, True)]
-
-
-def figure_names(grid: Grid) -> list[str]:
-    """The figures of a grid: as the tables, and ``sigma`` only with an arm that learns its noise."""
-    noise = any(learns_noise(job_of(grid, arm).method) for arm in grid.arms)
-    needs = {"sets": bool(grid.parts), "sigma": noise, "mismatch": compares_engines(grid)}
-    return [name for name in FIGURES if needs.get(name, True)]
-
-
-def is_control(arm: Arm) -> bool:
-    """Variants that exist to be compared with their own preset: noise off, noise fixed, another clip range."""
-    return arm.variant is not None and (arm.variant in ("sigma0", "fixed_sigma") or arm.variant.startswith("clip_"))
-
-
-def label(name: str) -> str:
-    """An arm's name for people: ``token_alp-sigma0`` → Token-ALP (σ₀ = 0)."""
-    if name == BASE:
-        return "Base model"
-    method, _, variant = name.partition("-")
-    shown = "-".join(word.upper() if word in _ACRONYMS else word.capitalize() for word in method.split("_"))
-    noise = _NOISE.fullmatch(variant)
-    words = f"σ₀ = 0.{noise[1]}" if noise else _VARIANTS.get(variant, variant.replace("_", " "))
-    return f"{shown} ({words})" if variant else shown
-
-
-def named(grid: Grid) -> str:
-    """How the grid is given on a command line."""
-    return f"grid={grid.name}" if grid.name in grids.names() else f"grid=<folder>/{grid.name}.yaml"
-
-
-def build_command(grid: Grid) -> str:
-    """What builds everything below ``results/<grid>``."""
-    return f"snakemake --cores 2 --config {named(grid)}"
+    curves = [{line["step"]: float(line[key]) for line in run.metrics if line.get(key) is not None} for run in runs]
+    steps = sorted(set().union(*curves)) if curves else []
+    values = np.array([[curve.get(step, math.nan) for step in steps] for curve in curves], dtype=np.float64)
+    return np.array(steps, dtype=np.float64), values.reshape(len(curves), len(steps))
 
 
 def evaluation_set(grid: Grid) -> str:
@@ -278,7 +164,7 @@ def load(grid: Grid, results: str | Path) -> Results:
     for arm in grid.arms:
         job = job_of(grid, arm)
         seeds = tuple(_read_run(grid, root, arm.name, seed, name) for seed in grid.seeds)
-        arms.append(ArmRuns(arm, job.method, engine_label(job.rollout), seeds))
+        arms.append(ArmRuns(arm, job.method, job.rollout.label, seeds))
     for run in (run for arm in arms for run in arm.runs):
         if (run.evaluation.problem_ids, run.evaluation.samples) != (base.problem_ids, base.samples):
             path = run.folder / "evaluation" / f"{name}.json"
@@ -295,8 +181,12 @@ def _sets(parts: list[str], base: Evaluation) -> dict[str, slice] | None:
     or in pieces."""
     if not parts:
         return {base.set: slice(0, base.problems)}
-    blocks = [(part, len(list(ids))) for part, ids in groupby(base.problem_ids, key=lambda one: one.partition(":")[0])]
+    blocks = [(part, len(list(ids))) for part, ids in groupby(base.problem_ids, key=_set_of)]
     if sorted(part for part, _ in blocks) != sorted(parts):
         return None
     ends = np.cumsum([0, *(size for _, size in blocks)]).tolist()
     return {part: slice(start, end) for (part, _), (start, end) in zip(blocks, pairwise(ends), strict=True)}
+
+
+def _set_of(problem_id: str) -> str:
+    return problem_id.partition(":")[0]

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from alp.configuration import compose
 from alp.configuration.grid import Grid
 from alp.foreign import read_json, read_yaml, reading
+from alp.nested import leaves
 from alp.ownership import claimed
 from alp.reporting import tracking_database
 from alp.reproducibility import write_json
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("alp.reporting.tracking")
 CLOSE_SECONDS = 120.0  # the longest that the end of a training job waits for one call
 METRICS, PAIRS, KEY, PARAM, TAG = 1000, 100, 250, 6000, 8000  # MLflow's limits: entries in one call, then characters
-_BEHIND = "MLflow is behind the files of %s, everything else goes on: %s"
+BEHIND = "MLflow is behind the files of %s, everything else goes on: %s"
 _FOREIGN = re.compile(r"[^\w\-. :/]")  # not allowed in MLflow's names
 
 
@@ -165,7 +166,7 @@ class Live:
             self._thread = self._start("FINISHED" if finished else "FAILED")
             self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
-            LOG.warning(_BEHIND, self._run_dir, f"no answer within {CLOSE_SECONDS:.0f} s")
+            LOG.warning(BEHIND, self._run_dir, f"no answer within {CLOSE_SECONDS:.0f} s")
 
     def _start(self, status: str) -> threading.Thread:
         self._due = time.monotonic() + self._interval
@@ -185,7 +186,7 @@ def _attempt(
         return _sync(run_dir, uri, identity, status) if uri else None
     except Exception as error:  # whatever MLflow, its database or the disk may raise: results never depend on it
         if not quiet:
-            LOG.warning(_BEHIND, run_dir, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            LOG.warning(BEHIND, run_dir, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         return None
 
 
@@ -243,8 +244,8 @@ def _experiment(client: MlflowClient, name: str, database: Path | None) -> str:
     """Id of the experiment, made or brought back from the bin if need be. Artifacts lie beside the database."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return str(
                 client.create_experiment(
@@ -252,12 +253,12 @@ def _experiment(client: MlflowClient, name: str, database: Path | None) -> str:
                 )
             )
         except MlflowException:  # another writer (the UI, another job through a server) was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _find(client: MlflowClient, experiment: str, tags: dict[str, str], last: int) -> Run | None:
@@ -280,20 +281,17 @@ def _tags(run_dir: Path, tags: dict[str, str], database: Path | None) -> dict[st
     """
     folder, root = run_dir.resolve(), database.parent.resolve() if database else None
     named = folder.relative_to(root) if root and folder.is_relative_to(root) else folder
-    found = {"alp.identity": tags["config_hash"]} | tags
-    found["alp.run_dir"] = named.as_posix()
+    complete = {"alp.identity": tags["config_hash"]} | tags
+    complete["alp.run_dir"] = named.as_posix()
     active = run_dir / "active.json"
     if active.is_file():
-        found["alp.active"] = json.dumps(read_json("run", active), sort_keys=True)
-    return {key: value[:TAG] for key, value in found.items()}
+        complete["alp.active"] = json.dumps(read_json("run", active), sort_keys=True)
+    return {key: value[:TAG] for key, value in complete.items()}
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and texts of the leaves; a list is one value."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
-    else:
+def _params(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A configuration under dotted keys, cut to what MLflow takes; a list is one value."""
+    for key, value in leaves(config):
         yield _FOREIGN.sub("_", key)[:KEY], (value if isinstance(value, str) else json.dumps(value))[:PARAM]
 
 
@@ -301,7 +299,7 @@ def _log_pairs(client: MlflowClient, run: Run, path: Path, tags: dict[str, str])
     """Params of the configuration that are not there yet (they can never change) and tags that differ."""
     from mlflow.entities import Param, RunTag
 
-    params = _flat(read_yaml("run", path)) if path.is_file() else ()
+    params = _params(read_yaml("run", path)) if path.is_file() else ()
     new = [Param(key, value) for key, value in params if key not in run.data.params]
     for start in range(0, len(new), PAIRS):
         client.log_batch(run.info.run_id, params=new[start : start + PAIRS])
@@ -317,13 +315,13 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def _figures(folder: Path) -> dict[str, float]:
     """The headline figures of every evaluation, by metric name."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
         result = read_json("run", path)
         figures = {"accuracy": result.get("accuracy"), "greedy": result.get("greedy")}
         figures |= {f"pass_at_{k}": value for k, value in (result.get("pass_at_k") or {}).items()}
-        found |= {f"evaluation/{path.stem}/{key}": value for key, value in figures.items()}
-    return _numbers(found)
+        by_name |= {f"evaluation/{path.stem}/{key}": value for key, value in figures.items()}
+    return _numbers(by_name)
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:

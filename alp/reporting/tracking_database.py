@@ -120,17 +120,17 @@ def _settled(path: Path, ours: bool) -> str:
     while True:
         before = path.stat()
         try:
-            found, broken = _revision(path, ours), None
+            revision, broken = _revision(path, ours), None
         except Broken as error:
-            found, broken = "", error
-        if found != _head():
+            revision, broken = "", error
+        if revision != _head():
             time.sleep(SETTLE_SECONDS)
             after = path.stat()
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 continue
         if broken is not None:
             raise broken
-        return found
+        return revision
 
 
 def _escaped(name: str) -> str:

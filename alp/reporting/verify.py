@@ -29,12 +29,12 @@ _LISTED = 100  # files of one kind that are named
 # locks.
 _ROOT_ONLY = ("manifest.json", VALUES, "mlflow.json")
 _FOLDERS = ("checkpoints", ".alp")
-_FILES = ("timings.jsonl", "vllm.log", "run.lock")
+_FILES = ("timings.jsonl", "run.lock")
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass
-class _Found:
+class _Comparison:
     """Lines about each file, by what is the matter with it."""
 
     differing: list[list[str]] = field(default_factory=list)
@@ -61,27 +61,31 @@ def verify(manifest: Path, folder: Path | None) -> tuple[list[str], int]:
     root = manifest.parent if folder is None else folder
     if not root.is_dir():
         raise UserError(f"verify: there is no folder {root}")
-    originals, found = _Originals(manifest, content, root), _Found()
+    originals, compared = _Originals(manifest, content, root), _Comparison()
     for name, entry in sorted(content["files"].items()):
-        _compare(found, root, name, entry, originals)
-    _look_around(found, root, manifest, content["files"])
-    lines = [line for block in found.differing for line in block]
-    for word, names in (("missing", found.missing), ("extra", found.extra), ("cannot be read", found.unreadable)):
+        _compare(compared, root, name, entry, originals)
+    _look_around(compared, root, manifest, content["files"])
+    lines = [line for block in compared.differing for line in block]
+    for word, names in (
+        ("missing", compared.missing),
+        ("extra", compared.extra),
+        ("cannot be read", compared.unreadable),
+    ):
         lines += [f"{word:<8} {name}" for name in names[:_LISTED]]
         lines += [f"{word:<8} … and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
-    if found.code != SAME:
+    if compared.code != SAME:
         lines += [f"note     {line}" for line in (*originals.notes, *_circumstances(content))]
-    lines.append(_summary(content, found))
-    return [printable(line) for line in lines], found.code
+    lines.append(_summary(content, compared))
+    return [printable(line) for line in lines], compared.code
 
 
-def _summary(content: dict[str, Any], found: _Found) -> str:
+def _summary(content: dict[str, Any], compared: _Comparison) -> str:
     counts = (
-        f"{len(content['files'])} files of {content['grid']} compared: {len(found.differing)} differing files,"
-        f" {len(found.missing)} missing"
+        f"{len(content['files'])} files of {content['grid']} compared: {len(compared.differing)} differing files,"
+        f" {len(compared.missing)} missing"
     )
-    counts += f", {len(found.extra)} extra" if found.extra else ""
-    return counts + (f", {len(found.unreadable)} cannot be read" if found.unreadable else "")
+    counts += f", {len(compared.extra)} extra" if compared.extra else ""
+    return counts + (f", {len(compared.unreadable)} cannot be read" if compared.unreadable else "")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -103,12 +107,12 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in content:
             raise ValueError(f"'{_short(key)}' stands twice")
-        found[key] = value
-    return found
+        content[key] = value
+    return content
 
 
 def _no_number(word: str) -> NoReturn:
@@ -141,25 +145,25 @@ def _short(text: str) -> str:
     return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}…"
 
 
-def _compare(found: _Found, root: Path, name: str, entry: dict[str, Any], originals: _Originals) -> None:
+def _compare(compared: _Comparison, root: Path, name: str, entry: dict[str, Any], originals: _Originals) -> None:
     path, shown = root / name, _short(name)
     try:
         kind = _kind(root, name)
         if kind is None:
-            found.missing.append(shown)
+            compared.missing.append(shown)
         elif kind:
-            found.differing.append([f"differs  {shown}: {kind}"])
+            compared.differing.append([f"differs  {shown}: {kind}"])
         elif sha256_file(path) != entry["sha256"]:
             head, *rest = explain(name, path.read_bytes(), originals.read(name))
-            found.differing.append(
+            compared.differing.append(
                 [f"differs  {shown}: {_short(head)}", *(f"         {_short(line)}" for line in rest)]
             )
         elif path.stat().st_size != entry["bytes"]:
-            found.unreadable.append(
+            compared.unreadable.append(
                 f"{shown}: the manifest contradicts itself, the hash is this file's and {entry['bytes']} bytes are not"
             )
     except OSError as error:
-        found.unreadable.append(f"{shown}: {reason(error)}")
+        compared.unreadable.append(f"{shown}: {reason(error)}")
 
 
 def _kind(root: Path, name: str) -> str | None:
@@ -183,25 +187,25 @@ def _kind(root: Path, name: str) -> str | None:
     return "a folder stands there" if stat.S_ISDIR(mode) else "no ordinary file stands there"
 
 
-def _look_around(found: _Found, root: Path, manifest: Path, listed: dict[str, Any]) -> None:
+def _look_around(compared: _Comparison, root: Path, manifest: Path, listed: dict[str, Any]) -> None:
     """What is there and not in the manifest, and what cannot be looked into."""
 
     def blocked(error: OSError) -> None:
-        place = Path(error.filename or root)
-        found.unreadable.append(f"{_short(os.path.relpath(place, root))}: {reason(error)}")
+        path = Path(error.filename or root)
+        compared.unreadable.append(f"{_short(os.path.relpath(path, root))}: {reason(error)}")
 
-    own = manifest.resolve()
+    itself = manifest.resolve()
     for folder, inner, names in os.walk(root, onerror=blocked):
-        place = Path(folder).relative_to(root)
-        inner[:] = sorted(name for name in inner if not _apart((place / name).parts, is_folder=True))
+        below = Path(folder).relative_to(root)
+        inner[:] = sorted(name for name in inner if not _apart((below / name).parts, is_folder=True))
         links = [name for name in inner if (Path(folder) / name).is_symlink()]
         for name in sorted([*names, *links]):
-            inside = place / name
-            if inside.as_posix() in listed or _apart(inside.parts) or (Path(folder) / name).resolve() == own:
+            inside = below / name
+            if inside.as_posix() in listed or _apart(inside.parts) or (Path(folder) / name).resolve() == itself:
                 continue
             if name in links and any(key.startswith(f"{inside.as_posix()}/") for key in listed):
                 continue  # named already, with each file it stands for
-            found.extra.append(_short(inside.as_posix()))
+            compared.extra.append(_short(inside.as_posix()))
 
 
 def _apart(parts: tuple[str, ...], *, is_folder: bool = False) -> bool:
@@ -210,7 +214,8 @@ def _apart(parts: tuple[str, ...], *, is_folder: bool = False) -> bool:
         return True
     if is_folder:
         return parts[-1] in _FOLDERS
-    return (len(parts) == 1 and parts[0] in _ROOT_ONLY) or parts[-1] in _FILES or parts[-1].endswith(".timings.jsonl")
+    name, untold = parts[-1], parts[-1].endswith((".timings.jsonl", ".log"))
+    return (len(parts) == 1 and parts[0] in _ROOT_ONLY) or name in _FILES or untold
 
 
 class _Originals:

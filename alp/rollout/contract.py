@@ -37,12 +37,12 @@ class Limits:
     positions: int | None
 
 
-def limits_of(folder: Path, tokenizer: PreTrainedTokenizerBase, most: int | None = None) -> Limits:
-    """Limits of a saved model from its configuration; ``most`` is a tighter bound on tokens that the engine is
+def limits_of(folder: Path, tokenizer: PreTrainedTokenizerBase, longest: int | None = None) -> Limits:
+    """Limits of a saved model from its configuration; ``longest`` is a tighter bound on tokens that the engine is
     given."""
     text = text_config(folder)
-    own = getattr(text, "max_position_embeddings", None)
-    bounds = [bound for bound in (own, most) if isinstance(bound, int) and bound > 0]
+    trained = getattr(text, "max_position_embeddings", None)
+    bounds = [bound for bound in (trained, longest) if isinstance(bound, int) and bound > 0]
     return Limits(int(getattr(text, "vocab_size", 0) or len(tokenizer)), min(bounds, default=None))
 
 
@@ -115,14 +115,15 @@ def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
 def _lost(tokenizer: PreTrainedTokenizerBase, text: str, doubtful: set[str]) -> str | None:
     """A character of the text that its ids know nothing of. ``doubtful`` are those without a token when they stand
     alone."""
-    found, ids = [character for character in dict.fromkeys(text) if character in doubtful], _ids(tokenizer, text)
+    doubted, ids = [character for character in dict.fromkeys(text) if character in doubtful], _ids(tokenizer, text)
     if _unknown(tokenizer, ids):
         mended = [
-            character for character in found if not _unknown(tokenizer, _ids(tokenizer, text.replace(character, "")))
+            character for character in doubted if not _unknown(tokenizer, _ids(tokenizer, text.replace(character, "")))
         ]
-        culprits = [*mended, *found][:1]
+        culprits = [*mended, *doubted][:1]
         return _named(culprits[0]) if culprits else "a text that it has no tokens for"
-    return next((_named(character) for character in found if _ids(tokenizer, text.replace(character, "")) == ids), None)
+    lost = (character for character in doubted if _ids(tokenizer, text.replace(character, "")) == ids)
+    return next(map(_named, lost), None)
 
 
 def _named(character: str) -> str:
@@ -137,20 +138,20 @@ def check_completions(
     if len(completions) != len(requests):
         raise RuntimeError(f"engine: {len(completions)} completions of {len(requests)} requests")
     ends = set(sampling.end_token_ids)
-    for place, item in enumerate(completions):
+    for number, item in enumerate(completions):
         count = len(item.token_ids)
         if not 1 <= count <= sampling.max_new_tokens or len(item.log_probs) != count:
             raise RuntimeError(
-                f"engine: completion {place} has {count} tokens and {len(item.log_probs)} log-probs; 1 to"
+                f"engine: completion {number} has {count} tokens and {len(item.log_probs)} log-probs; 1 to"
                 f" {sampling.max_new_tokens} of both"
             )
         if item.finished != (item.token_ids[-1] in ends) or not ends.isdisjoint(item.token_ids[:-1]):
             raise RuntimeError(
-                f"engine: completion {place} is {'' if item.finished else 'not '}finished, against its tokens"
+                f"engine: completion {number} is {'' if item.finished else 'not '}finished, against its tokens"
             )
         if not item.finished and count < sampling.max_new_tokens:
             raise RuntimeError(
-                f"engine: completion {place} stopped after {count} of {sampling.max_new_tokens} tokens without an end"
+                f"engine: completion {number} stopped after {count} of {sampling.max_new_tokens} tokens without an end"
                 " token"
             )
     ids = np.asarray(list(chain.from_iterable(item.token_ids for item in completions)))
@@ -167,13 +168,13 @@ def check_completions(
 
 def graded(task: Task, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
     """The task's rewards as floats. Raises UserError unless there is one finite number in [0, 1] for each response."""
-    found: Any = task.grade_all(problems, responses)
-    if not isinstance(found, list | tuple | np.ndarray) or len(found) != len(problems):
-        size = len(found) if isinstance(found, list | tuple | np.ndarray) else type(found).__name__
+    rewards: Any = task.grade_all(problems, responses)
+    if not isinstance(rewards, list | tuple | np.ndarray) or len(rewards) != len(problems):
+        size = len(rewards) if isinstance(rewards, list | tuple | np.ndarray) else type(rewards).__name__
         raise UserError(
             f"task: grade_all gave {size} for {len(problems)} responses; a list of one reward each is needed"
         )
-    return [_reward(value, problem) for value, problem in zip(found, problems, strict=True)]
+    return [_reward(value, problem) for value, problem in zip(rewards, problems, strict=True)]
 
 
 def _reward(value: Any, problem: Problem) -> float:

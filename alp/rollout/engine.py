@@ -6,23 +6,26 @@ sampled with, over the full vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from alp.reproducibility import stream
 
 
 class Purpose(IntEnum):
-    """First word of a sampling key, so that training, validation and tests never share random numbers."""
+    """First word of a sampling key, so that training, validation, evaluation and probes never share random numbers."""
 
     TRAINING = 0
     VALIDATION = 1
     EVALUATION = 2
+    PROBE = 3
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,46 @@ class Completion:
     finished: bool
 
 
+# log-probs (tokens of each sequence but the first) of given ids at a temperature, under the model that is served
+Reference = Callable[[list[list[int]], float], list[list[float]]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed sequences and what the served model says about them, in ``dtype``; an engine is held against it."""
+
+    sequences: list[list[int]]
+    reference: Reference
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """What an engine works for: the model whose weights it serves, the folder that model was read from, and its means.
+
+    ``log`` takes what an engine process prints; ``scratch`` is an existing folder for its temporary files (None: the
+    system's). ``seed`` is of what an engine draws beyond its requests' own keys. ``group`` is the configuration group
+    that chose the engine, for messages.
+    """
+
+    model: Any
+    folder: Path
+    log: Path
+    device: torch.device
+    seed: int
+    probe: Probe
+    scratch: Path | None = None
+    group: str = "rollout"
+
+
 class Engine(Protocol):
     """What training and evaluation need of an inference engine."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest mean |log-prob difference| to the served model that its number formats explain, relative to the mean
+        |log-prob| where that is above 1."""
+        ...
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order."""
@@ -81,6 +122,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what it holds outside this process. May be called twice."""
+        ...
+
+
+class Implementation(Protocol):
+    """What an entry of ``alp.rollout.registry`` names: most often the engine's class, with two class methods."""
+
+    def check(self, settings: Any, folder: Path, group: str) -> None:
+        """Refuse, before anything is computed, what this machine or the model in ``folder`` cannot do. Raises
+        UserError."""
+        ...
+
+    def make(self, settings: Any, host: Host) -> Engine:
+        """The engine of ``settings`` (its class of ``alp.configuration.rollout_schema``)."""
         ...
 
 

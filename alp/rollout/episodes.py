@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alp.configuration.model_schema import Model
 from alp.rollout.contract import check_completions, graded
-from alp.rollout.engine import Engine, Purpose, Request, Sampling
+from alp.rollout.engine import Completion, Engine, Purpose, Request, Sampling
 from alp.rollout.prompts import prompt_ids
 from alp.tasks.task import Problem, Task
 
@@ -55,32 +55,35 @@ def collect(
     """
     prompts = [tuple(prompt_ids(tokenizer, task, problem, model)) for problem in problems]
     requests = [
-        Request(prompt, (int(purpose), seed, step, first_problem + place, sample))
-        for place, prompt in enumerate(prompts)
+        Request(prompt, (int(purpose), seed, step, first_problem + number, sample))
+        for number, prompt in enumerate(prompts)
         for sample in range(samples)
     ]
     completions = engine.generate(requests, sampling)
     check_completions(completions, requests, sampling, vocabulary)
     # An answer cut at the length limit was never finished: it earns nothing, whatever it says so far.
-    finished = [place for place, completion in enumerate(completions) if completion.finished]
-    texts = [response_text(tokenizer, completions[place].token_ids, finished=True) for place in finished]
-    rewards = dict(zip(finished, graded(task, [problems[place // samples] for place in finished], texts), strict=True))
-    found = []
-    for index, (request, completion) in enumerate(zip(requests, completions, strict=True)):
-        ids = completion.token_ids
-        found.append(
-            Trajectory(
-                prompt_ids=list(request.prompt_ids),
-                response_ids=ids,
-                rollout_log_probs=completion.log_probs,
-                response_mask=[1] * len(ids),
-                turn_ids=[0] * len(ids),
-                finished=completion.finished,
-                reward=rewards.get(index, 0.0),
-                group=index // samples,
-            )
-        )
-    return found
+    finished = [number for number, completion in enumerate(completions) if completion.finished]
+    texts = [response_text(tokenizer, completions[number].token_ids, finished=True) for number in finished]
+    answered = [problems[number // samples] for number in finished]
+    rewards = dict(zip(finished, graded(task, answered, texts), strict=True))
+    return [
+        _single_turn(request, completion, rewards.get(number, 0.0), number // samples)
+        for number, (request, completion) in enumerate(zip(requests, completions, strict=True))
+    ]
+
+
+def _single_turn(request: Request, completion: Completion, reward: float, group: int) -> Trajectory:
+    ids = completion.token_ids
+    return Trajectory(
+        prompt_ids=list(request.prompt_ids),
+        response_ids=ids,
+        rollout_log_probs=completion.log_probs,
+        response_mask=[1] * len(ids),
+        turn_ids=[0] * len(ids),
+        finished=completion.finished,
+        reward=reward,
+        group=group,
+    )
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, finished: bool) -> str:

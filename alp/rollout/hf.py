@@ -1,4 +1,7 @@
-"""Hugging Face engine: a copy of the policy in the inference dtype, sampled token by token with a KV cache.
+"""Hugging Face engine: the policy in the inference dtype, sampled token by token with a KV cache.
+
+Where dtype and device are those of the served model and nothing is done to the weights, that model itself is sampled
+from, and no copy is held: then a sync moves nothing, and samples are those of the weights as they stand.
 
 The sampling loop is our own because ``generate`` gives no control over each sequence's random numbers: here token t of
 a sequence is the inverse CDF at that sequence's t-th uniform, so batch order and size change nothing but rounding.
@@ -7,48 +10,80 @@ Finished rows are dropped from the batch as it goes, and samples of one prompt s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig
+from transformers import AutoModelForCausalLM, DynamicCache
 
+from alp.configuration.rollout_schema import HFRollout
 from alp.reproducibility import stream
-from alp.rollout.engine import Completion, Request, Sampling, uniforms
+from alp.rollout.engine import Completion, Host, Request, Sampling, uniforms
+from alp.rollout.probe import TOLERANCE
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+_EXACT = 1e-5  # mean |log-prob difference| to the served model, both in float32
+_INT8 = 2.0  # times bfloat16's: 255 levels of a row's largest weight are about as coarse as its 8 bits
+# Per unit of weight noise and square root of the layers, whose noise adds up in squares; twice what is measured on two
+# and three layers.
+_NOISE_SHARE = 8.0
 _COMPACT_SHARE = 0.125  # drop finished rows once they are this share of the batch: copying the cache costs about a step
 
 
 class HFEngine:
     """``dtype`` float32, bfloat16 or int8 (linear weights rounded to 8 bits per output channel, computed in bfloat16).
 
-    ``weight_noise`` multiplies every weight by 1 + weight_noise · N(0, 1), drawn anew at each sync from (seed, version,
-    name).
+    ``model`` is the served model; it is borrowed where it can be, unless ``borrow`` is false. ``weight_noise``
+    multiplies every weight by 1 + weight_noise · N(0, 1), drawn anew at each sync from (seed, version, name).
+    ``reference_dtype`` is the dtype that the served model computes in when the engine is held against it.
     """
 
     def __init__(
         self,
-        config: PretrainedConfig,
+        model: Any,
         *,
         dtype: str,
         device: torch.device,
         batch_size: int,
         weight_noise: float = 0.0,
         seed: int = 0,
+        borrow: bool = True,
+        reference_dtype: str = "float32",
     ) -> None:
-        self._model = AutoModelForCausalLM.from_config(config, dtype=COMPUTE_DTYPES[dtype]).to(device).eval()
         self._dtype, self._device, self._batch_size = dtype, device, batch_size
         self._weight_noise, self._seed = weight_noise, seed
+        self.borrowed = borrow and not weight_noise and dtype != "int8" and _is(model, COMPUTE_DTYPES[dtype], device)
+        self._model = model if self.borrowed else _copy(model, COMPUTE_DTYPES[dtype], device)
         self._linear = {
             f"{name}.weight"
             for name, module in self._model.named_modules()
             if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")
         }
+        layers = int(model.config.get_text_config().num_hidden_layers)
+        self.tolerance = _rounding(dtype, reference_dtype) + _NOISE_SHARE * layers**0.5 * weight_noise
         self._quantised = 0  # matrices rounded at the last sync
         self.version: int | None = None
+
+    @classmethod
+    def check(cls, settings: HFRollout, folder: Path, group: str) -> None:
+        """It serves every model that can be trained."""
+
+    @classmethod
+    def make(cls, settings: HFRollout, host: Host) -> HFEngine:
+        """See ``alp.rollout.engine.Implementation``."""
+        return cls(
+            host.model,
+            dtype=settings.dtype,
+            device=host.device,
+            batch_size=settings.batch_size,
+            weight_noise=settings.weight_noise,
+            seed=host.seed,
+            reference_dtype=host.probe.dtype,
+        )
 
     def describe(self) -> dict[str, Any]:
         """What is really active."""
@@ -59,18 +94,30 @@ class HFEngine:
             "quantised_weights": self._quantised,
             "weight_noise": self._weight_noise,
             "device": parameter.device.type,
+            "borrowed": self.borrowed,
         }
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The weights that are sampled from, by the served model's names."""
+        return dict(self._model.named_parameters())
 
     @torch.no_grad()
     def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, float]:
-        """Round the training weights to the inference format. Raises ValueError unless exactly the own parameters
-        come."""
-        own = dict(self._model.named_parameters())
-        given = dict(weights)
-        if own.keys() != given.keys():
-            raise ValueError(f"weights: {sorted(own.keys() ^ given.keys())[:4]} stand on one side only")
+        """Round the served model's weights to the inference format; of a borrowed model, note the version.
+
+        Raises ValueError unless exactly the engine's parameters come, and of a borrowed model the very same.
+        """
+        held, given = self.parameters, dict(weights)
+        if held.keys() != given.keys():
+            raise ValueError(f"weights: {sorted(held.keys() ^ given.keys())[:4]} stand on one side only")
+        if self.borrowed:
+            if foreign := [name for name, value in given.items() if value is not held[name]]:
+                raise ValueError(f"weights: it samples from the served model itself, {foreign[:4]} are another's")
+            self.version = version
+            return {"sync/bytes": 0.0}
         quantised = size = 0
-        for name, target in own.items():
+        for name, target in held.items():
             value = given[name].detach().to(self._device, torch.float32)
             if self._weight_noise:
                 value = value * (1.0 + self._weight_noise * self._draw(name, version, value))
@@ -93,10 +140,11 @@ class HFEngine:
         """One completion per request, in order. Raises RuntimeError before the first sync."""
         if self.version is None:
             raise RuntimeError("generate: no weights yet, call sync_weights first")
-        found: list[Completion] = []
-        for start in range(0, len(requests), self._batch_size):
-            found += self._generate(requests[start : start + self._batch_size], sampling)
-        return found
+        completions: list[Completion] = []
+        with evaluating(self._model):
+            for start in range(0, len(requests), self._batch_size):
+                completions += self._generate(requests[start : start + self._batch_size], sampling)
+        return completions
 
     @torch.no_grad()
     def _generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
@@ -142,8 +190,8 @@ class HFEngine:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        place = {prompt: row for row, prompt in enumerate(prompts)}
-        rows = torch.tensor([place[request.prompt_ids] for request in requests], device=self._device)
+        row_of = {prompt: row for row, prompt in enumerate(prompts)}
+        rows = torch.tensor([row_of[request.prompt_ids] for request in requests], device=self._device)
         cache.batch_select_indices(rows)
         return logits[rows], cache, mask[rows]
 
@@ -165,7 +213,7 @@ class _Rows:
         self._log_probs = torch.zeros(count, longest, device=device)
         self._lengths = torch.zeros(count, dtype=torch.long, device=device)
         self._finished = torch.zeros(count, dtype=torch.bool, device=device)
-        self._place = torch.arange(count, device=device)  # row of the batch -> request
+        self._request = torch.arange(count, device=device)  # row of the batch -> request
         self.running = torch.ones(count, dtype=torch.bool, device=device)
         self.last = torch.zeros(count, dtype=torch.long, device=device)
 
@@ -176,23 +224,23 @@ class _Rows:
         log_probs = torch.log_softmax(logits.float() / (sampling.temperature or 1.0), dim=-1)
         if sampling.temperature:
             cumulative = log_probs.double().exp().cumsum(-1)
-            target = self._uniforms[self._place, step].unsqueeze(-1) * cumulative[:, -1:]
+            target = self._uniforms[self._request, step].unsqueeze(-1) * cumulative[:, -1:]
             token = (cumulative <= target).sum(-1).clamp(max=logits.shape[-1] - 1)
         else:
             token = logits.argmax(-1)
         chosen = log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-        place = self._place[self.running]
-        self._tokens[place, step] = token[self.running]
-        self._log_probs[place, step] = chosen[self.running]
-        self._lengths[place] = step + 1
+        request = self._request[self.running]
+        self._tokens[request, step] = token[self.running]
+        self._log_probs[request, step] = chosen[self.running]
+        self._lengths[request] = step + 1
         ended = self.running & torch.isin(token, self._ends)
-        self._finished[self._place[ended]] = True
+        self._finished[self._request[ended]] = True
         self.running = self.running & ~ended
         self.last = token
 
     def keep(self, rows: Tensor) -> None:
         """Forget the batch rows that are not in ``rows``."""
-        self._place, self.running, self.last = self._place[rows], self.running[rows], self.last[rows]
+        self._request, self.running, self.last = self._request[rows], self.running[rows], self.last[rows]
 
     def completions(self) -> list[Completion]:
         """In the order of the requests."""
@@ -202,6 +250,38 @@ class _Rows:
             Completion(token_ids=tokens[row][:length], log_probs=log_probs[row][:length], finished=finished)
             for row, (length, finished) in enumerate(ends)
         ]
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Every part of a model in evaluation mode, and in its own again afterwards: layers that compute their activations
+    again in a backward are in training mode, and keep no cache there."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _is(model: Any, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a model's parameters are all of that dtype and on that device."""
+    return all(value.dtype == dtype and value.device.type == device.type for value in model.parameters())
+
+
+def _copy(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model of the same configuration with values of its own, not yet those of ``model``."""
+    return AutoModelForCausalLM.from_config(model.config, dtype=dtype).to(device).eval()
+
+
+def _rounding(dtype: str, reference_dtype: str) -> float:
+    """Largest mean |log-prob difference| of the formats. Two float32 programs of one library differ by the order of a
+    few sums."""
+    if dtype == reference_dtype == "float32":
+        return _EXACT
+    return max(TOLERANCE["bfloat16"] * _INT8 if dtype == "int8" else TOLERANCE[dtype], TOLERANCE[reference_dtype])
 
 
 def quantise(weight: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ SAMPLES = 16  # columns or rows of each matrix
 _REARRANGED = ("query_key_value", "c_attn", "Wqkv")
 
 
-def places(width: int) -> Tensor:
+def sampled_indices(width: int) -> Tensor:
     """At most SAMPLES indices spread over ``range(width)``, both ends included; int64."""
     return torch.linspace(0, width - 1, min(width, SAMPLES), dtype=torch.float64).round().long()
 
@@ -30,26 +30,37 @@ def layout(model: Any) -> dict[str, str]:
     Tied names stand for themselves (an engine may hold two copies of what is one tensor here). Parameters that are
     neither stay out.
     """
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for prefix, module in model.named_modules():
-        for own, value in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{prefix}.{own}" if prefix else own
+        for attribute, value in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{prefix}.{attribute}" if prefix else attribute
             if any(part in name for part in _REARRANGED):
                 continue
             if value.dim() == 1:
-                found[name] = "vector"
+                kinds[name] = "vector"
             elif isinstance(module, torch.nn.Linear):
-                found[name] = "columns"
+                kinds[name] = "columns"
             elif isinstance(module, torch.nn.Embedding):
-                found[name] = "rows"
-    return found
+                kinds[name] = "rows"
+    return kinds
+
+
+def aliases(model: Any) -> dict[str, str]:
+    """Names under which a parameter stands a second time (tied embeddings) -> its first name."""
+    first_names: dict[int, str] = {}
+    second_names = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if id(value) in first_names:
+            second_names[name] = first_names[id(value)]
+        first_names.setdefault(id(value), name)
+    return second_names
 
 
 def sample(value: Tensor, kind: str) -> Tensor:
     """What is read back of a parameter: columns (out, k), rows (k, width) or the whole vector."""
     if kind == "columns":
-        return value[:, places(value.shape[1])]
-    return value[places(value.shape[0])] if kind == "rows" else value
+        return value[:, sampled_indices(value.shape[1])]
+    return value[sampled_indices(value.shape[0])] if kind == "rows" else value
 
 
 def differing(
@@ -57,14 +68,14 @@ def differing(
 ) -> list[str]:
     """Names whose samples differ: by a bit at tolerance 0, else by that share of the largest element. A name not read
     back is left out."""
-    found = []
+    names = []
     for name in sorted(held.keys() & kinds.keys()):
-        wanted, got = sample(weights[name], kinds[name]), held[name]
-        if wanted.shape != got.shape:
-            found.append(name)
+        sent, served = sample(weights[name], kinds[name]), held[name]
+        if sent.shape != served.shape:
+            names.append(name)
         elif tolerance == 0.0:
-            found += [] if torch.equal(wanted, got) else [name]
+            names += [] if torch.equal(sent, served) else [name]
         else:
-            gap, size = (wanted.float() - got.float()).abs().max(), wanted.float().abs().max()
-            found += [name] if float(gap) > tolerance * float(size) else []
-    return found
+            gap, size = (sent.float() - served.float()).abs().max(), sent.float().abs().max()
+            names += [name] if float(gap) > tolerance * float(size) else []
+    return names

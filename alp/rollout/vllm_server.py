@@ -1,78 +1,25 @@
-"""The engine process: vLLM on one end of a socket, ``python -m alp.rollout.vllm_server <socket> <parent's pid>``.
+"""vLLM on its end of the socket, ``python -m alp.rollout.vllm_server <socket> <trainer's pid>``.
 
-A process of its own because vLLM sets global seeds, thread counts and signal handlers, and can crash. It ends when the
-trainer does, however that ended: the kernel kills it (PR_SET_PDEATHSIG), and elsewhere than on Linux a thread sees the
-socket close. Nothing here imports vLLM before ``main`` runs: the trainer imports this module to have its source in the
-code hash.
+A process of its own because vLLM sets global seeds, thread counts and signal handlers, and can crash. Nothing here
+imports vLLM before ``main`` runs: the trainer imports this module to have its source in the code hash.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import select
-import signal
-import socket
 import sys
-import threading
-import time
-import traceback
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alp.rollout.readback import places
-from alp.rollout.wire import Channel, Closed
-
-_PR_SET_PDEATHSIG = 1
-
-
-class Refused(Exception):
-    """The engine will not serve this request, now or later."""
+from alp.rollout import serving
+from alp.rollout.readback import sampled_indices
+from alp.rollout.serving import Refused
 
 
 def main(arguments: list[str]) -> int:
-    """Serve one trainer until it hangs up. The first message holds the settings (``VLLMEngine._settings``)."""
-    descriptor, parent = int(arguments[0]), int(arguments[1])
-    stream = socket.socket(fileno=descriptor)
-    end_with(parent, stream)
-    channel = Channel(stream)
-    try:
-        settings, _ = channel.receive()
-        try:
-            server = Server(settings)
-        except Exception as error:  # a model or option vLLM has not: the trainer says so and stops
-            traceback.print_exc()
-            channel.send({"refused": f"{type(error).__name__}: {error}"})
-            return 1
-        channel.send({"ready": True})
-        serve(channel, server)
-    except Closed:
-        pass
-    return 0
-
-
-def serve(channel: Channel, server: Server) -> None:
-    """Answer requests until ``stop``.
-
-    A failed one is answered with its error: the trainer then starts a new process. One that vLLM refuses is answered
-    with ``refused``.
-    """
-    while True:
-        header, tensors = channel.receive()
-        operation = header.pop("operation")
-        if operation == "stop":
-            return
-        try:
-            answer, values = server.answer(operation, header, tensors)
-        except Refused as error:
-            answer, values = {"refused": str(error)}, {}
-        except Exception as error:
-            traceback.print_exc()
-            answer, values = {"error": f"{operation}: {type(error).__name__}: {error}"}, {}
-        channel.send(answer, values)
+    """Serve one trainer; its first message is that of ``VLLMEngine.start_message``."""
+    return serving.main(arguments, Server)
 
 
 def use_amx(namespace: Any = torch.cpu) -> str:
@@ -90,24 +37,6 @@ def use_amx(namespace: Any = torch.cpu) -> str:
     namespace._is_amx_tile_supported = lambda: False
     print("AMX: this CPU has it, the system does not grant it; vLLM runs without", flush=True)
     return "refused"
-
-
-def end_with(parent: int, stream: socket.socket) -> None:
-    """Make sure this process does not outlive the trainer."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it was gone before the line above
-        os._exit(1)
-    threading.Thread(target=_watch, args=(stream,), daemon=True).start()
-
-
-def _watch(stream: socket.socket) -> None:
-    """End the process when the socket's other end is closed, even in the middle of a batch."""
-    poll = select.poll()
-    poll.register(stream, getattr(select, "POLLRDHUP", 0))  # POLLHUP and POLLERR are always reported
-    poll.poll()
-    time.sleep(0.5)  # an orderly stop is faster than this
-    os._exit(0)
 
 
 class Server:
@@ -146,15 +75,15 @@ class Server:
         raise ValueError("unknown operation")
 
     def _worker(self, function: Any) -> list[Any]:
-        found: list[Any] = self._engine.collective_rpc(function)
-        return found
+        answers: list[Any] = self._engine.collective_rpc(function)
+        return answers
 
     def describe(self) -> dict[str, Any]:
         """What is really active, from the engine's own objects."""
         import vllm
 
         config = self._engine.vllm_config
-        dtypes, quantised, widened = self._worker(_inspect)[0]
+        dtypes, quantised, widened = self._worker(inspect_layers)[0]
         return {
             "engine": "vllm",
             "vllm_version": vllm.__version__,
@@ -184,8 +113,8 @@ class Server:
         devices."""
         if self._engine.vllm_config.parallel_config.tensor_parallel_size > 1:
             return {}
-        found: dict[str, Tensor] = self._worker(_samples)[0]
-        return found
+        samples: dict[str, Tensor] = self._worker(_samples)[0]
+        return samples
 
     def generate(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sample one response to each prompt.
@@ -197,7 +126,7 @@ class Server:
         self._wake()
         self._forget()  # a batch depends on weights and requests alone, never on the batches before it
         prompts = [part.tolist() for part in tensors["ids"].split(tensors["lengths"].tolist())]
-        found = _collected(
+        collected = _collected(
             self._batch(
                 prompts,
                 header["seeds"] if self._seeded else [None] * len(prompts),
@@ -210,7 +139,7 @@ class Server:
         if self._sleep_level and not header["prompt_log_probs"]:
             self._engine.sleep(self._sleep_level)
             self._asleep = True
-        return found
+        return collected
 
     def _batch(
         self,
@@ -226,7 +155,7 @@ class Server:
         from vllm import SamplingParams, TokensPrompt
         from vllm.exceptions import VLLMClientError
 
-        for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             parameters = SamplingParams(
                 temperature=temperature,
                 max_tokens=longest,
@@ -238,15 +167,15 @@ class Server:
                 detokenize=False,
             )
             try:
-                self._engine.add_request(str(place), TokensPrompt(prompt_token_ids=prompt), parameters)
+                self._engine.add_request(str(number), TokensPrompt(prompt_token_ids=prompt), parameters)
             except (
                 VLLMClientError,
                 ValueError,
                 TypeError,
                 NotImplementedError,
             ) as error:  # its words for what it cannot serve
-                self._engine.abort_request([str(earlier) for earlier in range(place)])
-                raise Refused(f"prompt {place} of {len(prompt)} tokens: {error}") from error
+                self._engine.abort_request([str(earlier) for earlier in range(number)])
+                raise Refused(f"prompt {number} of {len(prompt)} tokens: {error}") from error
         finished: dict[str, Any] = {}
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
@@ -254,7 +183,7 @@ class Server:
                     finished[output.request_id] = output
         if len(finished) != len(prompts):
             raise RuntimeError(f"{len(finished)} of {len(prompts)} requests were answered")
-        return [finished[str(place)] for place in range(len(prompts))]
+        return [finished[str(number)] for number in range(len(prompts))]
 
     def _forget(self) -> None:
         if not self._engine.reset_prefix_cache():
@@ -289,7 +218,7 @@ def _collected(outputs: list[Any]) -> dict[str, Tensor]:
     }
 
 
-def _inspect(worker: Any) -> tuple[str, int, int]:
+def inspect_layers(worker: Any) -> tuple[str, int, int]:
     """In the worker: the dtype the engine computes in (or all of them, joined), and the numbers of quantised layers and
     widened biases.
 
@@ -321,7 +250,7 @@ def _samples(worker: Any) -> dict[str, Tensor]:
 
     model: Any = worker.get_model()
     parts: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    found: dict[str, Tensor] = {}
+    samples: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         layer: Any = module  # narrowed by isinstance it would lose what vLLM does not annotate
         stem, _, last = prefix.rpartition(".")
@@ -329,22 +258,23 @@ def _samples(worker: Any) -> dict[str, Tensor]:
         if isinstance(module, LinearBase):
             sizes = list(getattr(layer, "output_sizes", [layer.output_size]))
             columns = _columns(layer, layer.input_size)
-            found |= _split(names, "weight", columns, sizes)
+            samples |= _split(names, "weight", columns, sizes)
             if getattr(layer, "bias", None) is not None:
-                found |= _split(names, "bias", layer.bias, sizes)
+                samples |= _split(names, "bias", layer.bias, sizes)
         elif isinstance(module, ParallelLMHead):
-            found[f"{prefix}.weight"] = _columns(layer, layer.embedding_dim)[: layer.org_vocab_size].clone()
+            samples[f"{prefix}.weight"] = _columns(layer, layer.embedding_dim)[: layer.org_vocab_size].clone()
         elif isinstance(module, VocabParallelEmbedding):
-            found[f"{prefix}.weight"] = layer.weight[places(layer.org_vocab_size).to(layer.weight.device)].clone()
+            rows = sampled_indices(layer.org_vocab_size).to(layer.weight.device)
+            samples[f"{prefix}.weight"] = layer.weight[rows].clone()
         else:
             vectors = module.named_parameters(recurse=False)
-            found |= {f"{prefix}.{name}": value.clone() for name, value in vectors if value.dim() == 1}
-    return {name: value.detach().cpu() for name, value in found.items()}
+            samples |= {f"{prefix}.{name}": value.clone() for name, value in vectors if value.dim() == 1}
+    return {name: value.detach().cpu() for name, value in samples.items()}
 
 
 def _columns(module: Any, width: int) -> Tensor:
     """Columns of a linear layer's weight as the layer itself multiplies them, (out, k)."""
-    chosen = places(width)
+    chosen = sampled_indices(width)
     first = next(module.parameters())
     unit = torch.zeros(len(chosen), width, dtype=first.dtype, device=first.device)
     unit[torch.arange(len(chosen)), chosen] = 1.0

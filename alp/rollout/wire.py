@@ -83,18 +83,18 @@ class Channel:
 
     def _read(self, size: int, deadline: float | None) -> bytearray:
         content = bytearray(size)
-        view, got = memoryview(content), 0
-        while got < size:
+        view, filled = memoryview(content), 0
+        while filled < size:
             self._wait_until(deadline)
             try:
-                count = self._stream.recv_into(view[got:])
+                count = self._stream.recv_into(view[filled:])
             except TimeoutError:
                 raise TimedOut from None
             except OSError as error:
                 raise Closed(str(error)) from None
             if not count:
                 raise Closed("end of file")
-            got += count
+            filled += count
         return content
 
     def _wait_until(self, deadline: float | None) -> None:

@@ -12,17 +12,12 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from alp.errors import GraderError
 from alp.tasks.equality import NoAlgebra, UndecidedError, equal
 from alp.tasks.grading_pool import Limits, Outcome, Work, pool
 from alp.tasks.tally import SERIOUS, count, counts, note, summary
-
-if (
-    TYPE_CHECKING
-):  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
-    from alp.tasks import algebra  # noqa: F401
 
 __all__ = ["STYLES", "GraderError", "Style", "counts", "final_answer", "grade", "grade_all", "summary"]
 

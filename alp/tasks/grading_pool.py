@@ -16,15 +16,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alp.errors import GraderError
 from alp.tasks.grading_process import Limits, Outcome, Worker
-
-if (
-    TYPE_CHECKING
-):  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
-    from alp.tasks import grading_worker  # noqa: F401
 
 __all__ = ["Limits", "Outcome", "Pool", "Work", "pool"]
 

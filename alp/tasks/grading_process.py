@@ -30,7 +30,8 @@ from typing import IO, Any
 
 from alp.errors import printable
 
-_WORKER = Path(__file__).resolve().with_name("grading_worker.py")
+_MODULE = "alp.tasks.grading_worker"  # by its file: a worker knows nothing of this package's place
+_WORKER = Path(__file__).resolve().with_name(f"{_MODULE.rpartition('.')[2]}.py")
 _START_SECONDS = 600.0  # a first import from a slow network disk
 _LONGEST_ANSWER = 80 * 1024 * 1024  # bytes
 _KEPT = ("PATH", "TMPDIR", "TZ")  # of the environment

@@ -6,17 +6,22 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from alp.configuration.compose import identity, origin_of
-from alp.configuration.schema import PrepareConfig, Run
+from alp.configuration.compose import code_of, identity, origin_of
+from alp.configuration.prepare_schema import PrepareConfig
+from alp.configuration.run_schema import Run
 from alp.errors import UserError
+from alp.foreign import read_json
 from alp.ownership import claimed
-from alp.reproducibility import code_hash, json_line, sha256_file, write_json, write_text
+from alp.reproducibility import json_line, sha256_file, write_json, write_text
+from alp.sharing import Twins
 from alp.tasks.catalogue import TaskConfig, load_task
 from alp.tasks.leakage import leakage, markdown
 from alp.tasks.task import SPLITS, Task, check_disjoint
 
 
-def prepare(config: TaskConfig, folder: Path, *, replace: bool = False) -> dict[str, dict[str, object]]:
+def prepare(
+    config: TaskConfig, folder: Path, *, replace: bool = False, twins: Twins | None = None
+) -> dict[str, dict[str, object]]:
     """Write every set as JSONL, ``summary.json`` with counts and content hashes, and what of the evaluation sets stands
     in training.
 
@@ -24,10 +29,10 @@ def prepare(config: TaskConfig, folder: Path, *, replace: bool = False) -> dict[
     """
     task = load_task(config)
     whole = PrepareConfig(task=config, run=Run.of(folder))
-    parts = {"config_hash": identity(whole), "code_hash": code_hash("alp.tasks.prepare")}
+    parts = {"config_hash": identity(whole), "code_hash": code_of("prepare", whole)}
     outputs = [*(f"{name}.jsonl" for name in task.sets), "summary.json", "leakage.json", "leakage.md"]
-    with claimed(folder, "prepare", origin_of(parts, whole), outputs=outputs, replace=replace):
-        return _prepare(task, folder)
+    with claimed(folder, "prepare", origin_of(parts, whole), outputs=outputs, replace=replace, twins=twins) as claim:
+        return read_json("prepare", folder / "summary.json") if claim.taken_over else _prepare(task, folder)
 
 
 def _prepare(task: Task, folder: Path) -> dict[str, dict[str, object]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alp.configuration.task_schema import ReasoningGymTask
 from alp.errors import UserError, nearest
@@ -14,11 +14,6 @@ from alp.tasks.grading import final_answer
 from alp.tasks.grading_pool import Limits, Outcome, Work, pool
 from alp.tasks.tally import count, note
 from alp.tasks.task import Generated, Problem
-
-if (
-    TYPE_CHECKING
-):  # run in workers alone, but their source is part of what a verdict follows from (alp.reproducibility.code_hash)
-    from alp.tasks import reasoning_jobs  # noqa: F401
 
 _JOBS = "alp.tasks.reasoning_jobs"
 _GENERATING = Limits(cpu_seconds=600, memory_bytes=8 * 1024**3, wall_seconds=1800)

@@ -10,7 +10,8 @@ from typing import Any
 
 from alp.configuration.task_schema import Length, Source
 from alp.errors import UserError, nearest
-from alp.foreign import is_file, is_folder, read_lines, reading
+from alp.foreign import is_file, read_lines, reading
+from alp.places import nearest_folder
 from alp.tasks.task import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -40,12 +41,18 @@ def load(source: Source, name: str, length: Length | None, place: str) -> tuple[
     return found, step
 
 
-def _local(source: Source, place: str) -> tuple[list[Row], Step]:
+def local_file(source: Source, place: str) -> Path:
+    """The file of a local source, whose ``path`` is set. Raises UserError where there is none."""
     path = Path(str(source.path))
     if not is_file(path):
-        parent = next(above for above in path.absolute().parents if is_folder(above))
-        hint = nearest(path.name, [found.name for found in parent.glob("*.jsonl")])
-        raise UserError(f"{place}.path: no file {path}; the nearest folder that exists is {parent}{hint}")
+        standing = nearest_folder(path.parent)
+        hint = nearest(path.name, [other.name for other in standing.glob("*.jsonl")])
+        raise UserError(f"{place}.path: no file {path}; the nearest folder that exists is {standing}{hint}")
+    return path
+
+
+def _local(source: Source, place: str) -> tuple[list[Row], Step]:
+    path = local_file(source, place)
     return [row for _, row in read_lines(f"{place}.path", path)], {"source": path.name}
 
 

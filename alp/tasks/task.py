@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Generic, TypeVar
 from alp.configuration.task_schema import SPLITS, ArithmeticTask, ReasoningGymTask, SumsInWordsTask
 from alp.errors import UserError, nearest
 from alp.foreign import is_file, read_lines
-from alp.reproducibility import stream
+from alp.reproducibility import json_line, stream
 
 __all__ = [
     "SPLITS",
@@ -21,6 +22,7 @@ __all__ = [
     "check_disjoint",
     "check_problems",
     "check_set",
+    "content_hash",
     "read_problems",
     "select",
 ]
@@ -36,6 +38,11 @@ class Problem:
     problem: str
     answer: str
     source: str
+
+
+def content_hash(problems: Sequence[Problem]) -> str:
+    """SHA-256 over everything that problems say, in their order."""
+    return hashlib.sha256("".join(json_line(asdict(problem)) for problem in problems).encode()).hexdigest()
 
 
 class Task(ABC):
@@ -99,11 +106,17 @@ def check_set(name: str, known: Sequence[str]) -> None:
         raise UserError(f"the task has no set '{name}'{nearest(name, known)}")
 
 
-def read_problems(folder: Path, split: str) -> list[Problem]:
-    """Problems of a prepared split. Raises UserError naming the file and what is wrong with it."""
+def problem_file(folder: Path, split: str) -> Path:
+    """The file of a prepared split. Raises UserError where there is none."""
     path = folder / f"{split}.jsonl"
     if not is_file(path):
         raise UserError(f"task.data: no {path}; build it with: alp prepare run.dir={folder}")
+    return path
+
+
+def read_problems(folder: Path, split: str) -> list[Problem]:
+    """Problems of a prepared split. Raises UserError naming the file and what is wrong with it."""
+    path = problem_file(folder, split)
     problems = []
     for number, row in read_lines("task.data", path):
         if row.keys() != Problem.__annotations__.keys() or not all(isinstance(value, str) for value in row.values()):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from alp.errors import UserError
-from alp.ownership import difference
+from alp.marks import difference
 from alp.places import nearest_folder
 from alp.reproducibility import partial_folder, sha256_file, sync_folder, write_json
 
@@ -54,7 +54,7 @@ def save(run_dir: Path, origin: dict[str, Any], state: dict[str, Any]) -> bool:
 
 
 def _updates(state: dict[str, Any]) -> int:
-    return len(state["current"]["results"]) if state["current"] else 0
+    return len(state["pending"]["results"]) if state["pending"] else 0
 
 
 def _write(folder: Path, card: dict[str, Any], state: dict[str, Any]) -> None:
@@ -126,13 +126,13 @@ def check_room(run_dir: Path, *, weights: int, tokens: int, every: int) -> None:
     ``weights`` are bytes of the trained parameters (AdamW keeps two more of each), ``tokens`` the most a rollout batch
     has.
     """
-    one = 3 * weights + 64 * tokens
-    wanted = (_KEPT + 1 if every else 1) * one + weights
+    size = 3 * weights + 64 * tokens
+    wanted = (_KEPT + 1 if every else 1) * size + weights
     held = sum(path.stat().st_size for path in (run_dir / "checkpoints").rglob("*") if path.is_file())
     free = shutil.disk_usage(nearest_folder(run_dir)).free
     if wanted - held > free:
         raise UserError(
-            f"run.dir: the job needs about {_size(wanted - held)} in {run_dir} (checkpoints of {_size(one)} and the"
+            f"run.dir: the job needs about {_size(wanted - held)} in {run_dir} (checkpoints of {_size(size)} and the"
             f" final model), {_size(free)} are free there; make room or choose another run.dir"
         )
 

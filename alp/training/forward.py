@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alp.rollout import probe
 from alp.training.batch import Batch
 
 
@@ -38,20 +39,12 @@ def frozen_log_probs(model: Any, batch: Batch, temperature: float, micro_batch: 
     exactly 1."""
     log_probs, entropy = torch.zeros_like(batch.rollout_log_probs), torch.zeros_like(batch.rollout_log_probs)
     for index, piece in batch.split(micro_batch):
-        found = token_log_probs(model, piece, temperature, entropy=True)
-        log_probs[index, : found[0].shape[1]], entropy[index, : found[1].shape[1]] = found
+        width = piece.input_ids.shape[1]
+        log_probs[index, :width], entropy[index, :width] = token_log_probs(model, piece, temperature, entropy=True)
     return log_probs, entropy
 
 
-@torch.no_grad()
 def sequence_log_probs(model: Any, sequences: list[list[int]], temperature: float) -> list[list[float]]:
     """log π of every token but the first of some plain sequences, for comparison with an engine's."""
-    device = next(model.parameters()).device
-    found = []
-    for ids in sequences:
-        row = torch.tensor([ids], device=device)
-        with precision(device):
-            logits = model(input_ids=row, use_cache=False).logits
-        log_probs = (logits[0, :-1].float() / temperature).log_softmax(-1)
-        found.append(log_probs.gather(-1, row[0, 1:].unsqueeze(-1)).squeeze(-1).tolist())
-    return found
+    with precision(next(model.parameters()).device):
+        return probe.sequence_log_probs(model, sequences, temperature)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alp.policy import LayerwisePerturbation
+from alp.policy.perturbation import LayerwisePerturbation
 from alp.rollout.episodes import Trajectory
 from alp.training.batch import Batch
 from alp.training.update import UpdateResult
@@ -27,11 +27,11 @@ def rollout_metrics(trajectories: list[Trajectory], samples: int) -> dict[str, f
 def update_metrics(results: list[UpdateResult]) -> dict[str, float]:
     """Means over the updates that have the figure, and the count of skipped ones."""
     names = sorted({name for result in results for name in result.metrics})
-    found: dict[str, float] = {"policy/skipped": float(sum(result.skipped for result in results))}
+    means: dict[str, float] = {"policy/skipped": float(sum(result.skipped for result in results))}
     for name in names:
         values = [result.metrics[name] for result in results if name in result.metrics]
-        found[name] = sum(values) / len(values)
-    return found
+        means[name] = sum(values) / len(values)
+    return means
 
 
 def envelope(mini: Batch, raw: Tensor) -> dict[str, list[float]]:
@@ -48,10 +48,10 @@ def noise_metrics(perturbation: LayerwisePerturbation | None, results: list[Upda
     """Per layer: σ after the step, gradient, realised and hidden RMS as means over the step's updates."""
     if perturbation is None or not perturbation.enabled:
         return {}
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     stds = perturbation.std.tolist()
     for row, layer in enumerate(perturbation.layers):
-        found[f"perturbation/std/{layer}"] = stds[row]
+        figures[f"perturbation/std/{layer}"] = stds[row]
         for name in ("grad", "realised_rms", "hidden_rms"):
-            found[f"perturbation/{name}/{layer}"] = sum(result.noise[name][row] for result in results) / len(results)
-    return found
+            figures[f"perturbation/{name}/{layer}"] = sum(result.noise[name][row] for result in results) / len(results)
+    return figures

@@ -15,7 +15,7 @@ from alp.training.update import UpdateResult
 
 
 @dataclass
-class UnderWay:
+class PendingStep:
     """Step ``step``.
 
     ``batch`` is scored; ``results`` are those of the mini-batches that are done, ``raw`` their log-ratios (batch,
@@ -35,7 +35,7 @@ class UnderWay:
         return vars(self) | {"batch": vars(self.batch), "results": results}
 
     @classmethod
-    def of(cls, state: dict[str, Any], device: torch.device) -> UnderWay:
+    def of(cls, state: dict[str, Any], device: torch.device) -> PendingStep:
         """The inverse of ``state_dict``, with its tensors on ``device``."""
         batch = Batch(**{name: value.to(device) for name, value in state["batch"].items()})
         results = [UpdateResult(**result) for result in state["results"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 from numpy.random import Generator
@@ -11,13 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alp import models
-from alp.configuration.compose import identity, origin_of, to_yaml
-from alp.configuration.schema import ArithmeticTask, PretrainConfig
+from alp.configuration.compose import code_of, identity, origin_of, to_yaml
+from alp.configuration.pretrain_schema import PretrainConfig
+from alp.configuration.task_schema import ArithmeticTask
 from alp.ownership import claimed
 from alp.progress import Progress
-from alp.reproducibility import code_hash, fix_threads, json_line, stream, write_text
+from alp.reproducibility import fix_threads, json_line, stream, write_text
+from alp.sharing import twins_of
 from alp.tasks.arithmetic import ALPHABET, Arithmetic
-from alp.tasks.task import Problem
+from alp.tasks.task import Problem, content_hash
 
 _IGNORED = -100  # cross entropy's label for positions outside the loss
 _LOG_EVERY = 50
@@ -26,7 +29,13 @@ OUTPUTS = ("model/*", "metrics.jsonl", "timings.jsonl", "config.yaml")
 
 def pretrain(config: PretrainConfig) -> None:
     """Teach the model and write ``model/``, ``metrics.jsonl`` and ``config.yaml`` below ``run.dir``."""
-    parts = {"config_hash": identity(config), "code_hash": code_hash("alp.training.pretrain")}
+    task = Arithmetic(cast(ArithmeticTask, config.task))  # the schema allows no other
+    parts = {
+        "config_hash": identity(config),
+        "code_hash": code_of("pretrain", config),
+        "data_hash": content_hash(task.problems("train")),
+    }
+    rewrites = {"config.yaml": lambda _: to_yaml(config).encode()}
     with claimed(
         config.run.dir,
         "pretrain",
@@ -34,15 +43,16 @@ def pretrain(config: PretrainConfig) -> None:
         outputs=OUTPUTS,
         replace=config.run.replace,
         dependents="evaluate",
-    ):
-        _pretrain(config)
+        twins=twins_of(config.run.dir, config.run.grid, share=config.run.share, rewrites=rewrites),
+    ) as claim:
+        if not claim.taken_over:
+            _pretrain(config)
 
 
 def _pretrain(config: PretrainConfig) -> None:
     settings = config.pretrain
     fix_threads(settings.threads)
-    assert isinstance(config.task, ArithmeticTask)  # the schema allows no other
-    task = Arithmetic(config.task)
+    task = Arithmetic(cast(ArithmeticTask, config.task))  # the schema allows no other
     problems = task.problems("train")
     tokenizer = models.character_tokenizer(ALPHABET)
     model = models.build_embedded(config.model, tokenizer, settings.seed).train()

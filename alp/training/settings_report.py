@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from alp.configuration.schema import HFRollout, TrainConfig, VLLMRollout
+from alp.configuration.train_schema import TrainConfig
 from alp.rollout.engine import Engine
 from alp.training.update import Updater
 
@@ -27,7 +28,9 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
         "clip_high": method.clip_high,
         "dual_clip": method.dual_clip,
         "aggregation": method.aggregation,
-        "correction": method.correction.model_dump(),
+        "loss_form": method.loss_form,
+        "loss_options": method.loss_options,
+        "corrections": [asdict(correction) for correction in method.corrections],
         "perturbation": None
         if noise is None or settings is None
         else {
@@ -65,35 +68,16 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "numerator": (active["numerator"], "perturbed" if noisy else "current"),
         "hooks": (hooks, expected),
         "noise learns": (len(active["optimizer_groups"]) == 2, noisy and settings is not None and settings.learnable),
-        "engine": (active["engine"], config.rollout.engine),
-        "rollout dtype": (
-            active["rollout_dtype"],
-            "bfloat16" if config.rollout.dtype == "int8" else config.rollout.dtype,
-        ),
-        "quantised": (active["quantised_weights"] > 0, _quantised(config.rollout)),
         "training dtype": (active["train_dtype"], "float32"),
         "gradient checkpointing": (active["gradient_checkpointing"] > 0, config.model.gradient_checkpointing),
         "threads": (active["threads"], config.trainer.threads),
     }
-    if isinstance(config.rollout, VLLMRollout):
-        checks |= _check_vllm(config.rollout, active)
-    for name, (found, wanted) in checks.items():
-        if found != wanted:
-            raise RuntimeError(f"{name}: {found!r} is active, the configuration says {wanted!r}")
-
-
-def _quantised(rollout: HFRollout | VLLMRollout) -> bool:
-    return rollout.quantization is not None if isinstance(rollout, VLLMRollout) else rollout.dtype == "int8"
-
-
-def _check_vllm(rollout: VLLMRollout, active: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What vLLM says of itself against the configuration."""
-    same = ("seeded", "prefix_cache", "tensor_parallel", "max_sequences", "sleep_level")
-    return {
-        **{f"rollout.{name}": (active[name], getattr(rollout, name)) for name in same},
-        "rollout log-probs": (active["log_prob_mode"], "processed_logprobs"),
-        "rollout threads": (active["rollout_threads"], rollout.threads),
-    }
+    checks |= {f"rollout: {name}": (active.get(name), value) for name, value in config.rollout.active.items()}
+    if config.rollout.quantised is not None:
+        checks["quantised"] = (active["quantised_weights"] > 0, config.rollout.quantised)
+    for name, (running, configured) in checks.items():
+        if running != configured:
+            raise RuntimeError(f"{name}: {running!r} is active, the configuration says {configured!r}")
 
 
 def check_perturbed(config: TrainConfig, perturbed: int) -> None:

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alp.configuration.schema import Method, Trainer
-from alp.policy import LayerwisePerturbation, kl_penalty, log_ratio, policy_loss
-from alp.policy.objective import loss_normaliser
+from alp.configuration.train_schema import Trainer
+from alp.policy.composition import count
+from alp.policy.method import Counts, LossInputs, LossOutputs, Method
+from alp.policy.perturbation import LayerwisePerturbation
 from alp.training.batch import Batch
 from alp.training.forward import token_log_probs
 
 
 @dataclass
 class UpdateResult:
-    """What one update did. ``raw`` is numerator minus denominator, (batch, tokens), before clamping; 0 where masked."""
+    """What one update did; ``noise`` per perturbed layer: realised and hidden RMS, gradient of log σ."""
 
-    raw: Tensor
     metrics: dict[str, float]
     skipped: bool
     noise: dict[str, list[float]] = field(default_factory=dict)
@@ -54,32 +54,33 @@ class Updater:
             groups.append({"params": noise, "lr": method.perturbation.lr, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, fused=True)
 
-    def update(self, batch: Batch, index: int) -> UpdateResult:
-        """Step on the mini-batch ``batch`` as update number ``index`` of the run. Raises RuntimeError after too many
-        skips."""
-        self.optimizer.zero_grad(set_to_none=True)
-        normaliser = loss_normaliser(batch.loss_mask, self.method.aggregation)
-        tokens = loss_normaliser(batch.loss_mask, "token-mean")
-        result = UpdateResult(torch.zeros_like(batch.rollout_log_probs), {}, skipped=False)
-        totals: dict[str, float] = {}
-        for rows, piece in batch.split(self.trainer.micro_batch):
-            raw, metrics = self._accumulate(piece, index, normaliser, tokens, result)
-            result.raw[rows, : raw.shape[1]] = raw
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        totals["policy/grad_norm"] = float(norm)
-        self._finish(result, norm, normaliser)
-        result.metrics = {
-            name: value for name, value in totals.items() if math.isfinite(value)
-        }  # the others are skips, and counted
-        return result
+    def update(self, batch: Batch, index: int) -> tuple[Tensor, UpdateResult]:
+        """Step on the mini-batch ``batch`` as update number ``index`` of the run.
 
-    def _accumulate(
-        self, piece: Batch, index: int, normaliser: int, tokens: int, result: UpdateResult
-    ) -> tuple[Tensor, dict[str, float]]:
+        Returns numerator minus denominator, (batch, tokens), before clamping, 0 where masked; and what was done. Its
+        figures come to the host in one transfer. Raises RuntimeError after too many skips.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        counts = count(self.method, batch.loss_mask)
+        raw = torch.zeros_like(batch.rollout_log_probs)
+        totals: dict[str, Tensor] = {}
+        zero = torch.zeros((), dtype=torch.float64, device=raw.device)
+        for rows, piece in batch.split(self.trainer.micro_batch):
+            outputs = self._backward(piece, index, counts)
+            raw[rows, : outputs.raw_log_ratio.shape[1]] = outputs.raw_log_ratio
+            for name, value in outputs.metrics.items():
+                totals[name] = totals.get(name, zero) + value
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        totals["policy/grad_norm"] = norm.double()
+        metrics, noise = self._to_host(totals)
+        skipped = self._finish(norm, metrics["policy/grad_norm"], noise, empty=not counts.normaliser)
+        # A figure that is not finite belongs to a skip, and skips are counted.
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return raw, UpdateResult(finite, skipped, noise)
+
+    def _backward(self, piece: Batch, index: int, counts: Counts) -> LossOutputs:
         """Forward and backward of one micro-batch, as its share of the mini-batch's loss."""
-        noise, method = self.perturbation, self.method
+        noise = self.perturbation
         active = (
             noise.active(update=index, sequence_ids=piece.sequence_ids, attention_mask=piece.attention_mask)
             if noise is not None and noise.enabled
@@ -87,56 +88,57 @@ class Updater:
         )
         with active:
             log_probs, _ = token_log_probs(self.model, piece, self.temperature)
-            denominator = piece.rollout_log_probs if method.denominator == "rollout" else piece.old_log_probs
-            ratio = log_ratio(log_probs, denominator, piece.response_mask, level=method.level, turn_ids=piece.turn_ids)
-            loss, shares = policy_loss(
-                ratio,
-                piece.advantages,
-                piece.loss_mask,
-                clip_low=method.clip_low,
-                clip_high=method.clip_high,
-                dual_clip=method.dual_clip,
-                weights=piece.weights,
-                normaliser=normaliser,
-                aggregation=method.aggregation,
+            outputs = self.method.loss(
+                LossInputs(
+                    log_probs=log_probs,
+                    old_log_probs=piece.old_log_probs,
+                    rollout_log_probs=piece.rollout_log_probs,
+                    ref_log_probs=piece.ref_log_probs if self.reference else None,
+                    response_mask=piece.response_mask,
+                    advantages=piece.advantages,
+                    turn_ids=piece.turn_ids,
+                    kl=self.trainer.kl,
+                    weights=piece.weights,
+                    loss_mask=piece.loss_mask,
+                    counts=counts,
+                )
             )
-            weight = float(piece.loss_mask.sum()) / max(tokens, 1)
-            metrics = {name: share * weight for name, share in shares.items()}
-            metrics["policy/loss"] = float(loss.detach())
-            if self.reference:
-                penalty = kl_penalty(log_probs, piece.ref_log_probs, piece.loss_mask).sum() / max(tokens, 1)
-                metrics["policy/kl"] = float(penalty.detach())
-                loss = loss + self.trainer.kl * penalty
-            loss.backward()
-        if noise is not None and noise.enabled:
-            result.noise = {"realised_rms": noise.realised_rms.tolist(), "hidden_rms": noise.hidden_rms.tolist()}
-        raw = torch.where(piece.response_mask, log_probs.detach() - denominator, 0.0)
-        return raw, metrics
+            outputs.loss.backward()
+        return outputs
 
-    def _finish(self, result: UpdateResult, norm: Tensor, normaliser: int) -> None:
-        """Clip and step, or skip and count."""
+    def _to_host(self, totals: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The metrics, and the noise per layer as its last forward left it."""
         noise = self.perturbation
+        layers: dict[str, Tensor] = {}
         if noise is not None and noise.enabled:
-            result.noise["grad"] = noise.std_grad.tolist()
-            if not any(
-                result.noise["realised_rms"]
-            ):  # one layer's may round to nothing, all of them are a method that is off
+            layers = {"realised_rms": noise.realised_rms, "hidden_rms": noise.hidden_rms, "grad": noise.std_grad}
+        device = totals["policy/grad_norm"].device
+        parts = [torch.stack(list(totals.values())), *(value.double().to(device) for value in layers.values())]
+        values = iter(torch.cat(parts).tolist())
+        metrics = {name: next(values) for name in totals}
+        return metrics, {name: [next(values) for _ in range(len(value))] for name, value in layers.items()}
+
+    def _finish(self, norm: Tensor, norm_value: float, noise: dict[str, list[float]], *, empty: bool) -> bool:
+        """Clip and step, or skip and count; whether it was skipped."""
+        if noise:
+            # One layer's noise may round to nothing; all of them are a method that is off.
+            if not any(noise["realised_rms"]):
                 raise RuntimeError("perturbation on, but nothing was added in any layer: the realised RMS is 0")
             self.perturbed_updates += 1
-        finite = bool(norm.isfinite()) and (noise is None or bool(noise.std_grad.isfinite().all()))
-        result.skipped = not finite or not normaliser
-        if result.skipped:
+        finite = all(map(math.isfinite, [norm_value, *noise.get("grad", [])]))
+        if not finite or empty:
             self.skipped_in_a_row += not finite  # an empty loss is no sign of divergence
             if self.skipped_in_a_row >= self.trainer.max_skipped:
                 raise RuntimeError(
-                    f"{self.skipped_in_a_row} updates skipped in a row: the gradient norm is {float(norm)}"
+                    f"{self.skipped_in_a_row} updates skipped in a row: the gradient norm is {norm_value}"
                 )
-            return
+            return True
         self.skipped_in_a_row = 0
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.max_grad_norm, norm)
         self.optimizer.step()
-        if noise is not None:
-            noise.project_()
+        if self.perturbation is not None:
+            self.perturbation.project_()
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and counters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +59,26 @@ def test_folders_and_labels(tmp_path: Path) -> None:
     )
 
 
-def test_a_model_of_one_s_own_replaces_the_embedded_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def the_project_s_configs() -> Iterator[Path]:
+    configs = compose.CONFIGS
+    yield configs
+    compose.read_from(configs)
+
+
+def test_a_model_of_one_s_own_replaces_the_embedded_one(tmp_path: Path, the_project_s_configs: Path) -> None:
     import shutil
 
     configs = tmp_path / "configs"
-    shutil.copytree(compose.CONFIGS, configs)
+    shutil.copytree(the_project_s_configs, configs)
     text = (configs / "model" / "arithmetic_tiny.yaml").read_text(encoding="utf-8")
     mine = text.replace("path: null", "path: /models/mine").replace("name: arithmetic_tiny", "name: mine")
     (configs / "model" / "mine.yaml").write_text(mine)
-    monkeypatch.setattr(compose, "CONFIGS", configs)
-    compose._selected.cache_clear()
+    compose.read_from(configs)
     loaded = grid.load(_write(tmp_path, model="mine"))
     assert loaded.model_dir("results") == Path("/models/mine")
     for verb, arm in (("train", "grpo"), ("evaluate", None)):
         assert compose.load(verb, loaded.overrides(verb, "results", arm=arm)).model.path == "/models/mine"
-    compose._selected.cache_clear()
 
 
 def test_content_hash_follows_content(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from hypothesis import strategies as st
 from alp.cli import main
 from alp.configuration import compose
 from alp.diagnosis import dump_formats, dumps
-from alp.diagnosis import figures as drawings
 from alp.diagnosis import measures as measures
 from alp.diagnosis import tables as tables
-from alp.diagnosis.diagnose import findings, notes
+from alp.diagnosis.diagnosed import Diagnosed
 from alp.diagnosis.dumps import Dump
-from alp.policy import mismatch_diagnostics, ratio_diagnostics
-from alp.reporting import plots
+from alp.diagnosis.figures import FIGURES
+from alp.diagnosis.findings import findings, notes
+from alp.policy import Correction, mismatch_diagnostics, ratio_diagnostics
+from alp.rendering import plots
+from alp.rendering.tables import records
 from tests.policy import reference
 from tests.reporting.conftest import bytes_below
 from tests.reporting.test_figures import assert_legible
@@ -167,7 +170,10 @@ def test_presets_do_what_the_reference_does(tmp_path: Path, monkeypatch: pytest.
     sequences = [one for one in simulate() if any(one["response_mask"])]
     dump, mask = load(write(tmp_path / "dump.jsonl", sequences)), masks(sequences)
     old, rollout, current = (matrix(sequences, name) for name in ("old_log_probs", "rollout_log_probs", "log_probs"))
-    for effect in measures.effects(dump, measures.presets()):
+    clipped = [
+        method for method in measures.presets() if method.loss_form == "clip"
+    ]  # the loss that the reference knows
+    for effect in measures.effects(dump, clipped):
         method = effect.method
         assert effect.numerator == "log_probs"
         ratio = reference.log_ratio(
@@ -177,7 +183,11 @@ def test_presets_do_what_the_reference_does(tmp_path: Path, monkeypatch: pytest.
             method.level,
             matrix(sequences, "turn_ids"),
         )
-        fixed = reference.rollout_correction(old, rollout, mask, **method.correction.model_dump())
+        assert len(method.corrections) <= 1, "the reference knows one at a time"
+        correction = method.corrections[0] if method.corrections else Correction()
+        fixed = reference.rollout_correction(
+            old, rollout, mask, correction.kind, correction.level, correction.upper, correction.lower, correction.veto
+        )
         clips = (method.clip_low, method.clip_high, method.dual_clip)
         loss = reference.policy_loss(
             ratio.values, [one["advantages"] for one in sequences], fixed.mask, *clips, fixed.weights
@@ -191,13 +201,11 @@ def test_presets_do_what_the_reference_does(tmp_path: Path, monkeypatch: pytest.
         shares["above"] = sum(r > 1 + method.clip_high for r in kept) / len(kept)
         shares["above_dual"] = sum(r > (method.dual_clip or math.inf) for r in kept) / len(kept)
         assert effect.shares == pytest.approx(shares), method.name
-        if method.correction.kind == "none":
+        if correction.kind == "none":
             assert effect.weights is None
             continue
         valid = [(b, reference.valid_positions(row)) for b, row in enumerate(fixed.mask) if any(row)]
-        weights = [
-            fixed.weights[b][t] for b, row in valid for t in (row if method.correction.level == "token" else row[:1])
-        ]
+        weights = [fixed.weights[b][t] for b, row in valid for t in (row if correction.level == "token" else row[:1])]
         assert effect.weights is not None
         assert effect.weights.tolist() == pytest.approx(weights)
         assert measures.effective_sample_size(effect.weights) == pytest.approx(reference.effective_sample_size(weights))
@@ -231,7 +239,8 @@ def test_steps_need_no_order(tmp_path: Path) -> None:
 
 def test_turns_are_read_where_a_method_needs_them(tmp_path: Path) -> None:
     sequences = simulate()
-    method = next(one for one in measures.presets() if one.name == "token_bypass").model_copy(update={"level": "turn"})
+    method = next(preset for preset in measures.presets() if preset.name == "token_bypass")
+    method = replace(method, level="turn")
     (effect,) = measures.effects(load(write(tmp_path / "a.jsonl", sequences)), [method])
     assert not effect.missing
     assert effect.shares["above"] > 0
@@ -250,7 +259,7 @@ def test_stand_ins_are_named(tmp_path: Path) -> None:
     found = {}
     for name, some in (("noise", perturbed), ("plain", sequences), ("first", first)):
         table = tables.methods(measures.effects(load(write(tmp_path / f"{name}.jsonl", some)), measures.presets()))
-        rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+        rows = {row["method"]: row for row in records(table.frame)}
         found[name] = [(rows[method]["numerator"], rows[method]["remark"]) for method in ("seq_alp", "grpo")]
     assert found["noise"] == [("perturbed_log_probs", ""), ("log_probs", "")]
     assert found["plain"] == [("log_probs", "without its noise"), ("log_probs", "")]
@@ -270,22 +279,23 @@ def test_effective_sample_size(weights: list[float]) -> None:
 def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]) -> None:
     out, found = diagnosed
     expected = {"diagnostics.json", "report.html"}
+    figures = [artefact.name for artefact in FIGURES]
     expected |= {
         f"tables/{name}.{end}"
         for name in ("mismatch", "ratio_quantiles", "methods", "steps")
         for end in ("csv", "md", "tex")
     }
-    expected |= {f"figures/{name}.{end}" for name in drawings.TITLES for end in ("svg", "png")}
+    expected |= {f"figures/{name}.{end}" for name in figures for end in ("svg", "png")}
     assert set(bytes_below(out)) == expected
     assert found["input/name"] == "dump.jsonl"
     assert len(found["input/sha256"]) == 64
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count('<img src="data:image/svg+xml;base64,') == len(drawings.TITLES)
+    assert page.count('<img src="data:image/svg+xml;base64,') == len(figures)
     assert page.count("<table>") == 4
     assert "http://" not in page
     assert "https://" not in page
     docs = (Path(__file__).resolve().parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
-    for name in (*drawings.TITLES, *WANTED):
+    for name in (*figures, *WANTED):
         assert name in docs, name
 
 
@@ -402,6 +412,16 @@ def test_summary_names_the_furthest_sequence_and_what_is_odd(tmp_path: Path) -> 
     assert lines[0].endswith("; 1 sequences have no valid token")
 
 
+def test_a_field_s_name_commands_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sequences = [{**one, "log_prob\x1b[31ms": one["log_probs"]} for one in simulate(4)]
+    for one in sequences:
+        del one["log_probs"]
+    run(write(tmp_path / "dump.jsonl", sequences), tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert r"not read: field 'log_prob\x1b[31ms'; did you mean 'log_probs'?" in shown
+    assert "\x1b" not in shown + (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_infinite_divergence_is_null(tmp_path: Path) -> None:
     one = {"old_log_probs": [-0.1, -1.0], "rollout_log_probs": [-900.0, -1.0], "response_mask": [1, 1]}
     found = run(write(tmp_path / "far.jsonl", [one]), tmp_path / "out")
@@ -412,10 +432,10 @@ def test_infinite_divergence_is_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sequences", [40, 1])
 def test_text_is_legible(tmp_path: Path, sequences: int) -> None:
     dump = load(write(tmp_path / "dump.jsonl", simulate(sequences, width=40)))
-    figures, parts = measures.diagnostics(dump), measures.step_figures(dump)
-    for name in drawings.names(dump):
+    diagnosed = Diagnosed.of(dump)
+    for artefact in FIGURES:
         with plots.style():
-            assert_legible(drawings.draw(name, dump, figures, parts))
+            assert_legible(artefact.make(diagnosed))
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------

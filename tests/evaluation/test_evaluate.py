@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,3 +149,40 @@ def test_chunks_of_other_settings_are_not_used(base_model: Path, tmp_path: Path)
     with pytest.raises(UserError, match="no mark says that this version of alp made it"):
         _run(base_model, tmp_path)
     assert stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluation.dtype=bfloat16"], r"unknown key 'evaluation\.dtype'; did you mean 'rollout\.dtype'\?"),
+        (["rollout.temperature=0.3"], r"rollout\.temperature = 0\.3 contradicts evaluation\.temperature = 1\.0"),
+        (["rollout=vlm"], r"unknown rollout 'vlm'; did you mean 'vllm'\?"),
+        (["rollout=vllm", "rollout.batch_size=4"], r"unknown key 'rollout\.batch_size'"),
+    ],
+)
+def test_what_contradicts_the_engine_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compose.load("evaluate", words)
+
+
+def test_an_evaluation_s_engine_follows_its_settings() -> None:
+    words = ["evaluation.temperature=0.5", "evaluation.batch_size=64", "evaluation.max_new_tokens=30"]
+    settings = compose.load("evaluate", words).rollout
+    assert (settings.engine, settings.dtype, settings.batch_size) == ("hf", "float32", 64)
+    assert (settings.temperature, settings.max_new_tokens) == (0.5, 30)
+    assert compose.load("evaluate", ["rollout=vllm", *words]).rollout.dtype == "float32"
+
+
+def test_samples_do_not_depend_on_where_a_file_s_header_ends(base_model: Path, tmp_path: Path) -> None:
+    """Weights read from a file lie at any offset in memory; an evaluation's log-probs are those of aligned ones."""
+    from safetensors.torch import load_file, save_file
+
+    lines = []
+    for padding in ("", "x" * 8, "x" * 24):
+        folder = tmp_path / f"model{len(padding)}"
+        shutil.copytree(base_model, folder)
+        weights = folder / "model.safetensors"
+        save_file(load_file(weights), weights, metadata={"format": "pt", "note": padding})
+        _run(folder, tmp_path / f"run{len(padding)}")
+        lines.append(_samples(tmp_path / f"run{len(padding)}"))
+    assert lines[0] == lines[1] == lines[2]

@@ -28,7 +28,7 @@ from tests.signals import heard
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["alp.training.trainer", "alp.cli", "alp.evaluation.evaluate", "alp.reporting.report", "alp.reporting.figures"]
+    ["alp.training.loop", "alp.cli", "alp.evaluation.evaluate", "alp.reporting.report", "alp.reporting.draw"]
 )
 RESULTS = (
     "metrics.jsonl",
@@ -43,9 +43,9 @@ _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 _WRITERS = (
     "alp.training.checkpoint save",
     "alp.training.checkpoint _write",
-    "alp.training.trainer.Job _append",
-    "alp.training.trainer write_text",
-    "alp.training.trainer write_json",
+    "alp.training.records.Records append",
+    "alp.training.job write_text",
+    "alp.training.job write_json",
     "alp.models save_model",
     "alp.ownership.Claim __enter__",
     "alp.ownership.Claim begin",

@@ -46,18 +46,18 @@ class _Fill:
         self.disk, self.room = disk, room
 
     def __call__(self) -> None:
-        from alp.training.trainer import Job
+        from alp.training import loop
 
-        plain = Job._step
+        plain = loop.step
 
-        def step(job: Job, number: int) -> Any:
+        def step(job: loop.Job, number: int) -> Any:
             if number == 2:
                 size = shutil.disk_usage(self.disk).free - self.room
                 with (self.disk / "ballast").open("wb") as stream:
                     stream.write(b"\0" * size)
             return plain(job, number)
 
-        Job._step = step  # type: ignore[method-assign]
+        loop.step = step
 
 
 @pytest.mark.parametrize("room", [0, 4096, 20_000, 200_000, 700_000] if ALL else [0, 200_000])
@@ -128,16 +128,16 @@ class _Cover:
         self.folder = folder
 
     def __call__(self) -> None:
-        from alp.training.trainer import Job
+        from alp.training import loop
 
-        plain = Job._step
+        plain = loop.step
 
-        def step(job: Job, number: int) -> Any:
+        def step(job: loop.Job, number: int) -> Any:
             if number == 3:
                 assert _cover(self.folder)
             return plain(job, number)
 
-        Job._step = step  # type: ignore[method-assign]
+        loop.step = step
 
 
 def test_read_only_results(tmp_path: Path, words: Words, whole: Any, ledger: Ledger) -> None:

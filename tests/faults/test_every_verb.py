@@ -15,7 +15,8 @@ import pytest
 
 from alp.configuration.grid import Grid
 from alp.errors import UserError
-from alp.ownership import claimed, marks
+from alp.marks import marks
+from alp.ownership import claimed
 from alp.reporting.manifest import outputs
 from tests.canary import plant, snapshot
 from tests.conftest import TINY_MODEL, TINY_TASK

@@ -190,7 +190,6 @@ def _continued(root: Path, kinds: dict[str, Kind]) -> None:
         "code_hash": "x",
         "model_hash": "x",
         "data_hash": "x",
-        "environment_hash": "x",
     }
     checkpoint.save(root / "job", origin, {"step": 1, "current": None})
     (folder,) = (root / "job" / "checkpoints").iterdir()
@@ -257,9 +256,7 @@ def _limited(root: Path, action: Callable[[], int], log: Path) -> int:
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             sys.stdout = sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-            compose.CONFIGS = root / "configs"
-            compose._selected.cache_clear()
-            compose._check_file.cache_clear()
+            compose.read_from(root / "configs")
             used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
             from alp.errors import UserError

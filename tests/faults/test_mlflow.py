@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -42,22 +41,25 @@ class Delete:
     def __init__(self, database: Path) -> None:
         self.database = database
 
+    def _logged(self) -> bool:
+        with closing(sqlite3.connect(self.database)) as connection:
+            return bool(connection.execute("SELECT count(*) FROM metrics").fetchone()[0])
+
     def __call__(self) -> None:
-        from alp.training.trainer import Job
+        from alp.training import loop
 
-        plain = Job._step
+        plain = loop.step
 
-        def step(job: Job, number: int) -> Any:
+        def step(job: loop.Job, number: int) -> Any:
             if number == 3:
-                for thread in threading.enumerate():
-                    if thread.name == "alp.reporting.tracking":
-                        thread.join()
-                with sqlite3.connect(self.database) as connection:
-                    assert connection.execute("SELECT count(*) FROM metrics").fetchone()[0] > 0
+                deadline = time.monotonic() + 120
+                while not self._logged():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
                 self.database.unlink()
             return plain(job, number)
 
-        Job._step = step  # type: ignore[method-assign]
+        loop.step = step
 
 
 def _killed_while_making(make: Callable[[], None], seconds: float | None) -> float:

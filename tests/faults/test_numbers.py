@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,23 @@ class Spoil:
         self.place, self.value = place, value
 
     def __call__(self) -> None:
-        from alp.training import trainer, update
+        from alp.policy import Method
+        from alp.training import scoring, update
 
         place, value = self.place, self.value
         if place == "loss":
-            plain_loss, plain_update = update.policy_loss, update.Updater.update
+            plain_loss, plain_update = Method.loss, update.Updater.update
             current = {"index": -1}
 
-            def policy_loss(*arguments: Any, **named: Any) -> Any:
-                loss, shares = plain_loss(*arguments, **named)
-                return (loss * value if current["index"] == 4 else loss), shares
+            def loss(method: Method, inputs: Any) -> Any:
+                outputs = plain_loss(method, inputs)
+                return replace(outputs, loss=outputs.loss * value) if current["index"] == 4 else outputs
 
             def noted(updater: Any, batch: Any, index: int) -> Any:
                 current["index"] = index
                 return plain_update(updater, batch, index)
 
-            update.policy_loss, update.Updater.update = policy_loss, noted  # type: ignore[assignment, method-assign]
+            Method.loss, update.Updater.update = loss, noted  # type: ignore[method-assign]
         elif place == "gradient":
             plain_update = update.Updater.update
 
@@ -53,18 +55,18 @@ class Spoil:
             update.Updater.update = spoilt  # type: ignore[method-assign]
         else:
             name = "frozen_log_probs" if place == "old log-prob" else "collect"
-            plain = getattr(trainer, name)
+            plain = getattr(scoring, name)
 
             def around(*arguments: Any, **named: Any) -> Any:
-                found = plain(*arguments, **named)
+                answer = plain(*arguments, **named)
                 if name == "frozen_log_probs":
                     if int(arguments[1].sequence_ids[0]) == 2 * 16:
-                        found[0][0, int(arguments[1].response_mask[0].nonzero()[0])] = value
-                elif named["purpose"] == trainer.Purpose.TRAINING and named["step"] == 3:
-                    found[0].rollout_log_probs[0] = value
-                return found
+                        answer[0][0, int(arguments[1].response_mask[0].nonzero()[0])] = value
+                elif named["purpose"] == scoring.Purpose.TRAINING and named["step"] == 3:
+                    answer[0].rollout_log_probs[0] = value
+                return answer
 
-            setattr(trainer, name, around)
+            setattr(scoring, name, around)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf] if ALL else [math.nan])

@@ -23,15 +23,15 @@ class Slow:
         self.seconds = seconds
 
     def __call__(self) -> None:
-        from alp.training.trainer import Job
+        from alp.training import loop
 
-        plain = Job._step
+        plain = loop.step
 
-        def step(job: Job, number: int) -> Any:
+        def step(job: loop.Job, number: int) -> Any:
             time.sleep(self.seconds)
             return plain(job, number)
 
-        Job._step = step  # type: ignore[method-assign]
+        loop.step = step
 
 
 def _wait_for(path: Path, process: Any) -> None:

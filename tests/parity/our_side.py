@@ -1,4 +1,4 @@
-"""Our side: the public functions of `alp.policy`, put together as the trainer puts them together."""
+"""Our side: the composition that the trainer calls, `Method.loss`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alp.policy import kl_penalty, log_ratio, policy_loss, rollout_correction
+from alp.policy import Correction, LossInputs, Method
+from alp.policy.composition import count
+from alp.policy.method import Counts, Level
 
 from .cases import Case
-
-NONE = {"kind": "none", "level": "token"}
 
 
 @dataclass
@@ -35,31 +35,40 @@ def ours(
     case: Case,
     advantages: Tensor,
     *,
-    level: str = "token",
-    aggregation: str = "token-mean",
-    normaliser: float | None = None,
+    level: Level = "token",
+    aggregation: Any = "token-mean",
+    normaliser: int | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     dual_clip: float | None = None,
     beta: float = 0.0,
     correction: dict[str, Any] | None = None,
 ) -> Ours:
-    """Ratio, correction, loss and KL of one mini-batch. ``correction``: keywords of `rollout_correction`."""
-    current = case.current.clone().requires_grad_()
-    ratio = log_ratio(current, case.old, case.mask, level=level)
-    weights, kept, _ = rollout_correction(case.old, case.rollout, case.mask, **(correction or NONE))
-    loss, metrics = policy_loss(
-        ratio,
-        advantages,
-        kept,
+    """Ratio, correction, loss and KL of one mini-batch. ``correction``: fields of a `Correction`."""
+    method = Method(
+        level=level,
+        aggregation=aggregation,
         clip_low=clip_low,
         clip_high=clip_high,
         dual_clip=dual_clip,
-        weights=weights,
-        normaliser=normaliser,
-        aggregation=aggregation,
+        corrections=[Correction(**correction)] if correction else [],
     )
-    if beta:
-        loss = loss + beta * kl_penalty(current, case.reference, kept).sum() / kept.sum()
-    (gradient,) = torch.autograd.grad(loss, current)
-    return Ours(loss.detach(), gradient, kept, weights, metrics)
+    current = case.current.clone().requires_grad_()
+    corrected = method.correct(case.old, case.rollout, case.mask)
+    counts = count(method, corrected.mask)
+    outputs = method.loss(
+        LossInputs(
+            log_probs=current,
+            old_log_probs=case.old,
+            rollout_log_probs=case.rollout,
+            ref_log_probs=case.reference if beta else None,
+            response_mask=case.mask,
+            advantages=advantages,
+            kl=beta,
+            weights=corrected.weights,
+            loss_mask=corrected.mask,
+            counts=counts if normaliser is None else Counts(normaliser, counts.tokens),
+        )
+    )
+    (gradient,) = torch.autograd.grad(outputs.loss, current)
+    return Ours(outputs.loss.detach(), gradient, corrected.mask, corrected.weights, outputs.floats())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alp.configuration import compose
 from alp.models import load_model
-from alp.policy import group_advantages, rollout_correction
+from alp.policy import group_advantages
 from alp.rollout.episodes import Trajectory
 from alp.training.batch import Batch, collate
 from alp.training.forward import frozen_log_probs, token_log_probs
@@ -36,11 +36,7 @@ METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "gspo": (
         [
             *("method=gspo", "method.clip_low=0.02", "method.clip_high=0.03", "method.dual_clip=10"),
-            *(
-                "method.correction.kind=mask_keep_denominator",
-                "method.correction.level=sequence",
-                "method.correction.upper=3",
-            ),
+            *("method.corrections=[{kind: mask_keep_denominator, level: sequence, upper: 3.0}]",),
         ],
         {"importance_sampling_level": "sequence", "epsilon": 0.02, "epsilon_high": 0.03},
     ),
@@ -125,10 +121,12 @@ def prepared(trajectories: list[Trajectory], model: Any, method: Any) -> Batch:
     own."""
     batch = collate(trajectories, pad_token_id=0, first_sequence=0, device=DEVICE)
     old, _ = frozen_log_probs(model, batch, TEMPERATURE, None)
-    weights, kept, _ = rollout_correction(old, batch.rollout_log_probs, batch.response_mask, **dict(method.correction))
+    corrected = method.correct(old, batch.rollout_log_probs, batch.response_mask)
     spread = batch.rewards.view(-1, SAMPLES).std(-1).repeat_interleave(SAMPLES)
     advantages = group_advantages(batch.rewards, batch.groups) * (spread + 1e-6) / (spread + 1e-4)
-    return batch.with_(old_log_probs=old, weights=weights, loss_mask=kept, advantages=advantages.float())
+    return batch.with_(
+        old_log_probs=old, weights=corrected.weights, loss_mask=corrected.mask, advantages=advantages.float()
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from alp.configuration import compose
 from alp.configuration import grid as grids
 from alp.configuration.grid import Arm, Grid
-from alp.reporting import runs
+from alp.reporting import arms
 from alp.tasks.prepare import prepare
 
 GRID = """
@@ -149,10 +150,10 @@ def _write_run(
     final = FINAL.get(arm.method, 0.65) - 0.03 * (arm.variant is not None) + rng.normal(scale=0.015)
     _write_evaluation(folder, final, difficulty, rng, _ids(grid, len(difficulty)))
     (folder / "config.yaml").write_text(compose.to_yaml(resolved))
-    method = resolved.method.model_dump(mode="json")
+    method = asdict(resolved.method)
     active = {
         key: method[key]
-        for key in ("numerator", "denominator", "level", "clip_low", "clip_high", "dual_clip", "correction")
+        for key in ("numerator", "denominator", "level", "clip_low", "clip_high", "dual_clip", "corrections")
     }
     active |= {
         "method": arm.method,
@@ -173,9 +174,9 @@ def _write_run(
         "versions": {"torch": "2.13.0"},
     }
     _write_json(folder / "provenance.json", origin | {"config_hash": "cd" * 32, "identity": "ef" * 32})
-    noise = runs.learns_noise(resolved.method)
+    noise = arms.learns_noise(resolved.method)
     lines = [_metrics(step, steps, final, arm, noise, rng) for step in range(steps + 1)]
-    gap = MISMATCH.get(runs.engine_label(resolved.rollout), 1e-3)
+    gap = MISMATCH.get(resolved.rollout.label, 1e-3)
     _write_lines(folder / "metrics.jsonl", [line | _mismatch(gap, rng) if line["step"] else line for line in lines])
     _write_lines(folder / "updates.jsonl", [_update(step, arm, rng) for step in range(5, steps + 1, 5)])
 

@@ -17,15 +17,19 @@ from alp.configuration import grid as grids
 from alp.configuration.grid import Grid
 from alp.errors import UserError
 from alp.ownership import claimed
-from alp.reporting import figures as module
-from alp.reporting import plots, runs
-from alp.reporting.figures import envelope_bins, figures
+from alp.rendering import plots
+from alp.rendering.plots import envelope_bins
+from alp.reporting import registry, runs
+from alp.reporting.draw import figures
+from alp.reporting.figures.sigma import noise_map
+from alp.reporting.looks import looks
 from alp.reproducibility import write_text
 
 from .conftest import GRID, bytes_below, fabricate, write_grid
 
 Finished = tuple[Grid, Path]
-ONE_ENGINE = [name for name in runs.FIGURES if name not in ("mismatch", "sets")]
+ALL = {artefact.name: artefact for artefact in registry.registered("figures")}
+ONE_ENGINE = [name for name in ALL if name not in ("mismatch", "sets")]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def test_text_is_legible(finished: Finished, name: str) -> None:
     """No text under 8 points, none cut at the edge of the figure, no two texts on top of each other."""
     loaded = runs.load(*finished)
     with plots.style():
-        assert_legible(module.DRAW[name](loaded, plots.looks(loaded)))
+        assert_legible(ALL[name].make(loaded))
 
 
 def assert_legible(figure: Figure) -> None:
@@ -105,10 +109,10 @@ def undrawn(figure: Figure) -> set[int]:
 
 
 def test_one_colour_per_method_and_dashes_per_variant(finished: Finished) -> None:
-    looks = plots.looks(runs.load(*finished))
-    assert len({look.colour for look in looks.values()}) == 3
-    assert looks["token_alp"].colour == looks["token_alp-sigma0"].colour
-    assert looks["token_alp"].dashes == "solid" != looks["token_alp-sigma0"].dashes
+    by_arm = looks(runs.load(*finished))
+    assert len({look.colour for look in by_arm.values()}) == 3
+    assert by_arm["token_alp"].colour == by_arm["token_alp-sigma0"].colour
+    assert by_arm["token_alp"].dashes == "solid" != by_arm["token_alp-sigma0"].dashes
 
 
 def test_sigma_needs_learned_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,14 +125,14 @@ def test_sigma_needs_learned_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     saved: list[str] = []
     monkeypatch.setattr(plots, "save", lambda figure, stem: saved.append(stem.name))
     figures(grid, results)
-    assert "sigma" not in runs.figure_names(grid)
+    assert "sigma" not in registry.names("figures", grid)
     assert saved == [name for name in ONE_ENGINE if name != "sigma"]
     assert not stale.exists()
 
 
 def test_names_are_known_before_anything_ran() -> None:
-    assert runs.figure_names(grids.load("quick")) == ONE_ENGINE
-    assert runs.figure_names(grids.load("mismatch")) == [name for name in runs.FIGURES if name != "sets"]
+    assert registry.names("figures", grids.load("quick")) == ONE_ENGINE
+    assert registry.names("figures", grids.load("mismatch")) == [name for name in ALL if name != "sets"]
 
 
 def test_figures_survive_missing_metrics(fresh: Finished) -> None:
@@ -154,7 +158,7 @@ def test_a_missing_updates_file_is_one_line(fresh: Finished) -> None:
 def test_heat_map_is_the_seed_mean_in_order_of_depth(finished: Finished) -> None:
     arm = runs.load(*finished).find("token_alp")
     assert arm is not None
-    names, steps, values = module._noise_map(arm)
+    names, steps, values = noise_map(arm)
     assert names == ["0", "1", "2"]
     assert values.shape == (3, len(steps))
     assert steps[0] == 1
@@ -186,7 +190,7 @@ def test_a_single_step_is_seen(tmp_path: Path) -> None:
     loaded = runs.load(*fabricate(write_grid(tmp_path, GRID), tmp_path / "results", steps=1))
     with plots.style():
         for name in ("dynamics", "length", "limit", "ratio_quantiles"):
-            figure = module.DRAW[name](loaded, plots.looks(loaded))
+            figure = ALL[name].make(loaded)
             figure.draw_without_rendering()
             stepped = [axes for axes in figure.axes if axes.lines and axes.get_xlim() == pytest.approx((0.67, 1.33))]
             assert stepped, name
@@ -202,5 +206,5 @@ def test_equal_accuracies_are_not_told_apart_by_rounding(tmp_path: Path) -> None
         path.write_text(json.dumps(record | {"correct": [0] * record["problems"]}))
     loaded = runs.load(grid, results)
     with plots.style():
-        for axes in module.accuracy(loaded, plots.looks(loaded)).axes:
+        for axes in ALL["accuracy"].make(loaded).axes:
             assert axes.get_xlim() == pytest.approx((-0.5, 0.5))

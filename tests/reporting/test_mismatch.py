@@ -14,12 +14,14 @@ from alp.configuration import compose
 from alp.configuration import grid as grids
 from alp.configuration.grid import Grid
 from alp.ownership import claimed
-from alp.reporting import figures as figures_module
-from alp.reporting import plots, runs
+from alp.rendering import plots
+from alp.reporting import arms, registry, runs
 from alp.reporting.aggregate import aggregate
-from alp.reporting.figures import figures
+from alp.reporting.draw import figures
+from alp.reporting.figures import mismatch
 from alp.reporting.mismatch import sentences
 from alp.reporting.report import report
+from alp.reporting.tables import mismatch as table
 from alp.reproducibility import write_text
 
 from .conftest import SAMPLES, fabricate, write_grid
@@ -104,15 +106,16 @@ def test_tiny_divergences_are_not_rounded_away(rows: list[dict[str, str]]) -> No
     assert len(rows[0]["k3_kl"].partition("e")[0].replace(".", "")) >= 5
 
 
-def test_the_page_names_every_engine(engines: Finished, rows: list[dict[str, str]]) -> None:
+def test_the_page_names_every_engine(engines: Finished) -> None:
     grid, results = engines
     figures(grid, results)
     report(grid, results)
     page = (grid.folder(results) / "report.html").read_text(encoding="utf-8")
     assert "Engines compared" in page
-    for sentence in sentences(rows):
+    quoted = sentences(table.make(runs.load(grid, results)).rounded())
+    for sentence in quoted:
         assert sentence in page
-    assert [sentence.split(":")[0] for sentence in sentences(rows)] == [
+    assert [sentence.split(":")[0] for sentence in quoted] == [
         "Rollouts by HF fp32",
         "Rollouts by HF bf16",
         "Rollouts by vLLM bf16",
@@ -122,7 +125,7 @@ def test_the_page_names_every_engine(engines: Finished, rows: list[dict[str, str
 def test_the_figure_is_legible(engines: Finished) -> None:
     loaded = runs.load(*engines)
     with plots.style():
-        assert_legible(figures_module.DRAW["mismatch"](loaded, plots.looks(loaded)))
+        assert_legible(mismatch.make(loaded))
 
 
 def test_one_engine_needs_no_such_table(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_one_engine_needs_no_such_table(tmp_path: Path) -> None:
     theirs.write_text("a user's")
     aggregate(grid, results)
     assert theirs.read_text(encoding="utf-8") == "a user's"
-    assert "mismatch" not in runs.table_names(grid)
+    assert "mismatch" not in registry.names("tables", grid)
     assert not stale.exists()
 
 
@@ -150,11 +153,11 @@ def test_one_engine_needs_no_such_table(tmp_path: Path) -> None:
     ],
 )
 def test_engines_as_people_read_them(words: list[str], expected: str) -> None:
-    assert runs.engine_label(compose.load("train", words).rollout) == expected
+    assert compose.load("train", words).rollout.label == expected
 
 
 def test_the_mismatch_grid_compares_four_engines() -> None:
     grid = grids.load("mismatch")
-    found = [runs.engine_label(runs.job_of(grid, arm).rollout) for arm in grid.arms]
+    found = [arms.job_of(grid, arm).rollout.label for arm in grid.arms]
     assert list(dict.fromkeys(found)) == ["HF fp32", "HF bf16", "HF int8", "vLLM bf16"]
     assert {found.count(engine) for engine in found} == {3}

@@ -11,10 +11,13 @@ import pytest
 
 from alp.configuration.grid import Grid
 from alp.errors import UserError
-from alp.reporting import runs
+from alp.rendering.tables import Row
+from alp.reporting import registry, runs
 from alp.reporting.aggregate import aggregate
-from alp.reporting.figures import figures
-from alp.reporting.report import CAPTIONS, headline, markdown_table, report
+from alp.reporting.draw import figures
+from alp.reporting.findings import headline
+from alp.reporting.leakage import LEAKAGE
+from alp.reporting.report import report
 
 Finished = tuple[Grid, Path]
 VOID = {"meta", "img", "br", "link"}
@@ -71,7 +74,9 @@ def test_page_holds_every_figure_and_table(finished: Finished, page: str) -> Non
     grid, results = finished
     parsed = Page(page)
     embedded = [base64.b64decode(image.partition(",")[2]) for image in parsed.images]
-    on_disk = [(grid.folder(results) / "figures" / f"{name}.svg").read_bytes() for name in runs.figure_names(grid)]
+    on_disk = [
+        (grid.folder(results) / "figures" / f"{name}.svg").read_bytes() for name in registry.names("figures", grid)
+    ]
     assert embedded == on_disk
     for svg in embedded:  # nothing to fetch from inside a figure either
         references = re.findall(rb'(?:xlink:)?href="([^"]*)"', svg)
@@ -116,26 +121,26 @@ def test_findings_repeat_the_tables(page: str) -> None:
 def test_findings_have_no_preferred_sign(finished: Finished) -> None:
     loaded = runs.load(*finished)
     names = ["base", *(arm.name for arm in loaded.arms)]
-    main = [
+    main: list[Row] = [
         {
             "method": name,
-            "accuracy_mean": "0.5",
-            "accuracy_low": "0.4",
-            "accuracy_high": "0.6",
-            "difference_to_grpo": "",
+            "accuracy_mean": 0.5,
+            "accuracy_low": 0.4,
+            "accuracy_high": 0.6,
+            "difference_to_grpo": None,
         }
         for name in names
     ]
-    loss = {"difference_low": "-0.200000", "difference_high": "-0.050000"}
-    main[3] |= {"difference_to_grpo": "-0.100000", **loss}
-    control = {
+    loss: Row = {"difference_low": -0.2, "difference_high": -0.05}
+    main[3] |= {"difference_to_grpo": -0.1, **loss}
+    control: Row = {
         "method": "token_alp",
         "control": "token_alp-sigma0",
         "changed": "noise",
-        "difference": "-0.100000",
+        "difference": -0.1,
         **loss,
     }
-    tail = {"method": "token_alp", "level": "token", "reference": "token_bypass", "width_reduction": "-0.500000"}
+    tail: Row = {"method": "token_alp", "level": "token", "reference": "token_bypass", "width_reduction": -0.5}
     found = headline(loaded, {"main": main, "controls": [control], "ratio_tails": [tail]})
     assert "Token-ALP minus GRPO: −10.0 points [−20.0, −5.0]; the interval excludes zero." in found
     assert any(
@@ -149,8 +154,7 @@ def test_findings_have_no_preferred_sign(finished: Finished) -> None:
 @pytest.mark.parametrize(
     ("lost", "command"),
     [
-        ("arithmetic/data/leakage.md", "alp prepare task=arithmetic"),
-        ("tables/controls.md", "alp aggregate grid="),
+        ("arithmetic/data/leakage.json", "alp prepare task=arithmetic"),
         ("figures/tails.svg", "alp figures grid="),
         ("active", "snakemake --cores 2"),
     ],
@@ -160,10 +164,9 @@ def test_a_missing_part_is_one_line_with_its_command(
 ) -> None:
     grid, results = fresh
     source = finished[0].folder(finished[1])
-    for part in ("tables", "figures"):  # made for the larger fabrication; the report reads them as they are
-        (grid.folder(results) / part).mkdir()
-        for path in (source / part).iterdir():
-            (grid.folder(results) / part / path.name).write_bytes(path.read_bytes())
+    (grid.folder(results) / "figures").mkdir()  # drawn for the larger fabrication; the page shows them as they are
+    for path in (source / "figures").iterdir():
+        (grid.folder(results) / "figures" / path.name).write_bytes(path.read_bytes())
     path = grid.run_dir(results, "grpo", 0) / "active.json" if lost == "active" else grid.folder(results) / lost
     path.unlink()
     with pytest.raises(UserError) as caught:
@@ -173,15 +176,38 @@ def test_a_missing_part_is_one_line_with_its_command(
     assert "\n" not in str(caught.value)
 
 
-def test_markdown_becomes_html() -> None:
-    found = markdown_table("| A | B |\n| :--- | ---: |\n| a < b | **1** |\n")
-    assert '<td class="text">a &lt; b</td><td class="number"><strong>1</strong></td>' in found
-    assert "nothing to compare" in markdown_table("| A |\n| :--- |\n")
+def test_the_page_is_made_from_the_result_files(finished: Finished, page: str) -> None:
+    """Whatever somebody wrote into the files of the tables, or without them."""
+    grid, results = finished
+    folder = grid.folder(results) / "tables"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    try:
+        for path in before:
+            path.unlink()
+        (folder / "main.csv").write_text("method,accuracy_mean\nbase,no number\n", encoding="utf-8")
+        report(grid, results)
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+    assert (grid.folder(results) / "report.html").read_text(encoding="utf-8") == page
 
 
-@pytest.mark.parametrize("name", sorted({*runs.FIGURES, *runs.TABLES}))
-def test_captions_are_plain_text(name: str) -> None:
-    text = (CAPTIONS / f"{name}.rst").read_text(encoding="utf-8")
-    assert not re.search(r"[{}*`|]|\w_\s", text)
-    docutils = pytest.importorskip("docutils.core")
-    assert docutils.publish_string(text, settings_overrides={"halt_level": 2, "report_level": 5})
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds no JSON object"),
+        ("{}", "missing: sets"),
+        ('{"sets": {"test": {"problems": 3}}}', "cannot be read"),
+    ],
+)
+def test_a_damaged_leakage_report_is_one_line(fresh: Finished, content: str, message: str) -> None:
+    grid, results = fresh
+    (grid.data_dir(results) / "leakage.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        LEAKAGE.make(fresh)
+
+
+def test_leakage_is_that_of_the_data(several: Finished) -> None:
+    grid, results = several
+    printed = (grid.data_dir(results) / "leakage.md").read_text(encoding="utf-8").splitlines()[2:]
+    assert [f"| {' | '.join(cells)} |" for cells in LEAKAGE.make(several).shown()] == printed

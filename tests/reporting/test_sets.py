@@ -12,10 +12,12 @@ from matplotlib.axes import Axes
 
 from alp.configuration.grid import Grid
 from alp.errors import UserError
-from alp.reporting import figures as figures_module
-from alp.reporting import plots, runs
+from alp.rendering import plots
+from alp.reporting import registry, runs
 from alp.reporting.aggregate import aggregate
-from alp.reporting.figures import figures
+from alp.reporting.draw import figures
+from alp.reporting.figures import accuracy, length
+from alp.reporting.figures import sets as sets_figure
 from alp.reporting.report import report
 
 from .conftest import SAMPLES, SETS, SIZES, fabricate, write_grid
@@ -165,21 +167,17 @@ def test_figures_draw_the_same_means(several: Finished) -> None:
     names = [arm.name for arm in loaded.arms]
     means = [100 * plain_mean(accuracies(several, name)) for name in names]
     with plots.style():
-        left, right = figures_module.DRAW["accuracy"](loaded, plots.looks(loaded)).axes
+        left, right = accuracy.make(loaded).axes
         assert points(left) == pytest.approx(means)
         assert points(right) == pytest.approx([mean - means[0] for mean in means])
         ticks = [line.get_xdata() for line in left.lines if line.get_marker() == "|"]
         assert ticks == [
             pytest.approx([100 * plain_mean(one[None]) for one in accuracies(several, name)]) for name in names
         ]
-        panels = figures_module.DRAW["sets"](loaded, plots.looks(loaded)).axes
+        panels = sets_figure.make(loaded).axes
         for axes, place in zip(panels, PLACES.values(), strict=True):
             assert points(axes) == pytest.approx([100 * accuracies(several, name)[:, place].mean() for name in names])
-        heights = {
-            float(y)
-            for line in figures_module.DRAW["length"](loaded, plots.looks(loaded)).axes[1].lines
-            for y in line.get_ydata()
-        }
+        heights = {float(y) for line in length.make(loaded).axes[1].lines for y in line.get_ydata()}
         for name in names:
             assert all(
                 any(abs(100 * plain_mean(one[None]) - y) < 1e-9 for y in heights) for one in accuracies(several, name)
@@ -208,13 +206,13 @@ def test_page_and_figures_name_the_sets(several: Finished, tables: Path) -> None
     assert {"sets.svg", "sets.png"} <= {path.name for path in (grid.folder(results) / "figures").iterdir()}
     loaded = runs.load(grid, results)
     with plots.style():
-        for name in ("sets", "accuracy", "length"):
-            assert_legible(figures_module.DRAW[name](loaded, plots.looks(loaded)))
+        for figure in (sets_figure, accuracy, length):
+            assert_legible(figure.make(loaded))
 
 
 def test_one_set_needs_no_such_table(finished: Finished) -> None:
     grid, _ = finished
-    assert "sets" not in runs.table_names(grid) + runs.figure_names(grid)
+    assert "sets" not in registry.names("tables", grid) + registry.names("figures", grid)
     assert list(runs.load(*finished).sets.items()) == [("test", slice(0, 40))]
 
 

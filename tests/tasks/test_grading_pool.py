@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from alp import cli
+from alp import cli, commands
 from alp.errors import GraderError
 from alp.tasks import grading, tally
 from alp.tasks.grading import counts, grade_all
@@ -130,7 +130,7 @@ def test_a_broken_grader_ends_a_job_in_one_line(
     def broken(_: object) -> str:
         raise GraderError("grading is broken:\n\x1b[2J" + "everywhere")
 
-    monkeypatch.setattr(cli, "_verify", broken)
+    monkeypatch.setattr(commands, "verify", broken)
     assert cli.main(["verify", "manifest.json"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == r"alp: error: grading is broken: \x1b[2Jeverywhere"
 

@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from alp.errors import Interrupted, UserError
-from alp.ownership import difference
+from alp.marks import difference
 from alp.rollout.engine import Purpose
 from alp.rollout.hf import HFEngine
 from alp.training import checkpoint
-from alp.training.trainer import train
+from alp.training.loop import train
 from alp.training.update import Updater
 from tests.signals import heard
 
@@ -154,13 +154,13 @@ def test_what_a_checkpoint_holds(train_config: Make, monkeypatch: pytest.MonkeyP
     card = json.loads((folders[-1] / "checkpoint.json").read_text(encoding="utf-8"))
     assert (card["step"], card["update"], card["format"]) == (3, 1, checkpoint.FORMAT)
     state = torch.load(folders[-1] / "state.pt", weights_only=True)
-    assert set(state) == {"step", "model", "updater", "perturbation", "current", "records", "random"}
+    assert set(state) == {"step", "model", "updater", "perturbation", "pending", "records", "random"}
     assert set(state["perturbation"]) >= {"log_std"}
     assert len(state["updater"]["optimizer"]["param_groups"]) == 2
-    batch = state["current"]["batch"]
+    batch = state["pending"]["batch"]
     assert batch["old_log_probs"].abs().sum() > 0
     assert batch["advantages"].dtype == batch["rollout_log_probs"].dtype
-    assert len(state["current"]["results"]) == 1
+    assert len(state["pending"]["results"]) == 1
     assert [json.loads(line)["step"] for line in state["records"]["metrics.jsonl"].splitlines()] == [0, 1, 2, 3]
 
 
@@ -261,9 +261,9 @@ def test_another_job_s_checkpoint_is_refused_by_name_and_kept(
     assert "after 2 steps and 1 updates" in caplog.text
     train(train_config("trainer.lr=5e-4", folder="whole"))
     assert _digest(tmp_path / "run") == _digest(tmp_path / "whole")
-    named = {"code_hash": "other code", "model_hash": "another base model", "data_hash": "other problems"}
-    for part, words in (named | {"environment_hash": "other versions of packages"}).items():
-        card = {"config": {}, "code_hash": 1, "model_hash": 1, "data_hash": 1, "environment_hash": 1}
+    named = {"code_hash": "other code or other versions of packages", "model_hash": "another base model"}
+    for part, words in (named | {"data_hash": "other problems"}).items():
+        card = {"config": {}, "code_hash": 1, "model_hash": 1, "data_hash": 1}
         assert difference(card, card | {part: 2}) == words
 
 

@@ -14,8 +14,10 @@ import torch
 
 from alp.errors import UserError
 from alp.ownership import Claim
-from alp.training.settings_report import check_active
-from alp.training.trainer import Job, train
+from alp.training.job import Job
+from alp.training.loop import run, train
+from alp.training.scoring import padded, sample, score
+from alp.training.settings_report import check_active, describe_active
 
 Make = Callable[..., Any]
 RECORDS = ("metrics.jsonl", "updates.jsonl", "config.yaml", "active.json", "model/model.safetensors")
@@ -142,35 +144,19 @@ def test_scores_are_the_corrections_of_real_log_probs(
     train_config: Make, tmp_path: Path, method: str, kind: str, level: str
 ) -> None:
     """ω must be π_old over μ, both at the sampling temperature, and reach the loss as weights and mask."""
-    from alp.rollout.engine import Purpose
-    from alp.rollout.episodes import collect
-    from alp.training.batch import collate
-
     upper = 1.1  # low enough for these few responses to pass it
     words = [
         f"method={method}",
-        f"method.correction.upper={upper}",
+        f"method.corrections.0.upper={upper}",
         "rollout.temperature=0.7",
         "rollout.weight_noise=0.3",
     ]
-    job = Job(train_config(*words, folder=method), tmp_path / method, lambda: None)
+    job = Job(train_config(*words, folder=method), tmp_path / method)
     job.engine.sync_weights(job.model.named_parameters(), version=0)
-    found = collect(
-        job.engine,
-        job.task,
-        job.tokenizer,
-        job.problems[:6],
-        model=job.config.model,
-        samples=4,
-        sampling=job.sampling,
-        purpose=Purpose.TRAINING,
-        seed=0,
-        step=1,
-    )
-    batch = collate(found, pad_token_id=0, first_sequence=0, device=job.device)
-    scored, metrics = job._score(batch.with_())
+    trajectories = sample(job, 1)
+    scored, metrics = score(job, padded(job, trajectories, 1))
     lost, gaps = 0, []
-    for row, item in enumerate(found):
+    for row, item in enumerate(trajectories):
         ids = torch.tensor([item.prompt_ids + item.response_ids])
         with torch.no_grad():
             log_probs = (
@@ -269,11 +255,11 @@ def test_active_states_what_runs(
 
 
 def test_a_switch_that_is_silently_off_stops_the_job(train_config: Make, tmp_path: Path) -> None:
-    job = Job(train_config("method=token_alp", folder="run"), tmp_path / "run", lambda: None)
+    job = Job(train_config("method=token_alp", folder="run"), tmp_path / "run")
     assert job.perturbation is not None
     job.perturbation.detach()
     with pytest.raises(RuntimeError, match="'current' is active, the configuration says 'perturbed'"):
-        job.run()
+        run(job)
     for key, value in (("rollout_dtype", "float32"), ("threads", 7), ("train_dtype", "bfloat16")):
         active = json.loads(json.dumps(_active(train_config, tmp_path))) | {key: value}
         with pytest.raises(RuntimeError, match="is active, the configuration says"):
@@ -281,9 +267,7 @@ def test_a_switch_that_is_silently_off_stops_the_job(train_config: Make, tmp_pat
 
 
 def _active(train_config: Make, tmp_path: Path) -> dict[str, Any]:
-    from alp.training.settings_report import describe_active
-
-    job = Job(train_config(folder="other"), tmp_path / "other", lambda: None)
+    job = Job(train_config(folder="other"), tmp_path / "other")
     return describe_active(job.config, job.engine, job.model, job.updater)
 
 
@@ -292,5 +276,21 @@ def test_thread_count_is_fixed_by_the_configuration(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     torch.set_num_threads(2)
-    Job(train_config(folder="run"), tmp_path / "run", lambda: None)
+    Job(train_config(folder="run"), tmp_path / "run")
     assert torch.get_num_threads() == 1
+
+
+def test_validation_has_an_engine_of_its_own_or_the_rollout_s(train_config: Make, tmp_path: Path) -> None:
+    """In float32 both sample from the trained model itself."""
+    apart = Job(train_config(folder="apart"), tmp_path / "apart", lambda: None)
+    assert apart.validator is not apart.engine
+    assert (apart.engine.describe()["borrowed"], apart.validator.describe()["borrowed"]) == (False, True)
+    one = Job(train_config("rollout.dtype=float32", folder="one"), tmp_path / "one", lambda: None)
+    assert one.validator is one.engine
+    assert one.engine.describe()["borrowed"]
+
+
+def test_greedy_decoding_is_for_validation_alone(train_config: Make) -> None:
+    assert train_config("validation.temperature=0.0").validation.temperature == 0.0
+    with pytest.raises(UserError, match="temperature = 0 is greedy decoding, which has no behaviour policy"):
+        train_config("rollout.temperature=0.0")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from alp.ownership import claimed, read_mark
+from alp.marks import read_mark
+from alp.ownership import claimed
 from tests.canary import plant, snapshot
 from tests.reporting.test_tracking import expected
 
@@ -28,8 +29,10 @@ ARMS, SEEDS = ("grpo", "seq_alp"), (0, 1)
 ANALYSIS = {"aggregate": 1, "figures": 1, "report": 1, "manifest": 1, "track": 1}
 
 
-def _snakemake(house: Path, *words: str, grid: str = "smoke") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", f"grid={grid}"]
+def _snakemake(
+    house: Path, *words: str, grid: str = "smoke", config: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", f"grid={grid}", *config]
     return subprocess.run(command, cwd=house, capture_output=True, text=True)
 
 
@@ -119,7 +122,7 @@ def test_a_finished_grid_has_nothing_to_do_and_touching_changes_nothing(house: P
 
 
 def test_a_method_s_value_runs_that_method_again(house: Path) -> None:
-    with _edited(house / "configs/method/seq_alp.yaml", "std: 0.02", "std: 0.03"):
+    with _edited(house / "configs/method/seq_alp.yaml", "perturbation: {}", "perturbation: {std: 0.03}"):
         assert _planned(house) == {"train": 2, "evaluate": 2, **ANALYSIS}
     assert _planned(house) == {}
 
@@ -127,18 +130,33 @@ def test_a_method_s_value_runs_that_method_again(house: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "planned"),
     [
-        ("reporting/figures.py", {"figures": 1, "report": 1, "manifest": 1}),
+        ("reporting/figures/tails.py", {"figures": 1, "report": 1, "manifest": 1}),
+        ("reporting/tables/controls.py", {"aggregate": 1, "report": 1, "manifest": 1}),
         ("reporting/aggregate.py", {"aggregate": 1, "report": 1, "manifest": 1}),
         ("reporting/manifest.py", {"manifest": 1}),
         ("reporting/tracking.py", {"track": 1}),
         ("policy/ratio.py", {"train": 4, "evaluate": 4, **ANALYSIS}),
         ("training/pretrain.py", {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),
+        ("tasks/grading.py", {}),
+        ("rollout/vllm.py", {}),
         ("cli.py", {}),
     ],
 )
 def test_a_module_s_edit_runs_the_rules_whose_code_it_is(house: Path, module: str, planned: dict[str, int]) -> None:
-    with _edited(house / "alp" / module, "from __future__", "# edited\nfrom __future__"):
+    line = "from __future__ import annotations\n"
+    with _edited(house / "alp" / module, line, f"{line}\nEDITED = 1\n"):
         assert _planned(house) == planned
+
+
+def test_comments_run_nothing_again(house: Path) -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in (house / "alp").rglob("*.py")}
+    try:
+        for path, text in texts.items():
+            path.write_text(f"{text}\n\n# a comment\n", encoding="utf-8")
+        assert _planned(house) == {}
+    finally:
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
 
 
 def test_a_job_by_hand_gives_the_same_bytes(house: Path, tmp_path: Path) -> None:
@@ -184,7 +202,8 @@ def test_mlflow_holds_one_finished_run_per_job(house: Path) -> None:
     ("words", "message"),
     [
         (["grid=smok"], "alp: error: unknown grid 'smok'; did you mean 'smoke'?"),
-        (["grid=smoke", "cores=2"], "alp: error: --config: unknown key 'cores'; choose from grid, results"),
+        (["grid=smoke", "cores=2"], "alp: error: --config: unknown key 'cores'; choose from grid, results, share"),
+        (["grid=smoke", "share=nein"], "alp: error: --config: share is true or false, not 'nein'"),
     ],
 )
 def test_a_wrong_grid_is_one_line_and_exit_code_2(house: Path, words: list[str], message: str) -> None:
@@ -287,7 +306,7 @@ def test_an_edited_method_replaces_its_own_results_alone(house: Path, tmp_path: 
     mine, kept = snapshot(run / "mine"), snapshot(other)
     before = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "model/model.safetensors")}
     target = str((run / "evaluation" / "test.json").relative_to(copy))
-    with _edited(copy / "configs/method/seq_alp.yaml", "std: 0.02", "std: 0.03"):
+    with _edited(copy / "configs/method/seq_alp.yaml", "perturbation: {}", "perturbation: {std: 0.03}"):
         done = _snakemake(copy, target)
         assert done.returncode == 0, done.stderr[-3000:]
         by_hand = (copy / "results/smoke/logs/train/seq_alp_seed1.log").read_text(encoding="utf-8").splitlines()[0]
@@ -302,6 +321,27 @@ def test_an_edited_method_replaces_its_own_results_alone(house: Path, tmp_path: 
     done = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True)
     assert done.returncode == 2
     assert "another identity (method.perturbation.std: 0.03 there, 0.02 here); name another: run.dir=" in done.stderr
+
+
+def test_a_second_grid_takes_over_what_the_first_made(house: Path, tmp_path: Path) -> None:
+    """Data, base model, training and evaluation; and whether that is allowed is no reason to make them again."""
+    copy = tmp_path / "house"
+    shutil.copytree(house, copy, symlinks=True)
+    shutil.copy(copy / "configs/grid/smoke.yaml", copy / "twin.yaml")
+    there = _runs(copy)[-1]
+    here = copy / "results/twin" / there.relative_to(copy / "results/smoke")
+    target = str((here / "evaluation/test.json").relative_to(copy))
+    done = _snakemake(copy, target, grid="twin.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("prepare", "pretrain", "train/seq_alp_seed1", "evaluate/seq_alp_seed1"):
+        log = (copy / f"results/twin/logs/{name}.log").read_text(encoding="utf-8")
+        assert "taken over from results/smoke/" in log, name
+    files = [path.relative_to(there) for path in there.rglob("*") if path.is_file() and ".alp" not in path.parts]
+    differ = {str(name) for name in files if (there / name).read_bytes() != (here / name).read_bytes()}
+    assert differ == {"config.yaml"}
+    assert "results/smoke" not in (here / "config.yaml").read_text(encoding="utf-8")
+    done = _snakemake(copy, target, "--dry-run", grid="twin.yaml", config=("share=false",))
+    assert "Nothing to be done" in done.stdout + done.stderr
 
 
 def test_a_killed_workflow_goes_on_where_it_was(house: Path, tmp_path: Path) -> None:

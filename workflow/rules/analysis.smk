@@ -1,5 +1,5 @@
 # Tables, figures, the report and the manifest of the grid.
-from alp.reporting import runs as alp_runs
+from alp.reporting import registry as alp_registry
 
 GRID_CONTENT = GRID.content_hash
 
@@ -8,20 +8,21 @@ rule aggregate:
     input:
         **everything(),
     output:
-        expand(
-            "{folder}/tables/{name}.{ending}",
-            folder=FOLDER,
-            name=alp_runs.table_names(GRID),
-            ending=["csv", "md", "tex"],
-        ),
+        [f"{FOLDER}/{path}" for path in alp_registry.paths_of("tables", GRID)],
     log:
         f"{FOLDER}/logs/aggregate.log",
     conda:
         "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=grid_memory,
+        runtime=grid_minutes,
     params:
         words=grid_words,
         config=GRID_CONTENT,
-        code=code("aggregate"),
+        code=grid_code("aggregate"),
+    message:
+        "tables of the grid"
     shell:
         "exec alp aggregate {params.words} > {log:q} 2>&1"
 
@@ -30,23 +31,21 @@ rule figures:
     input:
         **everything(),
     output:
-        [
-            report(
-                f"{FOLDER}/figures/{name}.{ending}",
-                caption=f"../report/{name}.rst",
-                category="Figures",
-            )
-            for name in alp_runs.figure_names(GRID)
-            for ending in ("svg", "png")
-        ],
+        [f"{FOLDER}/{path}" for path in alp_registry.paths_of("figures", GRID)],
     log:
         f"{FOLDER}/logs/figures.log",
     conda:
         "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=grid_memory,
+        runtime=grid_minutes,
     params:
         words=grid_words,
         config=GRID_CONTENT,
-        code=code("figures"),
+        code=grid_code("figures"),
+    message:
+        "figures of the grid"
     shell:
         "exec alp figures {params.words} > {log:q} 2>&1"
 
@@ -55,7 +54,7 @@ rule report:
     input:
         rules.aggregate.output,
         rules.figures.output,
-        f"{DATA}/leakage.md",
+        f"{DATA}/leakage.json",
         **everything(),
     output:
         f"{FOLDER}/report.html",
@@ -63,10 +62,16 @@ rule report:
         f"{FOLDER}/logs/report.log",
     conda:
         "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=grid_memory,
+        runtime=grid_minutes,
     params:
         words=grid_words,
         config=GRID_CONTENT,
-        code=code("report"),
+        code=grid_code("report", "alp/rendering/*.j2", "alp/reporting/*.j2"),
+    message:
+        "report of the grid"
     shell:
         "exec alp report {params.words} > {log:q} 2>&1"
 
@@ -87,10 +92,16 @@ rule manifest:
         f"{FOLDER}/logs/manifest.log",
     conda:
         "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=grid_memory,
+        runtime=grid_minutes,
     params:
         words=grid_words,
         config=GRID_CONTENT,
-        code=code("manifest"),
+        code=grid_code("manifest"),
+    message:
+        "manifest of the grid"
     shell:
         "exec alp manifest {params.words} > {log:q} 2>&1"
 
@@ -104,9 +115,15 @@ rule track:
         f"{FOLDER}/logs/track.log",
     conda:
         "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=grid_memory,
+        runtime=grid_minutes,
     params:
         words=grid_words,
         config=GRID_CONTENT,
-        code=code("track"),
+        code=grid_code("track"),
+    message:
+        "log the grid to MLflow"
     shell:
         "exec alp track {params.words} > {log:q} 2>&1"

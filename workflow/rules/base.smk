@@ -11,12 +11,19 @@ rule prepare:
         f"{FOLDER}/logs/prepare.log",
     conda:
         "../../environment.yml"
+    threads: thread_count("prepare")
+    resources:
+        mem_mb=memory("prepare"),
+        runtime=minutes("prepare"),
     params:
         words=words("prepare"),
         config=identity("prepare"),
         code=code("prepare"),
+        share=share,
+    message:
+        "prepare the data"
     shell:
-        "exec alp prepare {params.words} > {log:q} 2>&1"
+        "exec alp prepare {params.words} {params.share} > {log:q} 2>&1"
 
 
 rule pretrain:
@@ -31,12 +38,19 @@ rule pretrain:
         f"{FOLDER}/logs/pretrain.log",
     conda:
         "../../environment.yml"
+    threads: thread_count("pretrain")
+    resources:
+        mem_mb=memory("pretrain"),
+        runtime=minutes("pretrain"),
     params:
         words=words("pretrain"),
         config=identity("pretrain"),
         code=code("pretrain"),
+        share=share,
+    message:
+        "teach the base model"
     shell:
-        "exec alp pretrain {params.words} > {log:q} 2>&1"
+        "exec alp pretrain {params.words} {params.share} > {log:q} 2>&1"
 
 
 rule fetch:
@@ -46,12 +60,19 @@ rule fetch:
         f"{FOLDER}/logs/fetch.log",
     conda:
         "../../environment.yml"
+    threads: thread_count("fetch")
+    resources:
+        mem_mb=memory("fetch"),
+        runtime=minutes("fetch"),
     params:
         words=words("fetch"),
         config=identity("fetch"),
         code=code("fetch"),
+        share=share,
+    message:
+        "fetch the base model"
     shell:
-        "exec alp fetch {params.words} > {log:q} 2>&1"
+        "exec alp fetch {params.words} {params.share} > {log:q} 2>&1"
 
 
 rule evaluate_base:
@@ -65,9 +86,17 @@ rule evaluate_base:
         f"{FOLDER}/logs/evaluate_base.log",
     conda:
         "../../environment.yml"
+    threads: thread_count("evaluate")
+    resources:
+        mem_mb=memory("evaluate"),
+        runtime=minutes("evaluate"),
+        gpu=gpus("evaluate"),
     params:
         words=words("evaluate"),
         config=identity("evaluate"),
         code=code("evaluate"),
+        share=share,
+    message:
+        "evaluate the base model"
     shell:
-        "exec alp evaluate {params.words} > {log:q} 2>&1"
+        "exec alp evaluate {params.words} {params.share} > {log:q} 2>&1"

@@ -1,10 +1,11 @@
 """What the rules share: the checked grid, the folders, and the words of each `alp` command.
 
-A job re-runs when its command or its resolved configuration changes (params `words`, `config`), or when the source of its verb
-changes (params `code`, a hash over the verb's import closure). Snakemake sees neither by itself, and time stamps alone never
+A job re-runs when its command or its resolved configuration changes (params `words`, `config`), or when what it computes with
+changes (params `code`, a hash over the syntax of the modules it runs and the versions of their packages). Snakemake sees neither by itself, and time stamps alone never
 start anything.
 """
 
+import functools
 import json
 import re
 import shlex
@@ -19,10 +20,10 @@ sys.path.insert(
 
 from alp.configuration import compose as alp_config
 from alp.configuration import grid as alp_grid
+from alp.configuration import resources as alp_resources
 from alp.errors import UserError
 from alp.lifetime import end_with_parent
 from alp.ownership import check, claimed
-from alp.reproducibility import code_hash
 from filelock import FileLock, Timeout
 
 try:
@@ -30,11 +31,17 @@ try:
     RESULTS = alp_grid.results_root(config.get("results", "results"))
     alp_grid.check_checkout(ROOT, Path(sys.executable).parent)
     GRID = alp_grid.load(NAMED)
-    unknown = sorted(set(config) - {"grid", "results"})
+    unknown = sorted(set(config) - {"grid", "results", "share"})
     if unknown:
         raise UserError(
-            f"--config: unknown key '{unknown[0]}'; choose from grid, results"
+            f"--config: unknown key '{unknown[0]}'; choose from grid, results, share"
         )
+    said = str(
+        config.get("share", True)
+    ).lower()  # Snakemake reads True as a truth value, true as text
+    if said not in ("true", "false"):
+        raise UserError(f"--config: share is true or false, not '{config['share']}'")
+    SHARE = said == "true"
     FOLDER = str(GRID.folder(RESULTS))
     GRID.tracking_uri(RESULTS)  # refuses what MLflow would read as another database
     if workflow.is_main_process:
@@ -68,42 +75,31 @@ shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}} "
     "ALP_PARENT=$PPID ALP_SHELL=$$; ".replace("{", "{{").replace("}", "}}")
 )
-MODULES = {
-    "prepare": "alp.tasks.prepare",
-    "fetch": "alp.fetch",
-    "pretrain": "alp.training.pretrain",
-    "train": "alp.training.trainer",
-    "evaluate": "alp.evaluation.evaluate",
-    "aggregate": "alp.reporting.aggregate",
-    "figures": "alp.reporting.figures",
-    "track": "alp.reporting.tracking",
-    "report": "alp.reporting.report",
-    "manifest": "alp.reporting.manifest",
-}
 
 
 def claim():
     """Hold this grid for this process; locks that a killed Snakemake left on it are removed, those of a living one stay."""
-    place = Path(".snakemake")
-    place.mkdir(exist_ok=True)
-    held = FileLock(place / f"alp_{GRID.name}.lock")
+    state = Path(".snakemake")
+    state.mkdir(exist_ok=True)
+    grid_lock = FileLock(state / f"alp_{GRID.name}.lock")
     try:
-        held.acquire(timeout=0)
+        grid_lock.acquire(timeout=0)
     except Timeout:
-        return held
-    for lock in place.glob("locks/*.lock"):
+        return grid_lock
+    for lock in state.glob("locks/*.lock"):
         if any(
             line.startswith(f"{FOLDER}/")
             for line in lock.read_text(encoding="utf-8").splitlines()
         ):
             lock.unlink()
-    return held
+    return grid_lock
 
 
 def mark():
-    """Make the grid's folder the program's, before Snakemake writes the first log into it."""
-    outputs, origin = ["logs/"], {"identity": GRID.name}
-    with claimed(FOLDER, "grid", origin, outputs=outputs, key="--config results"):
+    """Make the grid's folder the program's, before Snakemake writes the first log into it, and note the grid's file."""
+    named = str(Path(NAMED).resolve()) if NAMED.endswith((".yaml", ".yml")) else NAMED
+    origin = {"identity": GRID.name, "grid": named}
+    with claimed(FOLDER, "grid", origin, outputs=["logs/"], key="--config results"):
         pass
 
 
@@ -117,8 +113,19 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+@functools.cache
+def composed(verb, arm, seed):
+    return alp_config.load(verb, GRID.overrides(verb, RESULTS, arm=arm, seed=seed))
+
+
+def resolved(verb, wildcards):
+    """The checked configuration of a job, composed once for all that is asked about it."""
+    seed = int(getattr(wildcards, "seed", 0))
+    return composed(verb, getattr(wildcards, "arm", None), seed)
+
+
 def words(verb):
-    """A params function: the `key=value` words of a job, quoted for the shell."""
+    """A params function: the words of a job, quoted for the shell."""
 
     def of(wildcards):
         arm = getattr(wildcards, "arm", None)
@@ -126,6 +133,44 @@ def words(verb):
         return shlex.join(GRID.overrides(verb, RESULTS, arm=arm, seed=seed))
 
     return of
+
+
+def share(wildcards, threads):
+    """One more word where nothing is shared. Snakemake keeps no record of params that ask for `threads`: whether a result was
+    taken over is no reason to make it again."""
+    return "" if SHARE else "run.share=false"
+
+
+def thread_count(verb):
+    """A threads function; a verb that works on the whole grid takes one."""
+    return lambda wildcards: alp_resources.threads(verb, resolved(verb, wildcards))
+
+
+def memory(verb):
+    """A resources function: MiB."""
+    return lambda wildcards, attempt: alp_resources.memory_mb(
+        verb, resolved(verb, wildcards), attempt
+    )
+
+
+def minutes(verb):
+    """A resources function: minutes."""
+    return lambda wildcards, attempt: alp_resources.minutes(verb, attempt)
+
+
+def gpus(verb):
+    """A resources function: GPUs."""
+    return lambda wildcards: alp_resources.gpus(verb, resolved(verb, wildcards))
+
+
+def grid_memory(wildcards, attempt):
+    """Of a verb that works on the whole grid."""
+    return alp_resources.memory_mb("analysis", None, attempt)
+
+
+def grid_minutes(wildcards, attempt):
+    """Of a verb that works on the whole grid."""
+    return alp_resources.minutes("analysis", attempt)
 
 
 def grid_words(wildcards):
@@ -141,25 +186,18 @@ def grid_words(wildcards):
 
 def identity(verb):
     """A params function: SHA-256 of the job's resolved configuration."""
-
-    def of(wildcards):
-        arm = getattr(wildcards, "arm", None)
-        seed = int(getattr(wildcards, "seed", 0))
-        return alp_config.identity(
-            alp_config.load(verb, GRID.overrides(verb, RESULTS, arm=arm, seed=seed))
-        )
-
-    return of
+    return lambda wildcards: alp_config.identity(resolved(verb, wildcards))
 
 
 def code(verb):
-    """Hash of the source a verb runs; the report's templates and captions are source too."""
-    assets = (
-        [*ROOT.glob("workflow/report/*.rst"), *ROOT.glob("alp/reporting/*.j2")]
-        if verb == "report"
-        else []
-    )
-    return code_hash(MODULES[verb], *assets)
+    """A params function: hash of what the job computes with, as its task, engine and method choose it."""
+    return lambda wildcards: alp_config.code_of(verb, resolved(verb, wildcards))
+
+
+def grid_code(verb, *patterns):
+    """The same of a verb that works on the whole grid; files that match `patterns` (templates, captions) are source too."""
+    assets = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    return alp_config.code_of(verb, None, *assets)
 
 
 def every(pattern):

@@ -1,5 +1,39 @@
-# In a terminal, one line now and then about the training jobs; the report's path at the end.
+# What would run, by arm, before; in a terminal, one line now and then about the training jobs; the report's path at the end.
+import atexit
 import threading
+from collections import defaultdict
+
+
+def planned(jobs):
+    """The jobs to run as one line for each arm (which seeds), and one for what the whole grid shares."""
+    seeds, shared = defaultdict(lambda: defaultdict(set)), []
+    for job in jobs:
+        arm = job.wildcards_dict.get("arm")
+        if arm is not None:
+            seeds[arm][job.rule.name].add(int(job.wildcards_dict["seed"]))
+        elif job.rule.name != "all":
+            shared.append(job.rule.name)
+    lines = [f"  the grid: {', '.join(sorted(shared))}"] if shared else []
+    for arm in [arm.name for arm in GRID.arms if arm.name in seeds]:
+        parts = [
+            f"{verb} {'seed' if len(seeds[arm][verb]) == 1 else 'seeds'} {', '.join(map(str, sorted(seeds[arm][verb])))}"
+            for verb in ("train", "evaluate")
+            if verb in seeds[arm]
+        ]
+        lines.append(f"  {arm}: {'; '.join(parts)}")
+    return lines
+
+
+def print_plan():
+    """The closing lines of a dry run: what is left to do of which arm."""
+    if workflow.dryrun and workflow.dag is not None:
+        lines = planned(workflow.dag.needrun_jobs(exclude_finished=False))
+        if lines:
+            print("\n".join(["alp: would run", *lines]), file=sys.stderr)
+
+
+if workflow.is_main_process:
+    atexit.register(print_plan)
 
 
 def status():
@@ -52,14 +86,14 @@ def logs():
 
 def complaints(before):
     """The last line of every log written since, where it is an error in the user's own words."""
-    found = []
+    errors = []
     for path, written in sorted(logs().items()):
         if written == before.get(path):
             continue
         last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
         if last and last[0].startswith("alp: error: "):
-            found.append(f"{path}: {last[0]}")
-    return found
+            errors.append(f"{path}: {last[0]}")
+    return errors
 
 
 ENDED = threading.Event()

@@ -19,12 +19,20 @@ rule train:
         f"{FOLDER}/logs/train/{{arm}}_seed{{seed}}.log",
     conda:
         "../../environment.yml"
+    threads: thread_count("train")
+    resources:
+        mem_mb=memory("train"),
+        runtime=minutes("train"),
+        gpu=gpus("train"),
     params:
         words=words("train"),
         config=identity("train"),
         code=code("train"),
+        share=share,
+    message:
+        "train {wildcards.arm} seed {wildcards.seed}"
     shell:
-        "exec alp train {params.words} > {log:q} 2>&1"
+        "exec alp train {params.words} {params.share} > {log:q} 2>&1"
 
 
 rule evaluate:
@@ -38,9 +46,17 @@ rule evaluate:
         f"{FOLDER}/logs/evaluate/{{arm}}_seed{{seed}}.log",
     conda:
         "../../environment.yml"
+    threads: thread_count("evaluate")
+    resources:
+        mem_mb=memory("evaluate"),
+        runtime=minutes("evaluate"),
+        gpu=gpus("evaluate"),
     params:
         words=words("evaluate"),
         config=identity("evaluate"),
         code=code("evaluate"),
+        share=share,
+    message:
+        "evaluate {wildcards.arm} seed {wildcards.seed}"
     shell:
-        "exec alp evaluate {params.words} > {log:q} 2>&1"
+        "exec alp evaluate {params.words} {params.share} > {log:q} 2>&1"

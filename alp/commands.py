@@ -1,0 +1,136 @@
+"""What a verb does beyond one call of a room: check, run, count the graders' troubles, log to MLflow; and the verbs
+that are words alone. Each returns what is printed. Rooms are imported when they are needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alp.errors import UserError
+
+if TYPE_CHECKING:
+    from alp.configuration.clean_schema import CleanConfig
+    from alp.configuration.evaluate_schema import EvaluateConfig
+    from alp.configuration.fetch_schema import FetchConfig
+    from alp.configuration.prepare_schema import PrepareConfig
+    from alp.configuration.pretrain_schema import PretrainConfig
+    from alp.configuration.train_schema import TrainConfig
+    from alp.policy.method import Correction, Method
+
+
+def prepare(config: PrepareConfig) -> str:
+    from alp.sharing import twins_of
+    from alp.tasks.prepare import prepare
+
+    run = config.run
+    twins = twins_of(run.dir, run.grid, share=run.share)
+    summary = prepare(config.task, Path(run.dir), replace=run.replace, twins=twins)
+    counts = ", ".join(f"{split} {entry['problems']}" for split, entry in summary.items())
+    return f"{run.dir}: {counts}"
+
+
+def fetch(config: FetchConfig) -> str:
+    from alp.fetch import fetch
+    from alp.sharing import twins_of
+
+    run = config.run
+    twins = twins_of(run.dir, run.grid, share=run.share)
+    return str(fetch(config.model, Path(run.dir), replace=run.replace, twins=twins))
+
+
+def pretrain(config: PretrainConfig) -> str:
+    from alp.training.pretrain import pretrain
+
+    pretrain(config)
+    return f"{config.run.dir}/model"
+
+
+def train(config: TrainConfig) -> str:
+    from alp.preflight import check_training
+
+    check_training(config)
+    from alp.reporting.live import Follower
+    from alp.tasks.tally import log_summary
+    from alp.training.loop import train
+
+    follower = Follower(Path(config.run.dir), config.run.tracking)
+    try:
+        folder = train(config, follower.step)
+    except BaseException:
+        follower.close(finished=False)
+        raise
+    finally:
+        log_summary()
+    follower.close(finished=True)
+    return str(folder)
+
+
+def evaluate(config: EvaluateConfig) -> str:
+    from alp.preflight import check_evaluation
+
+    check_evaluation(config)
+    from alp.evaluation.evaluate import evaluate
+    from alp.reporting.live import add_evaluation
+    from alp.tasks.tally import log_summary
+
+    try:
+        path = evaluate(config)
+    finally:
+        log_summary()
+    add_evaluation(Path(config.run.dir), config.run.tracking)
+    return str(path)
+
+
+def clean(config: CleanConfig) -> str:
+    from alp.clean import clean
+
+    return clean(config, input if sys.stdin is not None and sys.stdin.isatty() else None)
+
+
+def verify(words: Sequence[str]) -> tuple[str, int]:
+    """The comparison as text, and the exit code: 0 the same, 1 differs, 2 cannot tell."""
+    if not 1 <= len(words) <= 2 or words[0].startswith("-"):
+        raise UserError(
+            "verify: give the manifest and perhaps the folder to compare: alp verify results/quick/manifest.json"
+            " [folder]"
+        )
+    from alp.reporting.verify import verify
+
+    lines, code = verify(Path(words[0]), Path(words[1]) if words[1:] else None)
+    return "\n".join(lines), code
+
+
+def methods(words: Sequence[str]) -> tuple[str, int]:
+    """The presets, read from the YAML files, one line each."""
+    if words:
+        raise UserError(f"methods: takes no arguments, got '{words[0]}'")
+    from alp.configuration import compose
+
+    header = ["method", "numerator", "denominator", "level", "clip low/high", "c", "correction", "perturbation"]
+    presets = [compose.load("train", [f"method={name}"]).method for name in compose.choices("method")]
+    rows = [header, *map(_preset, presets)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines), 0
+
+
+def _preset(method: Method) -> list[str]:
+    noise = method.perturbation
+    return [
+        method.name,
+        "π_θ,δ" if method.numerator == "perturbed" else "π_θ",
+        "μ (rollout)" if method.denominator == "rollout" else "π_old",
+        method.level,
+        f"{method.clip_low:g} / {method.clip_high:g}",
+        "–" if method.dual_clip is None else f"{method.dual_clip:g}",
+        " and ".join(map(_correction, method.corrections)) or "–",
+        "–" if noise is None else f"{noise.layers}, σ_0 = {noise.std:g}, lr {noise.lr:g}",
+    ]
+
+
+def _correction(correction: Correction) -> str:
+    bounds = f"C = {correction.upper}" if correction.lower is None else f"[{correction.lower:g}, {correction.upper:g}]"
+    parts = [] if correction.kind == "none" else [f"{correction.kind}, {correction.level}, {bounds}"]
+    return " ".join([*parts, *([] if correction.veto is None else [f"veto {correction.veto:g}"])])

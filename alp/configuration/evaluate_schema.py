@@ -1,0 +1,56 @@
+"""The configuration of ``alp evaluate``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from alp.configuration.fields import Name, NonNegative, Positive, PositiveFloat, Strict
+from alp.configuration.model_schema import Model
+from alp.configuration.rollout_schema import Rollout
+from alp.configuration.run_schema import Run
+from alp.configuration.task_schema import Task
+from alp.errors import nearest
+
+
+class Evaluation(Strict):
+    """avg@k, greedy accuracy and pass@k of one model on one set, never perturbed."""
+
+    set: Name  # test, validation, train or an evaluation set that the task names
+    samples: Positive
+    greedy: bool
+    temperature: PositiveFloat
+    max_new_tokens: Positive
+    batch_size: Positive  # samples of whole problems that are asked for, and kept, at a time
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Positive
+    seed: NonNegative
+
+
+class EvaluateConfig(Strict):
+    """One model on one set."""
+
+    task: Task
+    model: Model
+    rollout: Rollout
+    evaluation: Evaluation
+    run: Run
+
+    @model_validator(mode="after")
+    def _said_once(self) -> EvaluateConfig:
+        for key in ("temperature", "max_new_tokens"):
+            said, engine = getattr(self.evaluation, key), getattr(self.rollout, key)
+            if said != engine:
+                raise ValueError(f"rollout.{key} = {engine} contradicts evaluation.{key} = {said}: set the latter")
+        return self
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> EvaluateConfig:
+        if self.evaluation.set not in self.task.sets and not self.task.names_sets_late:
+            raise ValueError(
+                "evaluation.set: the task has no set"
+                f" '{self.evaluation.set}'{nearest(self.evaluation.set, self.task.sets)}"
+            )
+        self.task.check_limit(self.evaluation.max_new_tokens)
+        return self

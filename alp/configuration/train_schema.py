@@ -1,0 +1,79 @@
+"""The configuration of ``alp train``: the loop and all that stands around it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from alp.configuration.fields import Name, NonNegative, Positive, PositiveFloat, Strict
+from alp.configuration.method_schema import MethodField, filled
+from alp.configuration.model_schema import Model
+from alp.configuration.rollout_schema import EngineSettings, Rollout
+from alp.configuration.run_schema import Run
+from alp.configuration.task_schema import Task
+
+
+class Trainer(Strict):
+    """The loop: ``prompts`` x ``samples`` responses per rollout batch, ``updates_per_batch`` optimizer steps on it."""
+
+    steps: Positive
+    prompts: Positive
+    samples: Annotated[int, Field(ge=2)]
+    updates_per_batch: Positive
+    micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
+    lr: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    max_grad_norm: PositiveFloat
+    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # coefficient of k3 to the initial model
+    max_skipped: Positive  # updates with a non-finite gradient in a row before the run fails
+    validate_every: NonNegative  # steps; 0: never
+    validation_samples: Positive
+    probe_every: NonNegative  # steps between sharpness probes and logged updates; 0: never
+    checkpoint_every: NonNegative  # steps; 0: never
+    keep_checkpoints: bool
+    device: Literal["auto", "cpu", "cuda"]
+    threads: Positive
+    seed: NonNegative
+
+    @model_validator(mode="after")
+    def _divides(self) -> Trainer:
+        if self.prompts % self.updates_per_batch:
+            fits = [k for k in range(1, self.prompts + 1) if self.prompts % k == 0]
+            best = min(fits, key=lambda k: abs(k - self.updates_per_batch))
+            raise ValueError(
+                f"prompts = {self.prompts} is not divisible by updates_per_batch = {self.updates_per_batch}; nearest"
+                f" that is: {best}"
+            )
+        return self
+
+
+def _has_behaviour_policy(rollout: EngineSettings) -> EngineSettings:
+    if not rollout.temperature:
+        raise ValueError("temperature = 0 is greedy decoding, which has no behaviour policy; training needs one")
+    return rollout
+
+
+class TrainConfig(Strict):
+    """One training job: ``rollout`` samples what is trained on, ``validation`` what is only scored."""
+
+    task: Task
+    model: Model
+    method: MethodField
+    variant: Name | None
+    rollout: Annotated[Rollout, AfterValidator(_has_behaviour_policy)]
+    validation: Rollout
+    trainer: Trainer
+    run: Run
+
+    @classmethod
+    def filled(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Every field of the method: a preset holds only what differs from the defaults."""
+        preset = plain.get("method")
+        return plain | {"method": filled(preset)} if isinstance(preset, dict) else plain
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> TrainConfig:
+        for settings in (self.rollout, self.validation):
+            self.task.check_limit(settings.max_new_tokens)
+        return self

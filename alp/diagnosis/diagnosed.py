@@ -1,0 +1,31 @@
+"""What tables, figures and sentences of a diagnosis are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alp.diagnosis import measures as measures
+from alp.diagnosis.dumps import Dump
+from alp.diagnosis.measures import Figures, Pair
+
+Parts = Sequence[tuple[int, Dump, Pair, Figures]]  # per step and pair
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """A dump with its figures, and those of each of its steps alone (none without steps)."""
+
+    dump: Dump
+    figures: Figures
+    parts: Parts
+
+    @classmethod
+    def of(cls, dump: Dump) -> Diagnosed:
+        """Measure a dump."""
+        return cls(dump, measures.diagnostics(dump), measures.step_figures(dump))
+
+
+def has_steps(dump: Dump) -> bool:
+    """The condition of what is shown over training."""
+    return dump.steps is not None

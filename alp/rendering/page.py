@@ -1,0 +1,47 @@
+"""One self-contained page of tables and figures: no scripts, no external references, no clock and no host name."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from alp.rendering.artefact import Artefact
+from alp.rendering.tables import Table, to_html
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure or table of the page: ``content`` is a data URI or finished HTML."""
+
+    name: str
+    title: str
+    caption: str
+    content: str
+
+
+def shown_table(artefact: Artefact[Any, Any, Any], table: Table) -> Shown:
+    """The table with what it is registered with."""
+    return Shown(artefact.name, artefact.title, artefact.caption, to_html(table))
+
+
+def shown_figure(artefact: Artefact[Any, Any, Any], svg: bytes) -> Shown:
+    """The figure likewise. An <img> is a document of its own: ids of different figures cannot meet, as they would
+    inline."""
+    encoded = base64.b64encode(svg).decode()
+    return Shown(artefact.name, artefact.title, artefact.caption, f"data:image/svg+xml;base64,{encoded}")
+
+
+def render(template: Path, **values: Any) -> str:
+    """A page of the template, which extends ``base.html.j2``: escaped, no undefined names."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(**values)

@@ -1,0 +1,88 @@
+"""What was active in a run, by its own record, as cells of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alp.foreign import reading
+from alp.reporting import records
+from alp.reporting.arms import build_command, label
+from alp.reporting.runs import Results
+
+SETTINGS = (
+    "Numerator",
+    "Denominator",
+    "Level",
+    "Clip range",
+    "Dual clip",
+    "Correction",
+    "Noise",
+    "Rollout",
+    "Training",
+)
+
+
+def settings(loaded: Results, name: str, folder: Path) -> list[str]:
+    """What was active in the arm's first seed, by its own record: name and one cell per entry of ``SETTINGS``."""
+    path = folder / "active.json"
+    active = records.read_json(path, build_command(loaded.grid))
+    with reading("results", path):
+        return [label(name), *_cells(active)]
+
+
+def _cells(active: dict[str, Any]) -> list[str]:
+    low, high = active.get("clip_low"), active.get("clip_high")
+    clip = f"[{1 - low:.6g}, {1 + high:.6g}]" if low is not None and high is not None else None
+    cells = [active.get(key) for key in ("numerator", "denominator", "level")]
+    cells += [clip, active.get("dual_clip"), _corrections(active.get("corrections"))]
+    cells.append(_noise(active.get("perturbation")))
+    cells += [_rollout(active), active.get("train_dtype")]
+    return ["–" if cell in (None, "") else f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in cells]
+
+
+def _rollout(active: dict[str, Any]) -> str:
+    words = [str(active[key]) for key in ("engine", "rollout_dtype") if active.get(key) is not None]
+    words += ["quantised weights"] if active.get("quantised_weights") else []
+    words += [f"weight noise {active['weight_noise']:g}"] if active.get("weight_noise") else []
+    return ", ".join(words)
+
+
+def _corrections(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value or "none")
+    return " and ".join(map(_correction, value)) or "none"
+
+
+def _correction(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    if value.get("kind", "none") == "none":
+        return "none" if value.get("veto") is None else f"veto below {value['veto']:g}"
+    low, high = value.get("lower"), value.get("upper")
+    bounds = f"at {high:g}" if low is None else f"to [{low:g}, {high:g}]"
+    veto = "" if value.get("veto") is None else f", veto below {value['veto']:g}"
+    return f"{value['kind']} per {value.get('level', '?')} {bounds}{veto}"
+
+
+def _noise(value: Any) -> str:
+    if not isinstance(value, Mapping) or value.get("hooks") == 0 or not value.get("std"):
+        return "none"
+    return (
+        f"σ₀ = {value['std']:g}, {'learned' if value.get('learnable') else 'fixed'}, layers"
+        f" {_layers(value.get('layers'))}"
+    )
+
+
+def _layers(value: Any) -> str:
+    """``0–27`` for a band of layers, else what was recorded."""
+    if not isinstance(value, list):
+        return str(value)
+    if (
+        len(value) > 2
+        and all(isinstance(layer, int) for layer in value)
+        and value == list(range(value[0], value[-1] + 1))
+    ):
+        return f"{value[0]}–{value[-1]}"
+    return ", ".join(map(str, value))

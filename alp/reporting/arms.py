@@ -1,0 +1,105 @@
+"""What a grid file alone says about its arms, for people and for the choice of tables and figures: names, engines,
+noise. Neither numpy, pandas nor plotting: the workflow asks before anything ran."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from alp.configuration import compose
+from alp.configuration import grid as grids
+from alp.configuration.grid import Arm, Grid
+from alp.configuration.method_schema import Method
+from alp.configuration.train_schema import TrainConfig
+
+BASE = "base"
+REFERENCE = "grpo"  # the arm that differences are taken to
+BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
+
+_ACRONYMS = {"grpo", "gspo", "mis", "tis", "alp"}
+_VARIANTS = {
+    "sigma0": "σ₀ = 0",
+    "fixed_sigma": "fixed σ",
+    "clip_wide": "wide clip",
+    "clip_tight": "tight clip",
+    "hf_fp32": "HF fp32",
+    "hf_int8": "HF int8",
+    "vllm_bf16": "vLLM bf16",
+}
+_NOISE = re.compile(r"sigma0(\d+)")  # the usual label of a σ_0 override: sigma0003 is 0.003
+
+
+# ---- methods and engines ---------------------------------------------------------------------------------------------
+
+
+def ratio_level(method: Method) -> str:
+    """``token`` or ``sequence``: under which of the two logged keys the method's own ratio is found."""
+    return "token" if method.level == "token" else "sequence"
+
+
+def learns_noise(method: Method) -> bool:
+    """Whether σ is on and trained (a σ_0 of 0 is off whatever else is set)."""
+    noise = method.perturbation
+    return noise is not None and noise.std > 0 and noise.learnable
+
+
+@cache
+def _job(words: tuple[str, ...]) -> TrainConfig:
+    job: TrainConfig = compose.load("train", words)
+    return job
+
+
+def job_of(grid: Grid, arm: Arm) -> TrainConfig:
+    """The resolved training configuration of an arm's first seed, from the grid file alone."""
+    return _job(tuple(grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0])))
+
+
+# ---- conditions of tables and figures --------------------------------------------------------------------------------
+
+
+def always(_: Grid) -> bool:
+    return True
+
+
+def has_several_sets(grid: Grid) -> bool:
+    """Whether it evaluates on more than one set."""
+    return bool(grid.parts)
+
+
+def compares_engines(grid: Grid) -> bool:
+    """Whether its arms sample with more than one engine."""
+    return len({job_of(grid, arm).rollout.label for arm in grid.arms}) > 1
+
+
+def has_learned_noise(grid: Grid) -> bool:
+    """Whether an arm learns its noise."""
+    return any(learns_noise(job_of(grid, arm).method) for arm in grid.arms)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def is_control(arm: Arm) -> bool:
+    """Variants that exist to be compared with their own preset: noise off, noise fixed, another clip range."""
+    return arm.variant is not None and (arm.variant in ("sigma0", "fixed_sigma") or arm.variant.startswith("clip_"))
+
+
+def label(name: str) -> str:
+    """An arm's name for people: ``token_alp-sigma0`` → Token-ALP (σ₀ = 0)."""
+    if name == BASE:
+        return "Base model"
+    method, _, variant = name.partition("-")
+    shown = "-".join(word.upper() if word in _ACRONYMS else word.capitalize() for word in method.split("_"))
+    noise = _NOISE.fullmatch(variant)
+    words = f"σ₀ = 0.{noise[1]}" if noise else _VARIANTS.get(variant, variant.replace("_", " "))
+    return f"{shown} ({words})" if variant else shown
+
+
+def named(grid: Grid) -> str:
+    """How the grid is given on a command line."""
+    return f"grid={grid.name}" if grid.name in grids.names() else f"grid=<folder>/{grid.name}.yaml"
+
+
+def build_command(grid: Grid) -> str:
+    """What builds everything below ``results/<grid>``."""
+    return f"snakemake --cores 2 --config {named(grid)}"

@@ -1,0 +1,31 @@
+"""Figures of a finished grid: results/<grid>/figures/<name>.{svg,png}. What each shows is its caption, in its module
+of ``reporting/figures``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alp.configuration.grid import Grid
+from alp.ownership import claimed
+from alp.rendering import plots
+from alp.rendering.artefact import forget_stale, paths
+from alp.reporting import registry, runs
+
+MADE_BY = "alp.reporting.figures.*"  # what the registry imports, for the hash of the code (alp/code_identity.py)
+
+
+def figures(grid: Grid, results: Path, *, replace: bool = False) -> Path:
+    """Draw every figure of the grid; returns their folder. Raises :class:`alp.errors.UserError` when a run is
+    missing."""
+    loaded = runs.load(grid, results)
+    root = grid.folder(results)
+    with plots.style():
+        # All or, for want of a file, none.
+        drawn = {artefact.name: artefact.make(loaded) for artefact in registry.of_grid("figures", grid)}
+        with claimed(
+            root, "figures", grid.origin, outputs=["figures/*"], key="results", beside=True, replace=replace
+        ) as claim:
+            for name, figure in drawn.items():
+                plots.save(figure, root / "figures" / name)
+            forget_stale(claim, paths("figures", registry.registered("figures")), registry.paths_of("figures", grid))
+    return root / "figures"

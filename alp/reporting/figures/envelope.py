@@ -1,0 +1,56 @@
+"""Where in probability the mismatch of sequences comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from alp.rendering import plots
+from alp.reporting.looks import looks
+from alp.reporting.records import Floats
+from alp.reporting.registry import Declaration
+from alp.reporting.runs import Results
+
+ARTEFACT = Declaration(
+    order=100,
+    title="Ratio envelope",
+    caption=(
+        "Summed log-ratio of a sequence under the method's own numerator and denominator against the sequence's mean "
+        "token probability under the rollout policy. This definition is ours, because the binning of the paper's "
+        "figure is not known: the sequences of all logged updates and all seeds are pooled, sorted by mean token "
+        "probability and cut into 12 bins of equal count; each bin stands at its median probability and shows the "
+        "median and the band from the 2nd to the 98th percentile of the log-ratio. All panels share one scale, which "
+        "is linear around zero and logarithmic beyond where one arm dwarfs the others."
+    ),
+)
+
+
+def make(loaded: Results) -> Figure:
+    """Summed log-ratio of sequences against their mean token probability under the rollout policy, one panel per
+    arm."""
+    arm_looks = looks(loaded)
+    columns = plots.columns_for(len(loaded.arms))
+    figure = plots.canvas(0.95 + 1.4 * -(-len(loaded.arms) // columns))
+    drawing = plots.above_legend(figure)
+    everything: list[Floats] = []
+    axes_of = list(zip(plots.panels(drawing, len(loaded.arms), columns), loaded.arms, strict=True))
+    for axes, arm in axes_of:
+        updates = [update for run in arm.runs for update in run.updates]
+        probability, ratio = (
+            np.array([value for update in updates for value in update[key]], float)
+            for key in ("mean_probability", "log_ratio")
+        )
+        binned, look = plots.envelope_bins(probability, ratio), arm_looks[arm.name]
+        if len(binned):
+            plots.binned_band(axes, binned, look.colour)
+            everything.append(binned[:, 1:])
+        else:
+            plots.empty(axes, "not logged")
+        axes.axhline(0, color="#555555", linewidth=0.7, zorder=0.9)
+        axes.set_title(look.label, fontsize=8)
+    for axes, _ in axes_of:
+        plots.fit_scale(axes, everything)
+    drawing.supxlabel("mean token probability under the rollout policy", fontsize=8.5)
+    drawing.supylabel("sequence log-ratio, nats", fontsize=8.5)
+    plots.legend_below(figure, plots.binned_band_handles(plots.BINS))
+    return figure

@@ -1,0 +1,48 @@
+"""How many responses were cut at the length limit: they earn nothing, so a method that writes longer must not be judged
+by that alone."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from alp.rendering import plots
+from alp.reporting.looks import arm_handles, band, base_handle, looks, name_rows
+from alp.reporting.registry import Declaration
+from alp.reporting.runs import Results
+
+ARTEFACT = Declaration(
+    order=70,
+    title="Responses cut at the length limit",
+    caption=(
+        "Left: share of the test samples that were cut at the length limit before their end token, after the last "
+        "step; markers are means over seeds, ticks single seeds, the dashed line is the base model. A cut sample "
+        "counts as wrong. Right: the same share of the sampled training responses against step, with a band from the "
+        "lowest to the highest seed."
+    ),
+)
+
+
+def make(loaded: Results) -> Figure:
+    """Share of cut test samples per arm, and of cut training responses against step."""
+    arm_looks = looks(loaded)
+    figure = plots.canvas(1.6 + 0.24 * len(loaded.arms))
+    left, right = figure.subplots(1, 2)
+    if loaded.base.truncated is not None:
+        left.axvline(100 * loaded.base.truncated, color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
+    for row, arm in enumerate(loaded.arms):
+        look = arm_looks[arm.name]
+        shares = [100 * run.evaluation.truncated for run in arm.runs if run.evaluation.truncated is not None]
+        if shares:
+            left.plot(shares, [row + 0.28] * len(shares), "|", color=look.colour, markersize=4)
+            left.plot(sum(shares) / len(shares), row, markersize=5.5, linestyle="none", **look.point())
+        steps, values = arm.series("response/truncated")
+        band(right, steps, 100 * values, look, len(loaded.arms))
+    per_seed = loaded.base.problems * loaded.base.samples
+    left.set(title="Test samples cut at the limit", xlabel=f"% of {per_seed} samples a seed")
+    name_rows(left, loaded, arm_looks)
+    right.set(title="Training responses cut at the limit", xlabel="step (rollout batch)", ylabel="%")
+    plots.step_ticks(right)
+    for highest, limit in ((left.dataLim.xmax, left.set_xlim), (right.dataLim.ymax, right.set_ylim)):
+        limit(-0.04 * max(highest, 1.0), 1.08 * max(highest, 1.0))  # a grid in which nothing was cut still has a scale
+    plots.legend_below(figure, [base_handle(), *arm_handles(arm_looks.values(), markers=True)])
+    return figure

@@ -1,0 +1,52 @@
+"""Accuracy on each evaluation set of a grid that has several."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from alp.evaluation import statistics
+from alp.rendering import plots
+from alp.reporting.looks import dot, dot_handles, looks, name_rows
+from alp.reporting.registry import Declaration
+from alp.reporting.runs import Results
+
+ARTEFACT = Declaration(
+    order=20,
+    title="Evaluation sets",
+    caption=(
+        "Accuracy on each evaluation set at temperature 1, averaged over the samples of each problem, of the model "
+        "after the last training step. Dots are means, bars 95 % intervals by "
+        "the hierarchical bootstrap over seeds and the problems of that set, ticks single seeds, and the dashed line "
+        "with its grey band is the base model. The mean of the sets weighs each set alike, whatever its size."
+    ),
+    condition="has_several_sets",
+)
+
+
+def make(loaded: Results) -> Figure:
+    """One panel per set, one row per arm: mean, interval and seeds, and the base model as a line. Each panel has a
+    scale of its own."""
+    arm_looks = looks(loaded)
+    columns = plots.columns_for(len(loaded.sets), most=3)
+    rows = -(-len(loaded.sets) // columns)
+    figure = plots.canvas(0.5 + rows * (0.7 + 0.2 * len(loaded.arms)))
+    drawing = plots.above_legend(figure)
+    panels = drawing.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(loaded.sets) :]:
+        axes.set_visible(False)
+    for axes, (name, span) in zip(panels, loaded.sets.items(), strict=False):
+        base = statistics.interval(loaded.base.per_problem[None, span])
+        axes.axvspan(100 * base.low, 100 * base.high, color=plots.BASE_COLOUR, alpha=0.08, linewidth=0)
+        axes.axvline(100 * base.mean, color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
+        for row, arm in enumerate(loaded.arms):
+            look, values = arm_looks[arm.name], arm.accuracy[:, span]
+            axes.plot(100 * values.mean(axis=1), [row + 0.28] * len(values), "|", color=look.colour, markersize=4)
+            dot(axes, statistics.interval(values), row, look)
+        axes.set_title(f"{name} ({span.stop - span.start} problems)", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        plots.at_least(axes, 1.0)
+    name_rows(panels[0], loaded, arm_looks)
+    drawing.supxlabel(f"avg@{loaded.base.samples} at T = 1, %", fontsize=8.5)
+    plots.legend_below(figure, dot_handles())
+    return figure

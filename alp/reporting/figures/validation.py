@@ -1,0 +1,36 @@
+"""How validation accuracy went during training."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from alp.rendering import plots
+from alp.reporting.looks import arm_handles, band, looks, two_levels
+from alp.reporting.registry import Declaration
+from alp.reporting.runs import Results
+
+ARTEFACT = Declaration(
+    order=30,
+    title="Validation accuracy during training",
+    caption=(
+        "Accuracy on the validation set at temperature 1 against training step: mean over seeds, with a band from the "
+        "lowest to the highest seed. Token-level and sequence-level methods stand apart for legibility; hue is the "
+        "method, dashes and hollow markers are its variants."
+    ),
+)
+
+
+def make(loaded: Results) -> Figure:
+    """Validation accuracy against step."""
+    arm_looks = looks(loaded)
+    figure, axes_of = two_levels(loaded)
+    for axes, arms in axes_of:
+        for arm in arms:
+            steps, values = arm.series("validation/accuracy")
+            look = arm_looks[arm.name]
+            band(axes, steps, 100 * values, look, len(arms), markersize=3.5, **look.point())
+        axes.set(xlabel="step (rollout batch)")
+        plots.step_ticks(axes)
+    axes_of[0][0].set_ylabel("validation accuracy, %")
+    plots.legend_below(figure, arm_handles(arm_looks.values(), markers=True))
+    return figure

@@ -1,0 +1,84 @@
+"""Every ALP arm against each of its controls: what remains of the gain when only some of ALP is left out."""
+
+from __future__ import annotations
+
+from alp.configuration.method_schema import Method
+from alp.rendering.numbers import Cell, percent, points
+from alp.rendering.tables import Column, Table, frame, words
+from alp.reporting import arms
+from alp.reporting.comparisons import interval_cells
+from alp.reporting.registry import Declaration
+from alp.reporting.runs import ArmRuns, Results
+
+ARTEFACT = Declaration(
+    order=40,
+    title="Controls",
+    caption=(
+        "What remains of ALP's gain: every ALP arm against each of its controls in this grid, with the settings in "
+        "which the two differ. Only where that is the noise alone can the difference be ascribed to the noise. "
+        "Differences are paired, with 95 % intervals by the hierarchical bootstrap over seeds and problems."
+    ),
+)
+# fmt: off
+EXPORTED = (
+    "method", "control", "changed", "accuracy_mean", "control_mean", "difference", "difference_low", "difference_high",
+    "gain_over_grpo", "gain_low", "gain_high",
+)
+# fmt: on
+
+
+def make(loaded: Results) -> Table:
+    """One row per ALP arm and control; none in a grid without such a pair."""
+    reference = loaded.find(arms.REFERENCE)
+    rows: list[list[Cell]] = []
+    for arm in loaded.arms:
+        if arm.method.perturbation is None or arms.is_control(arm.arm):
+            continue
+        gain = loaded.difference(arm.accuracy, reference.accuracy) if reference else None
+        for control in _controls_of(arm, loaded):
+            remaining = loaded.difference(arm.accuracy, control.accuracy)
+            means: list[Cell] = [loaded.mean(arm.accuracy), loaded.mean(control.accuracy)]
+            changed = changed_settings(arm.method, control.method)
+            rows.append([arm.name, control.name, changed, *means, *interval_cells(remaining), *interval_cells(gain)])
+    columns = [
+        words("method", "Method", lambda name: arms.label(str(name))),
+        words("control", "Control", lambda name: arms.label(str(name))),
+        words("changed", "Differs in"),
+        Column("accuracy_mean", "Method", percent, "%"),
+        Column("control_mean", "Control", percent, "%"),
+        Column("difference", "Method − control", points, "points", interval=("difference_low", "difference_high")),
+        Column("gain_over_grpo", "Method − GRPO", points, "points", interval=("gain_low", "gain_high")),
+    ]
+    return Table(frame(rows, EXPORTED), columns)
+
+
+def _controls_of(arm: ArmRuns, loaded: Results) -> list[ArmRuns]:
+    """Control variants of the same method, and Bypass (with its own control variants) at the same level."""
+    bypass = arms.BYPASS[arm.ratio_level]
+    variants = [other for other in loaded.arms if other.arm.method == arm.arm.method and arms.is_control(other.arm)]
+    bypasses = [
+        other
+        for other in loaded.arms
+        if other.arm.method == bypass and (other.arm.variant is None or arms.is_control(other.arm))
+    ]
+    return variants + bypasses
+
+
+def changed_settings(first: Method, second: Method) -> str:
+    """In words, what an ALP arm and its control differ in. A σ₀ of 0 is off, so its other noise settings do not
+    count."""
+    noise, other = first.perturbation, second.perturbation
+    changed = []
+    if (noise is not None and noise.std > 0) != (other is not None and other.std > 0):
+        changed.append("noise")
+    elif noise is not None and other is not None and noise != other:
+        names = {"std": "σ₀", "learnable": "learning of σ", "lr": "learning rate of σ", "layers": "layers"}
+        changed += [names.get(key, key) for key in vars(noise) if getattr(noise, key) != getattr(other, key)]
+    if (first.clip_low, first.clip_high) != (second.clip_low, second.clip_high):
+        changed.append("clip range")
+    changed += [
+        key.removesuffix("s")
+        for key in ("denominator", "level", "loss_form", "loss_options", "dual_clip", "aggregation", "corrections")
+        if getattr(first, key) != getattr(second, key)
+    ]
+    return ", ".join(changed) or "nothing"

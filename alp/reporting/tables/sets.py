@@ -1,0 +1,81 @@
+"""Accuracy of every arm on each evaluation set of a grid that has several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from alp.evaluation import statistics
+from alp.rendering.numbers import Cell, percent
+from alp.rendering.tables import Column, Table, frame, words
+from alp.reporting import arms
+from alp.reporting.comparisons import highest, interval_cells
+from alp.reporting.records import Floats
+from alp.reporting.registry import Declaration
+from alp.reporting.runs import Results
+
+ARTEFACT = Declaration(
+    order=20,
+    title="Evaluation sets",
+    caption=(
+        "Accuracy on each evaluation set at temperature 1, averaged over the samples of each problem, of the model "
+        "after the last training step, with brackets that hold 95 % intervals by the hierarchical bootstrap over "
+        "seeds and the problems of that set. The mean of the sets weighs each set alike, whatever its size."
+    ),
+    condition="has_several_sets",
+)
+# fmt: off
+EXPORTED = (
+    "method", "set", "problems", "accuracy_mean", "accuracy_low", "accuracy_high", "difference_to_grpo",
+    "difference_low", "difference_high",
+)
+# fmt: on
+_MEAN = "the mean of the sets"  # no set's name: those are identifiers
+
+
+def make(loaded: Results) -> Table:
+    """One row per arm and set, with the paired difference to GRPO on that set; people see an arm's sets side by
+    side."""
+    accuracies = {arms.BASE: loaded.base.per_problem[None], **{arm.name: arm.accuracy for arm in loaded.arms}}
+    of_sets = {
+        part: [statistics.interval(accuracy[:, span]) for accuracy in accuracies.values()]
+        for part, span in loaded.sets.items()
+    }
+    rows: list[list[Cell]] = [
+        [
+            name,
+            part,
+            span.stop - span.start,
+            *interval_cells(of_sets[part][number]),
+            *_gap_to_grpo(accuracies, name, span),
+        ]
+        for number, name in enumerate(accuracies)
+        for part, span in loaded.sets.items()
+    ]
+    intervals = {_MEAN: [loaded.interval(accuracy) for accuracy in accuracies.values()], **of_sets}
+    names = [[part, f"{part} low", f"{part} high"] for part in intervals]
+    wide = [
+        [name, *(cell for of_part in intervals.values() for cell in interval_cells(of_part[number]))]
+        for number, name in enumerate(accuracies)
+    ]
+    headers = ["Mean of the sets", *(f"{part} ({span.stop - span.start})" for part, span in loaded.sets.items())]
+    columns = [
+        words("method", "Method", lambda name: arms.label(str(name))),
+        *(
+            Column(mean, header, percent, "%", interval=(low, high))
+            for header, (mean, low, high) in zip(headers, names, strict=True)
+        ),
+    ]
+    best = {
+        (row, part)
+        for part, of_part in intervals.items()
+        for row in highest([interval.mean for interval in of_part], start=1)
+    }
+    sources = ["method", *(name for of_part in names for name in of_part)]
+    return Table(frame(rows, EXPORTED), columns, wide=frame(wide, sources), best=frozenset(best))
+
+
+def _gap_to_grpo(accuracies: Mapping[str, Floats], name: str, span: slice) -> list[Cell]:
+    reference = accuracies.get(arms.REFERENCE)
+    if reference is None or name == arms.REFERENCE:
+        return interval_cells(None)
+    return interval_cells(statistics.paired_difference(accuracies[name][:, span], reference[:, span]))

@@ -1,0 +1,234 @@
+"""A training job around its steps: what it holds, built and checked before; how it starts, saves and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alp import models
+from alp.configuration.compose import to_yaml
+from alp.configuration.rollout_schema import EngineSettings
+from alp.configuration.train_schema import TrainConfig
+from alp.errors import UserError
+from alp.lifetime import StopRequest
+from alp.ownership import check_finished
+from alp.policy.perturbation import LayerwisePerturbation
+from alp.reproducibility import fix_threads, provenance, write_json, write_text
+from alp.rollout import probe, prompts, registry
+from alp.rollout.engine import Engine, Host, Probe, Sampling
+from alp.tasks.catalogue import load_task
+from alp.training import checkpoint, inputs
+from alp.training.forward import sequence_log_probs
+from alp.training.pending import PendingStep
+from alp.training.records import RECORDS, Records
+from alp.training.settings_report import check_active, check_perturbed, describe_active
+from alp.training.update import Updater
+from alp.training.validation import Validation
+
+_LOGS = (*registry.log_names(), *registry.log_names("validation."))
+OUTPUTS = (*RECORDS, "config.yaml", "active.json", "provenance.json", *_LOGS, "model/*", "checkpoints/")
+
+
+class Job:
+    """Everything a training job holds, built and checked before anything is computed.
+
+    ``accept`` is told what the results follow from before the weights are read, and may refuse. ``scratch`` is a folder
+    for temporary files, there once the job runs.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        stop: StopRequest | None = None,
+        accept: Callable[[dict[str, Any]], object] = bool,
+        scratch: Path | None = None,
+    ) -> None:
+        self.config, self.run_dir, self.stop = config, run_dir, stop or StopRequest()
+        self.folder = models.check_model(config.model)
+        self._check_inputs(accept)
+        fix_threads(config.trainer.threads)
+        self._load()
+        self.engine = self._engine(config.rollout, scratch)
+        self.validator = (
+            self.engine
+            if config.validation == config.rollout  # one engine does both
+            else self._engine(config.validation, scratch, group="validation", log_prefix="validation.")
+        )
+        self.perturbation = self._perturbation()
+        self.updater = Updater(
+            self.model,
+            config.method,
+            config.trainer,
+            perturbation=self.perturbation,
+            temperature=config.rollout.temperature,
+            reference=self.reference is not None,
+        )
+        self.validation = self._validation()
+        self.records = Records(run_dir)
+        self.done = 0  # steps
+        self.pending: PendingStep | None = None
+
+    def _check_inputs(self, accept: Callable[[dict[str, Any]], object]) -> None:
+        """Task, data, layers, loss and engine against the model's folder, before any weight is read."""
+        config = self.config
+        check_finished(self.folder, "model.path")
+        inputs.check_method(config, self.folder)
+        registry.check(config.rollout, self.folder)
+        registry.check(config.validation, self.folder, "validation")
+        self.device = models.resolve_device(config.trainer.device)
+        self.task = load_task(config.task)
+        self.problems, self.validation_problems = self.task.problems("train"), self.task.problems("validation")
+        inputs.check_problems(self.problems, self.validation_problems)
+        problems = [*self.problems, *self.validation_problems]
+        self.provenance = provenance() | inputs.origin(config, self.folder, problems)
+        accept(self.origin)
+
+    def _load(self) -> None:
+        """Tokenizer and prompts, then the model and, for a KL penalty, its frozen copy."""
+        config = self.config
+        self.tokenizer = models.load_tokenizer(self.folder)
+        self.sampling = self._sampling(config.rollout)
+        self.limits = inputs.check_prompts(
+            config, self.folder, self.tokenizer, self.task, self.problems, self.validation_problems
+        )
+        self.model = models.load_model(self.folder, self.device)
+        self.read_from: dict[str, int] = self.model.read_from
+        self._check_room()
+        if config.model.gradient_checkpointing:
+            models.checkpoint_layers(self.model)
+        self.reference = (
+            models.load_model(self.folder, self.device).requires_grad_(False) if config.trainer.kl else None
+        )
+
+    def _check_room(self) -> None:
+        trainer, rollout = self.config.trainer, self.config.rollout
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        tokens = 2 * trainer.prompts * trainer.samples * rollout.max_new_tokens  # prompts as long as responses
+        checkpoint.check_room(self.run_dir, weights=weights, tokens=tokens, every=trainer.checkpoint_every)
+
+    def _sampling(self, settings: EngineSettings) -> Sampling:
+        return prompts.sampling(
+            self.tokenizer,
+            self.config.model,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+        )
+
+    def _engine(
+        self, settings: EngineSettings, scratch: Path | None, *, group: str = "rollout", log_prefix: str = ""
+    ) -> Engine:
+        """The engine of one configuration group, which serves the model as it is trained."""
+        seed, vocabulary = self.config.trainer.seed, len(self.model.get_input_embeddings().weight)
+        asked = [
+            prompts.prompt_ids(self.tokenizer, self.task, problem, self.config.model)
+            for problem in (self.validation_problems or self.problems)[:8]
+        ]
+        fixed = Probe(
+            probe.sequences(asked, vocabulary, seed, self.limits.positions),
+            lambda sequences, temperature: sequence_log_probs(self.model, sequences, temperature),
+            dtype="bfloat16" if self.device.type == "cuda" else "float32",  # training/forward.py: autocast on a GPU
+        )
+        log = self.run_dir / registry.log_name(settings, log_prefix)
+        return registry.make(settings, Host(self.model, self.folder, log, self.device, seed, fixed, scratch, group))
+
+    def _validation(self) -> Validation:
+        return Validation(
+            self.config,
+            self.validator,
+            self.task,
+            self.validation_problems,
+            self.tokenizer,
+            self._sampling(self.config.validation),
+            self.limits,
+            self.device,
+            shared=self.validator is self.engine,
+            load_initial=lambda: models.load_model(models.check_model(self.config.model), self.device),
+        )
+
+    def close(self) -> None:
+        """Give back what the engines hold outside this process."""
+        self.engine.close()
+        self.validator.close()
+
+    def _perturbation(self) -> LayerwisePerturbation | None:
+        settings = self.config.method.perturbation
+        if settings is None:
+            return None
+        try:
+            return LayerwisePerturbation(
+                self.model,
+                layers=settings.layers,
+                std=settings.std,
+                learnable=settings.learnable,
+                std_min=settings.std_min,
+                std_max=settings.std_max,
+                seed=self.config.trainer.seed,
+            )
+        except ValueError as error:  # a model that cannot be perturbed
+            raise UserError(f"train: method.perturbation: {error}") from None
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the results follow from: hashes, versions and the resolved configuration."""
+        return self.provenance | {"config": self.config.model_dump(mode="json")}
+
+    def start(self) -> None:
+        """Continue from a checkpoint, or begin: empty records, validation of the initial model."""
+        state = checkpoint.restore(self.run_dir, self.origin)
+        if state is None:
+            checkpoint.seed_random_state(self.config.trainer.seed)
+        else:
+            self._restore(state)
+        self.records.write()
+        # In the middle of a rollout batch these weights are newer than those it was sampled with: nothing is sampled
+        # before the next sync.
+        self.engine.sync_weights(self.model.named_parameters(), version=self.done)
+        if state is not None:
+            checkpoint.set_random_state(state["random"])
+        elif self.config.trainer.validate_every:
+            self.records.append("metrics.jsonl", {"step": 0} | self.validation.accuracy(self.model, 0))
+        self._write_settings()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.updater.load_state_dict(state["updater"])
+        if self.perturbation is not None:
+            self.perturbation.load_state_dict(state["perturbation"])
+        self.done, self.records.texts = state["step"], state["records"]
+        self.pending = PendingStep.of(state["pending"], self.device) if state["pending"] else None
+
+    def save(self) -> bool:
+        """Write a checkpoint of this very moment; whether that worked."""
+        state = {
+            "step": self.done,
+            "model": self.model.state_dict(),
+            "updater": self.updater.state_dict(),
+            "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
+            "pending": self.pending.state_dict() if self.pending is not None else None,
+            "records": self.records.texts,
+            "random": checkpoint.random_state(),
+        }
+        return checkpoint.save(self.run_dir, self.origin, state)
+
+    def finish(self) -> None:
+        """The final model. The records of a finished job are complete and its checkpoints gone."""
+        check_perturbed(self.config, self.updater.perturbed_updates)
+        noise = {}
+        if self.perturbation is not None:
+            state = self.perturbation.state_dict()
+            noise = {"perturbation.json": state | {"log_std": [float(value) for value in state["log_std"]]}}
+        self.records.write()
+        models.save_model(self.model, self.tokenizer, self.run_dir / "model", noise)
+        if not self.config.trainer.keep_checkpoints:
+            checkpoint.prune(self.run_dir)
+
+    def _write_settings(self) -> None:
+        write_text(self.run_dir / "config.yaml", to_yaml(self.config))
+        write_json(self.run_dir / "provenance.json", self.provenance)
+        active = describe_active(self.config, self.engine, self.model, self.updater)
+        check_active(self.config, active)
+        if set(self.read_from) != {"float32"}:
+            active["weights_read_from"] = self.read_from
+        write_json(self.run_dir / "active.json", active)

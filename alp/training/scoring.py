@@ -1,0 +1,74 @@
+"""A rollout batch: sampled by the engine, then scored by the training model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
+from alp.policy.objective import group_advantages
+from alp.rollout.engine import Purpose
+from alp.rollout.episodes import Trajectory, collect
+from alp.tasks.task import select
+from alp.training.batch import Batch, collate
+from alp.training.forward import frozen_log_probs
+
+if TYPE_CHECKING:
+    from alp.training.job import Job
+
+
+def sample(job: Job, step: int) -> list[Trajectory]:
+    """The responses that ``step`` trains on."""
+    trainer = job.config.trainer
+    return collect(
+        job.engine,
+        job.task,
+        job.tokenizer,
+        select(job.problems, trainer.prompts, trainer.seed, step - 1),
+        model=job.config.model,
+        samples=trainer.samples,
+        sampling=job.sampling,
+        purpose=Purpose.TRAINING,
+        seed=trainer.seed,
+        step=step,
+        vocabulary=job.limits.vocabulary,
+    )
+
+
+def padded(job: Job, trajectories: list[Trajectory], step: int) -> Batch:
+    """The responses of ``step`` as tensors; sequence ids are unique in a run."""
+    trainer = job.config.trainer
+    return collate(
+        trajectories,
+        pad_token_id=job.tokenizer.pad_token_id,
+        first_sequence=(step - 1) * trainer.prompts * trainer.samples,
+        device=job.device,
+    )
+
+
+def score(job: Job, batch: Batch) -> tuple[Batch, dict[str, float]]:
+    """Advantages, π_old, the reference, and what the rollout corrections leave; with the figures of the mismatch."""
+    trainer, temperature = job.config.trainer, job.config.rollout.temperature
+    advantages = group_advantages(batch.rewards, batch.groups).to(batch.rollout_log_probs.dtype)
+    old, entropy = torch.zeros_like(batch.old_log_probs), torch.zeros_like(batch.entropy)
+    reference = torch.zeros_like(batch.ref_log_probs)
+    for rows, mini in batch.split(len(batch) // trainer.updates_per_batch):
+        width = mini.input_ids.shape[1]
+        old[rows, :width], entropy[rows, :width] = frozen_log_probs(job.model, mini, temperature, trainer.micro_batch)
+        if job.reference is not None:
+            reference[rows, :width], _ = frozen_log_probs(job.reference, mini, temperature, trainer.micro_batch)
+    corrected = job.config.method.correct(old, batch.rollout_log_probs, batch.response_mask)
+    metrics = mismatch_diagnostics(old, batch.rollout_log_probs, batch.response_mask)
+    metrics |= {name: float(value) for name, value in corrected.metrics.items()}
+    metrics |= ratio_diagnostics(old - batch.rollout_log_probs, batch.response_mask, prefix="rollout_corr")
+    metrics["policy/entropy"] = float(entropy[batch.response_mask].double().mean())
+    scored = batch.with_(
+        advantages=advantages,
+        old_log_probs=old,
+        entropy=entropy,
+        ref_log_probs=reference,
+        weights=corrected.weights,
+        loss_mask=corrected.mask,
+    )
+    return scored, metrics

