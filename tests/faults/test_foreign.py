@@ -191,7 +191,7 @@ def _continued(root: Path, kinds: dict[str, Kind]) -> None:
         "model_hash": "x",
         "data_hash": "x",
     }
-    checkpoint.save(root / "job", origin, {"step": 1, "current": None})
+    checkpoint.save(root / "job", origin, {"step": 1, "pending": None})
     (folder,) = (root / "job" / "checkpoints").iterdir()
     for name in ("checkpoint.json", "state.pt"):
         form = "json" if name.endswith("json") else "binary"

@@ -266,9 +266,8 @@ def test_evaluation_of_a_folder_without_a_run(run_dir: Path, database: Path, uri
 def test_killed_job_is_continued(run_dir: Path, database: Path, uri: str) -> None:
     code = (
         "import json, os, signal, sys; from pathlib import Path; from alp.reporting import tracking\n"
-        "uri = f'sqlite:///{sys.argv[1]}/file/mlflow.db'\n"
-        "live = tracking.Live(Path(sys.argv[1]), uri=uri, **json.loads(sys.argv[2]))\n"
-        "live.step(); live.close(finished=True); print('trained')\n"
+        "live = tracking.Live(Path(sys.argv[1]), uri=sys.argv[2], **json.loads(sys.argv[3]))\n"
+        "live._thread.join(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     job = python(code, run_dir, uri, json.dumps(JOB))
     job.communicate(timeout=60)

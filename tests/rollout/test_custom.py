@@ -60,7 +60,7 @@ def test_an_own_engine_samples_an_evaluation(base_model: Path, tmp_path: Path) -
 
 
 def test_an_own_engine_samples_training_and_validation(base_model: Path, train_config: Callable[..., Any]) -> None:
-    from alp.training.trainer import train
+    from alp.training.loop import train
 
     own = ["=custom", f".module={__name__}", ".options={token: 1}", ".dtype=float32"]
     words = [f"{group}{word}" for group in ("rollout", "validation") for word in own]
