@@ -63,7 +63,7 @@ same: install ## does a change move a number? GRID (smoke) built at REF=<commit>
 	$(BIN)/python -m benchmarks.same --ref "$(REF)" --grid $(if $(filter file,$(origin GRID)),smoke,$(GRID)) --cores $(CORES)
 
 faults: install ## every fault of tests/faults, with a closing line of counts (8 minutes)
-	FAULTS=all $(BIN)/python -m pytest tests/faults -q
+	FAULTS=all $(BIN)/python -m pytest tests/faults tests/rollout/test_vllm.py -q
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \

@@ -24,6 +24,31 @@ TINY_TRAINER = [
 TINY_MODEL = ["model.hidden=32", "model.heads=1", "model.intermediate=64", "model.layers=3"]
 
 
+# What `make check` leaves out: tests that train, start an engine, a workflow or MLflow, compile, draw, or take seconds.
+SLOW = (
+    *("diagnosis", "examples", "faults", "parity", "training", "workflow"),
+    *(f"evaluation/test_{name}.py" for name in ("evaluate",)),
+    *(
+        f"policy/test_{name}.py"
+        for name in ("alone", "architectures", "perturbation_cost", "perturbation_surroundings")
+    ),
+    *(f"reporting/test_{name}.py" for name in ("figures", "live", "mismatch", "report", "sets", "tracking")),
+    *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
+    *(f"rollout/test_{name}.py" for name in ("custom", "hf", "vllm")),
+    *(f"tasks/test_{name}.py" for name in ("grading", "grading_pool", "reasoning")),
+    *(f"test_{name}.py" for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "sharing")),
+    *(f"test_{name}.py" for name in ("code_identity", "lifetime", "untrusted", "whole_models")),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here)
+        if {str(place), place.parts[0]} & set(SLOW) or "base_model" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

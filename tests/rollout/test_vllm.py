@@ -40,6 +40,7 @@ pytestmark = pytest.mark.skipif(
 CPU = torch.device("cpu")
 SAMPLING = Sampling(temperature=0.8, max_new_tokens=12, eos_token_id=1, pad_token_id=0)
 PROMPTS = [(3, 12, 4, 13), (5, 12, 13), (9, 8, 12, 7, 7, 13), (2, 13)]
+KILLS = 5 if os.environ.get("FAULTS") == "all" else 2  # each costs a start of the engine
 SMALL = ["rollout=vllm", "rollout.kv_cache_gib=0.05", "rollout.temperature=0.8", "rollout.max_new_tokens=24"]
 TASK = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
 
@@ -559,13 +560,11 @@ def _job(folder: Path, run_dir: Path) -> Any:
     return compose.load("train", [*SMALL, *TASK, *steps, *watch, *place, "method=token_alp"])
 
 
-def test_five_kills_leave_no_trace_in_the_results(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kills_leave_no_trace_in_the_results(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(_job(folder, tmp_path / "whole"))
     monkeypatch.setitem(registry.ENGINES, "vllm", f"{__name__}:FaultyEngine")
     monkeypatch.setattr(Faulty, "period", 7)  # while it works on whatever comes: syncs, probes, batches
-    monkeypatch.setattr(Faulty, "kills", 5)
+    monkeypatch.setattr(Faulty, "kills", KILLS)
     job = _job(folder, tmp_path / "broken")
     train(job)
     assert Faulty.kills == 0
@@ -574,7 +573,7 @@ def test_five_kills_leave_no_trace_in_the_results(
     timings = [
         json.loads(line) for line in (tmp_path / "broken" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    assert timings[-1]["rollout/engine_restarts"] == 5
+    assert timings[-1]["rollout/engine_restarts"] == KILLS
     assert (tmp_path / "broken" / "vllm.log").stat().st_size > 0
     active = json.loads((tmp_path / "broken" / "active.json").read_text(encoding="utf-8"))
     assert (active["engine"], active["rollout_dtype"], active["vllm_version"][:2]) == ("vllm", "bfloat16", "0.")
