@@ -47,10 +47,10 @@ smol: GRID = smol
 smol: grid ## a real pretrained language model: four methods on SmolLM2, 28 minutes on 2 free cores
 
 check: install ## lint, types, and the tests that need no training, engine or workflow (2 minutes)
-	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory lint unit
 
 unit:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q

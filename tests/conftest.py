@@ -27,25 +27,31 @@ TINY_MODEL = ["model.hidden=32", "model.heads=1", "model.intermediate=64", "mode
 # What `make check` leaves out: tests that train, start an engine, a workflow or MLflow, compile, draw, or take seconds.
 SLOW = (
     *("diagnosis", "examples", "faults", "parity", "training", "workflow"),
-    *(f"evaluation/test_{name}.py" for name in ("evaluate",)),
-    *(
-        f"policy/test_{name}.py"
-        for name in ("alone", "architectures", "perturbation_cost", "perturbation_surroundings")
-    ),
+    *("configuration/test_resources.py", "evaluation/test_evaluate.py"),
+    *(f"policy/test_{name}.py" for name in ("alone", "architectures")),
+    *(f"policy/test_perturbation_{name}.py" for name in ("cost", "gradients", "noise", "surroundings")),
     *(f"reporting/test_{name}.py" for name in ("figures", "live", "mismatch", "report", "sets", "tracking")),
     *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
     *(f"rollout/test_{name}.py" for name in ("custom", "hf", "vllm")),
     *(f"tasks/test_{name}.py" for name in ("grading", "grading_pool", "reasoning")),
     *(f"test_{name}.py" for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "sharing")),
-    *(f"test_{name}.py" for name in ("code_identity", "lifetime", "untrusted", "whole_models")),
+    *(f"test_{name}.py" for name in ("code_identity", "lifetime", "streams", "untrusted", "whole_models")),
 )
 
 
+def _is_slow(path: Path) -> bool:
+    place = path.relative_to(Path(__file__).parent)
+    return bool({str(place), *place.parts[:1]} & set(SLOW))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What is left out need not be imported."""
+    return True if config.option.markexpr == "not slow" and _is_slow(collection_path) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        place = item.path.relative_to(here)
-        if {str(place), place.parts[0]} & set(SLOW) or "base_model" in getattr(item, "fixturenames", ()):
+        if _is_slow(item.path) or "base_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 
