@@ -46,7 +46,7 @@ stress: grid ## the grid in which uncorrected methods get into trouble
 smol: GRID = smol
 smol: grid ## a real pretrained language model: four methods on SmolLM2, 28 minutes on 2 free cores
 
-check: install ## lint, types, and the tests that need no training, engine or workflow (2 minutes)
+check: install ## lint, types, and the tests that need no training, engine or workflow (a few minutes)
 	@$(MAKE) --no-print-directory lint unit
 
 unit:
@@ -62,7 +62,7 @@ reproduce: install ## build a small grid (GRID=smoke) twice, under other cores a
 same: install ## does a change move a number? GRID (smoke) built at REF=<commit> and here, every number compared (3 minutes a side)
 	$(BIN)/python -m benchmarks.same --ref "$(REF)" --grid $(if $(filter file,$(origin GRID)),smoke,$(GRID)) --cores $(CORES)
 
-faults: install ## every fault of tests/faults, with a closing line of counts (8 minutes)
+faults: install ## every fault of tests/faults, with a closing line of counts (over half an hour)
 	FAULTS=all $(BIN)/python -m pytest tests/faults tests/rollout/test_vllm.py -q
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
