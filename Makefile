@@ -59,7 +59,7 @@ reproduce: GRID = smoke
 reproduce: install ## build a small grid (GRID=smoke) twice, under other cores and order, and compare every byte (3 minutes)
 	$(BIN)/python -m benchmarks.reproduce --grid $(GRID) --cores $(CORES)
 
-same: install ## does a change move a number? GRID (smoke) built at REF=<commit> and here, every number compared (3 minutes a side)
+same: install ## does a change move a number? GRID (smoke) built at REF=<commit> and here, every number compared
 	$(BIN)/python -m benchmarks.same --ref "$(REF)" --grid $(if $(filter file,$(origin GRID)),smoke,$(GRID)) --cores $(CORES)
 
 faults: install ## every fault of tests/faults, with a closing line of counts (over half an hour)

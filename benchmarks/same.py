@@ -32,6 +32,8 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
+from alp.nested import leaves
+
 ROOT = Path(__file__).resolve().parents[1]
 REASONS = Path(__file__).with_name("same_names.yaml")
 FILES = (
@@ -70,12 +72,12 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     elif path.suffix == ".csv":
         yield from _rows(path)
     elif path.suffix == ".json":
-        yield from _leaves("", json.loads(path.read_text(encoding="utf-8")))
+        yield from leaves(json.loads(path.read_text(encoding="utf-8")))
     else:
         content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
         for number, line in enumerate(text.splitlines(), start=1):
-            yield from _leaves(f"line {number}", json.loads(line))
+            yield from ((f"line {number}, {key}", value) for key, value in leaves(json.loads(line)))
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -84,14 +86,6 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             named = " ".join(row[key] for key in _TABLE_KEYS if row.get(key))
             for column, cell in row.items():
                 yield f"row {number} ({named}): {column}", cell
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(f"{name}, {key}" if name else str(key), item)
-    else:
-        yield name, value  # a list (problems, tokens, log-probs) is one value
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------

@@ -6,9 +6,7 @@ on behind its last chunk and ends with the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from alp.rollout.episodes import collect, response_text
 from alp.rollout.prompts import prompt_ids, sampling
 from alp.sharing import twins_of
 from alp.tasks.catalogue import load_task
-from alp.tasks.task import Problem
+from alp.tasks.task import Problem, content_hash
 
 
 def evaluate(config: EvaluateConfig) -> Path:
@@ -123,9 +121,7 @@ class Sampler:
             "config_hash": identity(self._config),
             "code_hash": code_of("evaluate", self._config),
             "model_hash": models.content_hash(self._folder),
-            "data_hash": hashlib.sha256(
-                "".join(json_line(asdict(problem)) for problem in self.problems).encode()
-            ).hexdigest(),
+            "data_hash": content_hash(self.problems),
         }
         return origin_of(parts, self._config)
 

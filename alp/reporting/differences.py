@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from alp.nested import leaves
 from alp.reporting.manifest import NUMBERS
 
 _SHOWN = 5  # differing entries of one file that are listed
@@ -82,18 +83,15 @@ def _entries(suffix: str, content: bytes) -> Iterator[tuple[str, Any]]:
                 yield f"row {number}: {column}", _number(cell)
     elif suffix == ".jsonl":
         for number, line in enumerate(text.splitlines(), start=1):
-            yield from leaves(json.loads(line), f"line {number}: ")
+            yield from comparable(json.loads(line), f"line {number}: ")
     else:
-        yield from leaves(json.loads(text), "")
+        yield from comparable(json.loads(text))
 
 
-def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if inner is None:
-        yield name.removesuffix("."), float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-        return
-    for key, item in inner:
-        yield from leaves(item, f"{name}{key}.")
+def comparable(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a JSON value, items of lists under their number; whole numbers are floats."""
+    for key, leaf in leaves(value, numbered=True) if isinstance(value, dict | list) else [("", value)]:
+        yield prefix + key, float(leaf) if isinstance(leaf, int) and not isinstance(leaf, bool) else leaf
 
 
 def _number(cell: Any) -> Any:

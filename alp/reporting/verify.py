@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from alp.configuration.fields import is_name
 from alp.errors import UserError, printable
 from alp.foreign import read_text, reading, reason
-from alp.reporting.differences import explain, leaves
+from alp.reporting.differences import comparable, explain
 from alp.reporting.manifest import FORMAT, VALUES
 from alp.reproducibility import machine, provenance, sha256_file
 
@@ -100,7 +100,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         content: Any = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
         _check(path, content)
-        content["made_from"] = dict(leaves(content.get("made_from", {}), ""))
+        content["made_from"] = dict(comparable(content.get("made_from", {})))
     except (ValueError, AttributeError) as error:
         raise UserError(f"verify: {path} is no manifest of format {FORMAT}: {reason(error)}") from error
     return content  # type: ignore[no-any-return]
@@ -258,7 +258,7 @@ class _Originals:
 def _circumstances(content: dict[str, Any]) -> Iterator[str]:
     """What this installation has other than the one the manifest was made with: the usual reasons of a difference."""
     there = content["made_from"]
-    here = dict(leaves(provenance() | {"python": platform.python_version(), "machine": machine()}, ""))
+    here = dict(comparable(provenance() | {"python": platform.python_version(), "machine": machine()}))
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
             yield _short(f"{key}: {there.get(key)} there, {here.get(key)} here")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +13,7 @@ from alp.configuration.train_schema import TrainConfig
 from alp.errors import UserError
 from alp.reproducibility import json_line
 from alp.rollout import contract
-from alp.tasks.task import Problem, Task, check_disjoint
+from alp.tasks.task import Problem, Task, check_disjoint, content_hash
 
 
 def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[str, str]:
@@ -24,7 +23,7 @@ def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[st
         "config_hash": identity(config),
         "code_hash": code_of("train", config),
         "model_hash": models.content_hash(model),
-        "data_hash": hashlib.sha256("".join(json_line(asdict(problem)) for problem in problems).encode()).hexdigest(),
+        "data_hash": content_hash(problems),
     }
     return parts | {"identity": hashlib.sha256(json_line(parts).encode()).hexdigest()}
 

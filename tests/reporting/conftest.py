@@ -17,6 +17,7 @@ import pytest
 from alp.configuration import compose
 from alp.configuration import grid as grids
 from alp.configuration.grid import Arm, Grid
+from alp.policy.diagnostics import QUANTILES
 from alp.reporting import arms
 from alp.tasks.prepare import prepare
 
@@ -77,17 +78,6 @@ MISMATCH = {
     "vLLM bf16": 1.3e-3,
 }  # scale of log π_old − log μ per token
 WIDTH = {"grpo": 0.04, "gspo": 0.04, "token_bypass": 0.09, "seq_bypass": 0.12, "token_alp": 0.06, "seq_alp": 0.07}
-QUANTILES = {
-    "q001": 0.001,
-    "q01": 0.01,
-    "q05": 0.05,
-    "q25": 0.25,
-    "q50": 0.5,
-    "q75": 0.75,
-    "q95": 0.95,
-    "q99": 0.99,
-    "q999": 0.999,
-}
 
 
 @pytest.fixture(scope="session")

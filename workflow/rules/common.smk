@@ -113,26 +113,24 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-@functools.cache
-def composed(verb, arm, seed):
-    return alp_config.load(verb, GRID.overrides(verb, RESULTS, arm=arm, seed=seed))
+def overrides(verb, wildcards):
+    """The `key=value` words of a job."""
+    arm = getattr(wildcards, "arm", None)
+    seed = int(getattr(wildcards, "seed", 0))
+    return tuple(GRID.overrides(verb, RESULTS, arm=arm, seed=seed))
+
+
+composed = functools.cache(alp_config.load)
 
 
 def resolved(verb, wildcards):
     """The checked configuration of a job, composed once for all that is asked about it."""
-    seed = int(getattr(wildcards, "seed", 0))
-    return composed(verb, getattr(wildcards, "arm", None), seed)
+    return composed(verb, overrides(verb, wildcards))
 
 
 def words(verb):
     """A params function: the words of a job, quoted for the shell."""
-
-    def of(wildcards):
-        arm = getattr(wildcards, "arm", None)
-        seed = int(getattr(wildcards, "seed", 0))
-        return shlex.join(GRID.overrides(verb, RESULTS, arm=arm, seed=seed))
-
-    return of
+    return lambda wildcards: shlex.join(overrides(verb, wildcards))
 
 
 def share(wildcards, threads):
