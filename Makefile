@@ -53,7 +53,7 @@ unit:
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not long"
 
 reproduce: GRID = smoke
 reproduce: install ## build a small grid (GRID=smoke) twice, under other cores and order, and compare every byte (3 minutes)
@@ -62,8 +62,8 @@ reproduce: install ## build a small grid (GRID=smoke) twice, under other cores a
 same: install ## does a change move a number? GRID (smoke) built at REF=<commit> and here, every number compared
 	$(BIN)/python -m benchmarks.same --ref "$(REF)" --grid $(if $(filter file,$(origin GRID)),smoke,$(GRID)) --cores $(CORES)
 
-faults: install ## every fault of tests/faults, with a closing line of counts (over half an hour)
-	FAULTS=all $(BIN)/python -m pytest tests/faults tests/rollout/test_vllm.py -q
+faults: install ## every fault of tests/faults and what make test leaves out, with a closing line of counts (over half an hour)
+	FAULTS=all $(BIN)/python -m pytest -q -m long
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \

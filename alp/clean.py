@@ -20,7 +20,7 @@ from alp.configuration import compose
 from alp.configuration import grid as grids
 from alp.configuration.clean_schema import CleanConfig
 from alp.configuration.grid import Grid
-from alp.errors import UserError
+from alp.errors import UserError, nearest
 from alp.marks import MARKS, difference, marks, read_mark, remove_made
 from alp.ownership import Claim, check
 from alp.sharing import INDEX
@@ -70,7 +70,7 @@ def clean(config: CleanConfig, ask: Callable[[str], str] | None = None) -> str:
     Raises UserError without a terminal unless ``yes=true``, and for a results root that is none.
     """
     results = Path(config.results)
-    check(results, "results", beside=True)
+    _check_root(results)
     if config.all:
         stale = [_stale(folder, job, mark, "all=true") for folder, job, mark in _marked(results)]
     else:
@@ -95,6 +95,16 @@ def clean(config: CleanConfig, ask: Callable[[str], str] | None = None) -> str:
     if config.all and len(removed) == len(stale):
         _remove_index(results)
     return f"removed {len(removed)} of {len(stale)} results, {_size(sum(sizes[entry] for entry in removed))}"
+
+
+def _check_root(results: Path) -> None:
+    """Refuse a folder that is not there, or that is one grid's own. Raises UserError."""
+    check(results, "results", beside=True)
+    if not results.is_dir():
+        beside = [entry.name for entry in results.parent.iterdir()] if results.parent.is_dir() else []
+        raise UserError(f"results: there is no folder {results}{nearest(results.name, beside)}")
+    if read_mark(results, "grid") is not None:
+        raise UserError(f"results: {results} is the folder of one grid; did you mean '{results.parent}'?")
 
 
 def find(results: Path, *, missing: bool = False) -> tuple[list[Stale], list[str]]:

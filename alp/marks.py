@@ -75,6 +75,8 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     changed = [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys[:3]]
     names = {"code_hash": "other code or other versions of packages", "model_hash": "another base model"}
     names |= {"data_hash": "other problems", "grid_hash": "the grid file said something else"}
+    if there.get("device") != here.get("device"):
+        changed.append(f"device: {there.get('device')} there, {here.get('device')} here")
     return (
         "; ".join(changed)
         or "; ".join(words for name, words in names.items() if there.get(name) != here.get(name))

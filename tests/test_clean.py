@@ -75,6 +75,19 @@ def test_a_grid_as_it_was_built_has_nothing_to_remove(tmp_path: Path) -> None:
     assert snapshot(results) == before
 
 
+def test_a_root_that_is_none_is_refused(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    _build(results, _write(tmp_path))
+    before = snapshot(results)
+    refused = {tmp_path / "result": "did you mean 'results'?", results / "mine": f"did you mean '{results}'?"}
+    for folder, words in refused.items():
+        for all_of_it in (False, True):
+            with pytest.raises(UserError) as refusal:
+                clean(_config(folder, yes=True, all=all_of_it))
+            assert words in str(refusal.value)
+    assert snapshot(results) == before
+
+
 def test_a_seed_and_an_arm_that_are_gone(tmp_path: Path) -> None:
     results, place = tmp_path / "results", "mine/arithmetic/arithmetic_tiny"
     _build(results, _write(tmp_path))

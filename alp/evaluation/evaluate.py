@@ -122,6 +122,7 @@ class Sampler:
             "code_hash": code_of("evaluate", self._config),
             "model_hash": models.content_hash(self._folder),
             "data_hash": content_hash(self.problems),
+            "device": self._device.type,  # not in the configuration: ``auto`` is another one on another machine
         }
         return origin_of(parts, self._config)
 

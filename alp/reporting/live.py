@@ -21,7 +21,7 @@ from alp.reproducibility import ROOT
 
 LOG = logging.getLogger("alp.reporting.tracking")
 BETWEEN_SECONDS = 1.0  # two words about steps; the process itself logs more seldom
-END_SECONDS = 300.0  # the longest that a job waits for the last call: two of tracking's limits, and a start of MLflow
+END_SECONDS = 300.0  # the longest that a job waits for the call under way, the last one, and a start of MLflow
 
 
 class Follower:

@@ -17,9 +17,8 @@ import logging
 import math
 import os
 import re
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 LOG = logging.getLogger("alp.reporting.tracking")
-CLOSE_SECONDS = 120.0  # the longest that the end of a training job waits for one call
 METRICS, PAIRS, KEY, PARAM, TAG = 1000, 100, 250, 6000, 8000  # MLflow's limits: entries in one call, then characters
 BEHIND = "MLflow is behind the files of %s, everything else goes on: %s"
 _FOREIGN = re.compile(r"[^\w\-. :/]")  # not allowed in MLflow's names
@@ -125,7 +123,8 @@ def track(grid: Grid, results: Path, *, replace: bool = False) -> Path:
 
 
 class Live:
-    """Keeps a run current during training, from a daemon thread, at most every ``interval`` seconds.
+    """Keeps a run current during training, at most every ``interval`` seconds of ``clock``; each call waits for MLflow,
+    so it lives in a process of its own (``alp.reporting.live``).
 
     Make it once the folder holds what a resumed job starts from, call :meth:`step` after every step and :meth:`close`
     at the end, also of a failed one. Repeated failures give one warning until a call succeeds again.
@@ -140,41 +139,26 @@ class Live:
         name: str,
         tags: dict[str, str],
         interval: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_id: str | None = None
-        self._run_dir, self._uri, self._identity = (
-            run_dir,
-            uri,
-            Identity(experiment=experiment, name=name, tags=dict(tags)),
-        )
-        self._interval, self._due, self._warned = interval, -math.inf, False
-        self._thread: threading.Thread | None = None
+        self._run_dir, self._uri = run_dir, uri
+        self._identity = Identity(experiment=experiment, name=name, tags=dict(tags))
+        self._interval, self._clock = interval, clock
+        self._due, self._warned = -math.inf, False
         self.step()
 
     def step(self) -> None:
-        """Start a call in the background unless one is under way or the last began less than ``interval`` seconds
-        ago."""
-        if self._uri and time.monotonic() >= self._due and not (self._thread and self._thread.is_alive()):
-            self._thread = self._start("RUNNING")
+        """Log what is new, unless the last call began less than ``interval`` seconds ago."""
+        if self._clock() >= self._due:
+            self._due = self._clock() + self._interval
+            self._log("RUNNING")
 
     def close(self, finished: bool) -> None:
-        """Wait for the call under way, then make the last one. Bounded: a hanging disk must not keep the job alive."""
-        if self._thread is None:
-            return
-        self._thread.join(CLOSE_SECONDS)
-        if not self._thread.is_alive():
-            self._thread = self._start("FINISHED" if finished else "FAILED")
-            self._thread.join(CLOSE_SECONDS)
-        if self._thread.is_alive():
-            LOG.warning(BEHIND, self._run_dir, f"no answer within {CLOSE_SECONDS:.0f} s")
+        """Make the last call, with how the job ended."""
+        self._log("FINISHED" if finished else "FAILED")
 
-    def _start(self, status: str) -> threading.Thread:
-        self._due = time.monotonic() + self._interval
-        thread = threading.Thread(target=self._call, args=(status,), name="alp.reporting.tracking", daemon=True)
-        thread.start()
-        return thread
-
-    def _call(self, status: str) -> None:
+    def _log(self, status: str) -> None:
         run_id = _attempt(self._run_dir, self._uri, self._identity, status, quiet=self._warned)
         self.run_id, self._warned = run_id or self.run_id, run_id is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from alp import models
@@ -16,14 +17,15 @@ from alp.rollout import contract
 from alp.tasks.task import Problem, Task, check_disjoint, content_hash
 
 
-def origin(config: TrainConfig, model: Path, problems: list[Problem]) -> dict[str, str]:
-    """Hashes of everything a job's results follow from, and ``identity`` over all of them: what may continue a
-    checkpoint."""
+def origin(config: TrainConfig, model: Path, problems: list[Problem], device: torch.device) -> dict[str, str]:
+    """Hashes of everything a job's results follow from, its kind of device, and ``identity`` over all of them: what may
+    continue a checkpoint."""
     parts = {
         "config_hash": identity(config),
         "code_hash": code_of("train", config),
         "model_hash": models.content_hash(model),
         "data_hash": content_hash(problems),
+        "device": device.type,  # not in the configuration: ``auto`` is another one on another machine
     }
     return parts | {"identity": hashlib.sha256(json_line(parts).encode()).hexdigest()}
 

@@ -82,7 +82,7 @@ class Job:
         self.problems, self.validation_problems = self.task.problems("train"), self.task.problems("validation")
         inputs.check_problems(self.problems, self.validation_problems)
         problems = [*self.problems, *self.validation_problems]
-        self.provenance = provenance() | inputs.origin(config, self.folder, problems)
+        self.provenance = provenance() | inputs.origin(config, self.folder, problems, self.device)
         accept(self.origin)
 
     def _load(self) -> None:

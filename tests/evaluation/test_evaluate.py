@@ -14,12 +14,14 @@ from math import comb
 from pathlib import Path
 
 import pytest
+import torch
 
 from alp import models
 from alp.configuration import compose
 from alp.errors import UserError
 from alp.evaluation import statistics
-from alp.evaluation.evaluate import evaluate
+from alp.evaluation.evaluate import Sampler, evaluate
+from alp.marks import difference
 from alp.training.forward import sequence_log_probs
 
 TINY = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
@@ -186,3 +188,15 @@ def test_samples_do_not_depend_on_where_a_file_s_header_ends(base_model: Path, t
         _run(folder, tmp_path / f"run{len(padding)}")
         lines.append(_samples(tmp_path / f"run{len(padding)}"))
     assert lines[0] == lines[1] == lines[2]
+
+
+def test_samples_of_another_kind_of_device_are_of_another_identity(
+    base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TINY, f"model.path='{base_model}'", f"run.dir='{tmp_path}'", "run.tracking=null"]
+    config = compose.load("evaluate", words)
+    here = Sampler(config, log=tmp_path / "log").origin
+    monkeypatch.setattr(models, "resolve_device", lambda name: torch.device("meta"))
+    there = Sampler(config, log=tmp_path / "log").origin
+    assert here["identity"] != there["identity"]
+    assert difference(here, there) == "device: cpu there, meta here"

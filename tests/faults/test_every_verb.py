@@ -134,7 +134,8 @@ def _cases(base_model: Path, built: tuple[Grid, Path], wheel: Path) -> dict[str,
     }
 
 
-VERBS = ("prepare", "fetch", "pretrain", "evaluate", "diagnose", "aggregate", "figures", "report", "manifest", "track")
+VERBS = ("evaluate", "fetch", "manifest")
+OTHERS = ("prepare", "pretrain", "diagnose", "aggregate", "figures", "report", "track")
 
 
 def _tracked(results: Path) -> Results:
@@ -162,7 +163,7 @@ def _results(folder: Path) -> Results:
     return dict(found)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *(pytest.param(verb, marks=pytest.mark.long) for verb in OTHERS)])
 def test_killed_anywhere(
     verb: str, base_model: Path, built: tuple[Grid, Path], wheel: Path, tmp_path: Path, ledger: Ledger
 ) -> None:

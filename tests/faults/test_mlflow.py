@@ -161,6 +161,7 @@ def test_deleted(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, datab
     _logged_later(run, database)
 
 
+@pytest.mark.long
 def test_unreachable(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, database: Path) -> None:
     run = tmp_path / "run"
     assert jobs.train([*words(run), "run.tracking='http://127.0.0.1:9'"], tmp_path / "log") == 0

@@ -142,6 +142,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
+@pytest.mark.long
 def test_clock_set_back(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, shim: Path) -> None:
     """By a day, in the middle of the training, tracking included."""
     run = tmp_path / "run"

@@ -37,7 +37,11 @@ def larger() -> tuple[Qwen2ForCausalLM, Batch]:
     return model, Batch(ids, torch.ones_like(ids), torch.arange(16), torch.ones(ids.shape))
 
 
-@pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointing", "reentrant"])
+@pytest.mark.parametrize(
+    "checkpointing",
+    [None, pytest.param(False, marks=pytest.mark.long), True],
+    ids=["plain", "checkpointing", "reentrant"],
+)
 def test_peak_memory_of_a_perturbed_update(checkpointing: bool | None) -> None:
     """Noise, or a sum of hidden size, that lives until the backward: at most 2 % above the unperturbed update, as
     allocated.

@@ -266,8 +266,8 @@ def test_evaluation_of_a_folder_without_a_run(run_dir: Path, database: Path, uri
 def test_killed_job_is_continued(run_dir: Path, database: Path, uri: str) -> None:
     code = (
         "import json, os, signal, sys; from pathlib import Path; from alp.reporting import tracking\n"
-        "live = tracking.Live(Path(sys.argv[1]), uri=sys.argv[2], **json.loads(sys.argv[3]))\n"
-        "live._thread.join(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "tracking.Live(Path(sys.argv[1]), uri=sys.argv[2], **json.loads(sys.argv[3]))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     job = python(code, run_dir, uri, json.dumps(JOB))
     job.communicate(timeout=60)
@@ -373,8 +373,6 @@ def test_locked_database_is_caught_up(
     with open(f"{database}.lock", "a", encoding="utf-8") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         live = tracking.Live(run_dir, uri=uri, interval=0.0, **JOB)
-        while live._thread and live._thread.is_alive():
-            live.step()  # never waits
     assert ["locked" in caplog.messages[0], "another process holds" in caplog.messages[1]] == [True, True]
     live.close(finished=True)
     assert len(caplog.records) == 2
@@ -397,17 +395,15 @@ def test_warning_reaches_stderr_as_one_line(tmp_path: Path) -> None:
 
 def test_live_waits_its_interval_and_touches_no_random_state(run_dir: Path, database: Path, uri: str) -> None:
     states = random.getstate(), str(np.random.get_state())
-    live = tracking.Live(run_dir, uri=uri, interval=3600.0, **JOB)
-    assert live._thread
-    first = live._thread
-    first.join()
+    now = [0.0]
+    live = tracking.Live(run_dir, uri=uri, interval=10.0, clock=lambda: now[0], **JOB)
+    before = history(database, live.run_id)
     write_metrics(run_dir, 4)
+    now[0] = 9.9
     live.step()
-    assert live._thread is first
-    live._due -= 3600.0  # that much later, without waiting: a loaded machine may take longer than any short interval
+    assert history(database, live.run_id) == before != expected(run_dir)
+    now[0] = 10.0
     live.step()
-    assert live._thread is not first
-    live._thread.join()
     assert history(database, live.run_id) == expected(run_dir)
     assert runs(uri)[0].info.status == "RUNNING"
     live.close(finished=False)

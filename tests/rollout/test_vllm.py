@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 CPU = torch.device("cpu")
 SAMPLING = Sampling(temperature=0.8, max_new_tokens=12, eos_token_id=1, pad_token_id=0)
 PROMPTS = [(3, 12, 4, 13), (5, 12, 13), (9, 8, 12, 7, 7, 13), (2, 13)]
-KILLS = 5 if os.environ.get("FAULTS") == "all" else 2  # each costs a start of the engine
+KILLS = 5
 SMALL = ["rollout=vllm", "rollout.kv_cache_gib=0.05", "rollout.temperature=0.8", "rollout.max_new_tokens=24"]
 TASK = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
 
@@ -282,7 +282,9 @@ def test_sync_refuses_foreign_weights(engine: VLLMEngine) -> None:
         engine.sync_weights([("other.weight", torch.zeros(1))], version=1)
 
 
-@pytest.mark.parametrize("fault", [signal.SIGSEGV, signal.SIGSTOP])  # SIGKILL: the five kills below
+@pytest.mark.parametrize(
+    "fault", [pytest.param(signal.SIGSEGV, marks=pytest.mark.long), signal.SIGSTOP]
+)  # SIGKILL: the five kills below
 def test_killed_or_hanging_engine_is_replaced_and_the_batch_repeated(
     engine: VLLMEngine, model: Any, fault: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -479,6 +481,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_untied_bfloat16_engine_mismatches_a_little(
     untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,6 +525,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_the_engine_is_gone_when_its_trainer_is_killed(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _OWNER, str(folder), str(tmp_path)]
     temporary = tmp_path / "temporary"
@@ -560,6 +564,7 @@ def _job(folder: Path, run_dir: Path) -> Any:
     return compose.load("train", [*SMALL, *TASK, *steps, *watch, *place, "method=token_alp"])
 
 
+@pytest.mark.long
 def test_kills_leave_no_trace_in_the_results(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(_job(folder, tmp_path / "whole"))
     monkeypatch.setitem(registry.ENGINES, "vllm", f"{__name__}:FaultyEngine")

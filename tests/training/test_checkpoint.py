@@ -24,6 +24,7 @@ from alp.marks import difference
 from alp.rollout.engine import Purpose
 from alp.rollout.hf import HFEngine
 from alp.training import checkpoint
+from alp.training.inputs import origin
 from alp.training.loop import train
 from alp.training.update import Updater
 from tests.signals import heard
@@ -265,6 +266,15 @@ def test_another_job_s_checkpoint_is_refused_by_name_and_kept(
     for part, words in (named | {"data_hash": "other problems"}).items():
         card = {"config": {}, "code_hash": 1, "model_hash": 1, "data_hash": 1}
         assert difference(card, card | {part: 2}) == words
+
+
+def test_results_of_another_kind_of_device_are_of_another_identity(train_config: Make, base_model: Path) -> None:
+    """``device: auto`` is a GPU on one node and a CPU on the next: nothing goes on, or is taken over, between them."""
+    cpu, other = (
+        origin(train_config("trainer.device=auto"), base_model, [], torch.device(kind)) for kind in ("cpu", "meta")
+    )
+    assert cpu["identity"] != other["identity"]
+    assert difference(cpu, other) == "device: cpu there, meta here"
 
 
 def test_checkpoints_of_a_finished_job(train_config: Make, tmp_path: Path) -> None:

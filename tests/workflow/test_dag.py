@@ -297,6 +297,7 @@ def test_results_without_marks_are_kept(house: Path, tmp_path: Path) -> None:
     assert snapshot(copy / "results") == before
 
 
+@pytest.mark.long
 def test_an_edited_method_replaces_its_own_results_alone(house: Path, tmp_path: Path) -> None:
     copy = tmp_path / "house"
     shutil.copytree(house, copy, symlinks=True)
@@ -344,6 +345,7 @@ def test_a_second_grid_takes_over_what_the_first_made(house: Path, tmp_path: Pat
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_killed_workflow_goes_on_where_it_was(house: Path, tmp_path: Path) -> None:
     """SIGKILL of Snakemake alone in the middle of a training: its job stops too, the lock is cleared, the bytes are the
     same."""
