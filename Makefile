@@ -53,7 +53,7 @@ unit:
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
 test: install lint ## lint and all tests, the smoke grid through the real workflow included
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not long"
 
 reproduce: GRID = smoke
 reproduce: install ## build a small grid (GRID=smoke) twice, under other cores and order, and compare every byte (3 minutes)

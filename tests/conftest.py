@@ -50,7 +50,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.option.markexpr == "not slow" and _is_slow(collection_path) else None
 
 
+# Files that take minutes go first, so that neither of two processes is left with one at the end.
+LONGEST = ("workflow/test_dag.py", "rollout/test_vllm.py", "diagnosis", "faults", "training")
+
+
+def _rank(item: pytest.Item) -> int:
+    place = str(item.path.relative_to(Path(__file__).parent))
+    return next((rank for rank, name in enumerate(LONGEST) if place.startswith(name)), len(LONGEST))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
     for item in items:
         if _is_slow(item.path) or "base_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)

@@ -75,6 +75,7 @@ def test_sigkill_at_random_moments(tmp_path: Path, words: Words, whole: Any, led
     assert set(codes) == {-signal.SIGKILL}
 
 
+@pytest.mark.long
 def test_sigkill_inside_writes(tmp_path: Path, words: Words, whole: Any, ledger: Ledger) -> None:
     """At a random line of the code that writes checkpoints, records and the model."""
 
@@ -93,6 +94,7 @@ def test_sigkill_inside_writes(tmp_path: Path, words: Words, whole: Any, ledger:
     assert set(codes) == {-signal.SIGKILL}
 
 
+@pytest.mark.long
 def test_killed_at_a_random_byte_of_a_write(tmp_path: Path, words: Words, whole: Any, ledger: Ledger) -> None:
     """Half a file is what a kill can leave at the worst."""
 

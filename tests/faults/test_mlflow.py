@@ -86,6 +86,7 @@ def _recovered(run: Path, database: Path, ledger: Ledger, kind: str, tried: int)
     assert sorted(left) == ["mlartifacts", database.name, f"{database.name}.lock"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("migrated")
 def test_killed_while_the_database_is_made(tmp_path: Path, ledger: Ledger) -> None:
     """At random moments; under its name there is never anything but a whole database."""
@@ -107,6 +108,7 @@ def test_killed_while_the_database_is_made(tmp_path: Path, ledger: Ledger) -> No
     assert not list(database.parent.glob("*broken*"))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("migrated")
 def test_half_made_databases_are_set_aside(tmp_path: Path, ledger: Ledger) -> None:
     """What MLflow itself leaves under the final name when it is killed in the middle, as earlier versions of ours let

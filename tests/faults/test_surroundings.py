@@ -55,6 +55,7 @@ def test_the_second_job_of_a_folder_is_refused(tmp_path: Path, words: Words, who
     ledger.compare("two jobs in one folder", jobs.digest(run, jobs.NOISY), whole)
 
 
+@pytest.mark.long
 def test_a_dead_job_s_lock_blocks_nobody(tmp_path: Path, words: Words, whole: Any, ledger: Ledger) -> None:
     run = tmp_path / "run"
     first = jobs.start(words(run), tmp_path / "log", Slow(1.0))
@@ -65,6 +66,7 @@ def test_a_dead_job_s_lock_blocks_nobody(tmp_path: Path, words: Words, whole: An
     ledger.compare("lock of a dead job", jobs.digest(run, jobs.NOISY), whole)
 
 
+@pytest.mark.long
 def test_an_orphan_s_folder_is_waited_for(tmp_path: Path, words: Words, whole: Any, ledger: Ledger) -> None:
     """A workflow was killed and started again: its orphaned job stops at its next update, and the new job takes over
     from there."""

@@ -127,33 +127,33 @@ def test_a_method_s_value_runs_that_method_again(house: Path) -> None:
     assert _planned(house) == {}
 
 
-@pytest.mark.parametrize(
-    ("module", "planned"),
-    [
-        ("reporting/figures/tails.py", {"figures": 1, "report": 1, "manifest": 1}),
-        ("reporting/tables/controls.py", {"aggregate": 1, "report": 1, "manifest": 1}),
-        ("reporting/aggregate.py", {"aggregate": 1, "report": 1, "manifest": 1}),
-        ("reporting/manifest.py", {"manifest": 1}),
-        ("reporting/tracking.py", {"track": 1}),
-        ("policy/ratio.py", {"train": 4, "evaluate": 4, **ANALYSIS}),
-        ("training/pretrain.py", {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),
-        ("tasks/grading.py", {}),
-        ("rollout/vllm.py", {}),
-        ("cli.py", {}),
-    ],
-)
-def test_a_module_s_edit_runs_the_rules_whose_code_it_is(house: Path, module: str, planned: dict[str, int]) -> None:
-    line = "from __future__ import annotations\n"
-    with _edited(house / "alp" / module, line, f"{line}\nEDITED = 1\n"):
-        assert _planned(house) == planned
+# Modules edited together, and every job that then runs again: one start of Snakemake each.
+EDITS: list[tuple[tuple[str, ...], dict[str, int]]] = [
+    (("reporting/figures/tails.py", "reporting/tracking.py"), {"figures": 1, "report": 1, "manifest": 1, "track": 1}),
+    (("reporting/tables/controls.py",), {"aggregate": 1, "report": 1, "manifest": 1}),
+    (("reporting/aggregate.py",), {"aggregate": 1, "report": 1, "manifest": 1}),
+    (("reporting/manifest.py",), {"manifest": 1}),
+    (("policy/ratio.py",), {"train": 4, "evaluate": 4, **ANALYSIS}),
+    (("training/pretrain.py",), {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),
+    (("tasks/grading.py", "rollout/vllm.py", "diagnosis/diagnose.py", "cli.py"), {}),
+]
 
 
-def test_comments_run_nothing_again(house: Path) -> None:
+@pytest.mark.parametrize(("modules", "planned"), EDITS)
+def test_a_module_s_edit_runs_the_rules_whose_code_it_is(
+    house: Path, modules: tuple[str, ...], planned: dict[str, int]
+) -> None:
+    """And a comment in every other module runs nothing."""
     texts = {path: path.read_text(encoding="utf-8") for path in (house / "alp").rglob("*.py")}
+    line = "from __future__ import annotations\n"
     try:
         for path, text in texts.items():
             path.write_text(f"{text}\n\n# a comment\n", encoding="utf-8")
-        assert _planned(house) == {}
+        for module in modules:
+            path = house / "alp" / module
+            assert line in texts[path]
+            path.write_text(texts[path].replace(line, f"{line}\nEDITED = 1\n", 1), encoding="utf-8")
+        assert _planned(house) == planned
     finally:
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8")
@@ -324,6 +324,7 @@ def test_an_edited_method_replaces_its_own_results_alone(house: Path, tmp_path: 
     assert "another identity (method.perturbation.std: 0.03 there, 0.02 here); name another: run.dir=" in done.stderr
 
 
+@pytest.mark.long
 def test_a_second_grid_takes_over_what_the_first_made(house: Path, tmp_path: Path) -> None:
     """Data, base model, training and evaluation; and whether that is allowed is no reason to make them again."""
     copy = tmp_path / "house"
