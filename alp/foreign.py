@@ -25,6 +25,14 @@ _DISK = (
     errno.EROFS,
 )  # troubles of this machine, which the command line reports in its own words
 _LONGEST = 300  # characters of a library's message
+_PACKED = {  # how files begin that are no text, and what to do with them
+    b"\x1f\x8b": ("compressed (gzip)", "gunzip it"),
+    b"\x28\xb5\x2f\xfd": ("compressed (zstd)", "unzstd it"),
+    b"\xfd7zXZ": ("compressed (xz)", "unxz it"),
+    b"BZh": ("compressed (bzip2)", "bunzip2 it"),
+    b"PK\x03\x04": ("a zip archive", "unzip it"),
+    b"PAR1": ("Parquet", "name the folder it stands in as hub"),
+}
 _YAML_NODES = 100_000  # of a document with its aliases written out
 _YAML_BYTES = 2**18  # hundreds of times what a grid takes; its reader needs seconds for more
 
@@ -120,16 +128,104 @@ def read_json(key: str, path: Path) -> dict[str, Any]:
     return value
 
 
+class Number(float):
+    """A JSON number: its value and, as a text, what the file says (``1.10``, ``1e5``, any number of digits)."""
+
+    def __new__(cls, text: str) -> Number:
+        number = super().__new__(cls, text)
+        number._text = text
+        return number
+
+    _text: str
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def shown(value: object) -> str:
+    """What a value of JSON (or of a data set's table) is, for errors."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return f"the number {shortened(str(value))}"  # nan and inf too, which Python writes into JSON
+    if isinstance(value, str):
+        return f"the text '{shortened(value)}'" if value.strip() else "an empty text"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
 def read_lines(key: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers from 1 and objects of a JSONL file; blank lines are passed over. Raises UserError naming the
-    line."""
-    for number, line in enumerate(read_text(key, path).split("\n"), start=1):  # texts hold other line breaks
-        if line.strip():
+    """Line numbers from 1 and objects of a JSONL file, numbers as :class:`Number`; blank lines are passed over. Raises
+    UserError naming the line."""
+    text = _decoded(key, path)
+    if text.lstrip()[:1] == "[":
+        mend = f"jq -c '.[]' {path.name} > lines.jsonl"
+        raise UserError(f"{key}: {path} holds a JSON array, one JSON object per line expected: {mend}")
+    for number, line in enumerate(text.split("\n"), start=1):  # texts hold other line breaks
+        record = line.removeprefix("\ufeff")  # where files with a mark were joined
+        if record.strip():
             with reading(key, f"{path}, line {number}"):
-                value = parse_json(line)
-            if not isinstance(value, dict):
-                raise UserError(f"{key}: {path}, line {number}: a JSON object expected")
+                value = _object(record, f"{key}: {path}, line {number}")
             yield number, value
+
+
+def _decoded(key: str, path: Path) -> str:
+    """A file of JSON as text: UTF-8, UTF-16 or UTF-32, with or without a byte order mark. Raises UserError."""
+    check_file(key, path)
+    with reading(key, path):
+        content = path.read_bytes()
+    for start, (kind, mend) in _PACKED.items():
+        if content.startswith(start):
+            raise UserError(f"{key}: {path} is {kind}, one JSON object per line expected: {mend}")
+    encoding = json.detect_encoding(content)
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].decode(encoding, errors="replace").count("\n") + 1
+        mend = "was it cut off?"
+        if encoding.startswith("utf-8"):
+            mend = f"if the file is Latin-1: iconv -f latin1 -t utf-8 {path.name} > utf8.jsonl"
+        raise UserError(
+            f"{key}: {path}, line {line}: the byte 0x{error.object[error.start]:02x} is no"
+            f" {encoding.upper().removesuffix('-SIG')}; {mend}"
+        ) from error
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    """The object of one line. Raises UserError, ValueError, RecursionError."""
+    try:
+        value = json.loads(line, object_pairs_hook=once, parse_int=Number, parse_float=Number)
+    except json.JSONDecodeError as error:
+        ended = error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated")
+        mend = ": was it cut off, or is one object written over several lines (jq -c . makes it one)?" if ended else ""
+        raise UserError(
+            f"{where}, column {error.colno}: {error.msg}; one JSON object per line expected{mend}"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{where}: {error}: keep one of them") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a JSON object expected, this is {shown(value)}")
+    if "\\ud" in line.lower():
+        for name, part in value.items():
+            try:
+                json.dumps([name, part], ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"it holds half a character (a lone surrogate) in the field '{name}', which is no text: write the"
+                    " whole character, or take it out"
+                ) from None
+    return value
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ. Raises ValueError."""
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"'{shortened(key)}' stands twice")
+        content[key] = value
+    return content
 
 
 def read_yaml(key: str, path: Path) -> Any:

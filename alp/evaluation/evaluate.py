@@ -6,6 +6,7 @@ on behind its last chunk and ends with the same bytes.
 
 from __future__ import annotations
 
+import math
 import time
 from functools import cached_property
 from pathlib import Path
@@ -194,7 +195,12 @@ def _in_own_memory(model: Any) -> Any:
 
 
 def summarise(problems: list[Problem], graded: list[Sample], samples: int) -> dict[str, Any]:
-    """Figures of an evaluation (docs/results.md). Raises RuntimeError unless every problem has every sample, once."""
+    """Figures of an evaluation (docs/results.md). Raises ValueError where there is nothing to average or a reward is no
+    number, RuntimeError unless every problem has every sample, once."""
+    if not problems or samples < 1:
+        raise ValueError(f"an evaluation of {len(problems)} problems with {samples} samples each has no accuracy")
+    if odd := next((item for item in graded if not math.isfinite(item.reward)), None):
+        raise ValueError(f"sample {odd.sample} of problem '{odd.problem_id}' has the reward {odd.reward}")
     sampled = [item for item in graded if item.sample is not None]
     if [(item.problem_id, item.sample) for item in sampled] != [
         (problem.id, sample) for problem in problems for sample in range(samples)

@@ -20,9 +20,12 @@ def pass_at_k(samples: int, correct: NDArray[np.integer[Any]] | int, k: int) -> 
 
     1 - C(n - c, k) / C(n, k) with n = ``samples`` and c = ``correct`` (Chen et al. 2021, arXiv 2107.03374), as the
     product of 1 - k / i over i = n - c + 1 ... n: no binomial is ever formed, so nothing overflows. Raises ValueError
-    unless 1 <= k <= n and 0 <= c <= n.
+    unless all are whole numbers, 1 <= k <= n and 0 <= c <= n.
     """
     right = np.asarray(correct)
+    for name, value in {"samples": samples, "k": k, "correct": right}.items():
+        if np.asarray(value).dtype.kind not in "iu":
+            raise ValueError(f"{name} must be whole numbers, got {value!r}")
     if not 1 <= k <= samples:
         raise ValueError(f"k = {k} must lie in 1 ... {samples}, the samples per problem")
     if right.size and (right.min() < 0 or right.max() > samples):
@@ -36,5 +39,7 @@ def pass_at_k(samples: int, correct: NDArray[np.integer[Any]] | int, k: int) -> 
 
 
 def powers_of_two(samples: int) -> list[int]:
-    """The k of the tables: 1, 2, 4 … up to ``samples``."""
+    """The k of the tables: 1, 2, 4 … up to ``samples``. Raises ValueError where there is no sample."""
+    if samples < 1:
+        raise ValueError(f"samples = {samples}: pass@k needs at least one sample per problem")
     return [2**power for power in range(samples.bit_length())]

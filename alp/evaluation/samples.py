@@ -104,4 +104,6 @@ def _sample(plain: dict[str, object]) -> Sample:
     sample, reward = plain["sample"], plain["reward"]
     assert sample is None or isinstance(sample, int)
     assert isinstance(reward, float | int)
+    if not 0 <= reward <= 1:
+        raise ValueError(f"a reward from 0 to 1 expected, not {reward}")
     return Sample(str(plain["problem_id"]), sample, float(reward), bool(plain["finished"]), len(ids))

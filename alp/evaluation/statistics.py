@@ -91,6 +91,8 @@ def bootstrap_means(
     alone. Raises ValueError for another shape, NaN or infinities.
     """
     table, chosen = _weighed(values, sizes)
+    if replicates < 1:
+        raise ValueError(f"replicates = {replicates}: at least one is needed")
     seeds, problems = table.shape
     by_seed, by_problem = _counts(seeds, chosen, replicates, stream)
     means = np.empty(replicates)
@@ -115,7 +117,10 @@ def interval(
     replicates: int = REPLICATES,
     stream: int = STREAM,
 ) -> Interval:
-    """Mean of ``values`` (seeds, problems), of sets of ``sizes`` problems, with its percentile interval."""
+    """Mean of ``values`` (seeds, problems), of sets of ``sizes`` problems, with its percentile interval. Raises
+    ValueError as ``bootstrap_means``, and for a confidence outside of 0 ... 1."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence = {confidence} must lie between 0 and 1")
     tail = (1 - confidence) / 2
     low, high = np.quantile(
         bootstrap_means(values, sizes=sizes, replicates=replicates, stream=stream), [tail, 1 - tail]

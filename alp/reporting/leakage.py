@@ -50,10 +50,10 @@ LEAKAGE: Artefact[Grid, tuple[Grid, Path], Table] = Artefact(
     name="leakage",
     title="Evaluation problems in the training set",
     caption=(
-        "Problems of the validation and evaluation sets whose prompt stands in the training set (spaces and forms of "
-        "characters aside), and those that share 13 words in a row with a training problem, whatever their case and "
-        "punctuation. Problems under 13 words are compared by the whole prompt alone. The ids are in leakage.json "
-        "beside the data."
+        "Problems of the validation and evaluation sets whose prompt stands in the training set (spaces and Unicode's "
+        "canonical forms of a character aside), and those that share 13 words in a row with a training problem, "
+        "whatever their case and punctuation. Problems under 13 words are compared by the whole prompt alone. The ids "
+        "are in leakage.json beside the data."
     ),
     make=make,
 )

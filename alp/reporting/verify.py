@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from alp.configuration.fields import is_name
 from alp.errors import UserError, printable
-from alp.foreign import read_text, reading, reason
+from alp.foreign import once, read_text, reading, reason
 from alp.reporting.differences import comparable, explain
 from alp.reporting.manifest import FORMAT, VALUES
 from alp.reproducibility import machine, provenance, sha256_file
@@ -98,21 +98,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
-        content: Any = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        content: Any = json.loads(text, object_pairs_hook=once, parse_constant=_no_number)
         _check(path, content)
         content["made_from"] = dict(comparable(content.get("made_from", {})))
     except (ValueError, AttributeError) as error:
         raise UserError(f"verify: {path} is no manifest of format {FORMAT}: {reason(error)}") from error
     return content  # type: ignore[no-any-return]
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"'{_short(key)}' stands twice")
-        content[key] = value
-    return content
 
 
 def _no_number(word: str) -> NoReturn:

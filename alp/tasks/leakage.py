@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alp.tasks.sources import normalised
+from alp.tasks.sources import count_folded, normalised
 from alp.tasks.task import Problem
 
 WORDS = 13
@@ -14,10 +14,11 @@ _WORD = re.compile(r"\w+")
 
 
 def leakage(training: Sequence[Problem], evaluation: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
-    """Counts and ids for each evaluation set; problems under 13 words can only be found by the whole prompt."""
-    prompts: dict[str, str] = {}
+    """Counts and ids for each evaluation set; problems under 13 words can only be found by the whole prompt.
+    ``folded``: how many of each set's same prompts are not the same to the letter."""
+    prompts: dict[str, Problem] = {}
     for problem in training:
-        prompts.setdefault(normalised(problem.problem), problem.id)
+        prompts.setdefault(normalised(problem.problem), problem)
     wanted = {
         name: {problem.id: _runs(problem.problem) for problem in problems} for name, problems in evaluation.items()
     }
@@ -26,17 +27,18 @@ def leakage(training: Sequence[Problem], evaluation: Mapping[str, Sequence[Probl
     for problem in training:
         for run in wanted_runs & _runs(problem.problem):
             places.setdefault(run, problem.id)
-    report: dict[str, Any] = {"training_problems": len(training), "words": WORDS, "sets": {}}
+    report: dict[str, Any] = {"training_problems": len(training), "words": WORDS, "sets": {}, "folded": {}}
     for name, problems in evaluation.items():
-        exact = {problem.id: prompts[key] for problem in problems if (key := normalised(problem.problem)) in prompts}
+        same = [(problem, prompts[key]) for problem in problems if (key := normalised(problem.problem)) in prompts]
         shared = {key: places[min(hits)] for key, runs in wanted[name].items() if (hits := runs & places.keys())}
         short = sum(not wanted[name][problem.id] for problem in problems)
         report["sets"][name] = {
             "problems": len(problems),
             "shorter_than_13_words": short,
-            "exact": exact,
+            "exact": {problem.id: other.id for problem, other in same},
             "shared_13_words": shared,
         }
+        report["folded"][name] = count_folded(same)
     return report
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class Mathematics(Task):
         self._config = config
         self.system, self.sets = config.system, config.sets
         self._grader = None if config.grader is None else grader(config.grader, "task.grader")
-        self._names = _names(config.train)
+        self._names = _names(config.train, config.test)
         self._styles = dict(zip(self._names, (source.style for source in config.train), strict=True))
         self._styles |= {name: source.style for name, source in config.test.items()}
         self._loaded: dict[str, tuple[list[Problem], Step]] = {}
@@ -32,7 +32,7 @@ class Mathematics(Task):
         """A set's problems: from the prepared folder, or from the sources of that set alone."""
         check_set(split, self.sets)
         if self._config.data is not None:
-            return read_problems(Path(self._config.data), split)
+            return read_problems(Path(self._config.data), split, answered=True)
         if split in ("train", "validation"):
             return self._training[split]
         return [problem for name in self._members(split) for problem in self._evaluation(name)[0]]
@@ -69,12 +69,7 @@ class Mathematics(Task):
 
     def _evaluation(self, name: str) -> tuple[list[Problem], Step]:
         if name not in self._loaded:  # every problem of an evaluation set counts: no filter but its own, no merging
-            self._loaded[name] = sources.load(self._config.test[name], name, None, f"task.test.{name}")
-            if not self._loaded[name][0]:
-                raise UserError(
-                    f"task.test.{name}: {self._config.test[name].place} has no problem with an answer: leave the"
-                    " set out"
-                )
+            self._loaded[name] = sources.load(self._config.test[name], name, None, f"task.test.{name}", evaluated=True)
         return self._loaded[name]
 
     @cached_property
@@ -86,6 +81,11 @@ class Mathematics(Task):
             parts.append(problems)
             self._training_steps.append(step)
         problems, step = sources.merged(parts, self._config.keep)
+        if parts and self._config.validation >= len(problems):
+            raise UserError(
+                f"task.validation: {self._config.validation} problems are to be held out of {len(problems)}, none is"
+                " left to train on: hold fewer out, or add training problems"
+            )
         held = set(
             stream("held out problems", self._config.seed)
             .permutation(len(problems))[: self._config.validation]
@@ -98,11 +98,13 @@ class Mathematics(Task):
         }
 
 
-def _names(train: list[Source]) -> list[str]:
-    """A short name for each training source: its file's or dataset's, numbered where two agree. No path: ids are the
-    same anywhere."""
+def _names(train: Sequence[Source], taken: Collection[str]) -> list[str]:
+    """A short name for each training source: its file's or dataset's, numbered where two agree or an evaluation set
+    (``taken``) has it. No path: ids are the same anywhere, and each leads to one source's style."""
     found: list[str] = []
     for place, source in enumerate(train):
-        name = Path(source.path).stem if source.path else source.place.rpartition("/")[2]
-        found.append(name if name not in found else f"{name}-{place}")
-    return [name.replace(":", "_") for name in found]
+        name = (Path(source.place).stem if source.path else Path(source.place).name).replace(":", "_")
+        while name in found or name in taken:
+            name = f"{name}-{place}"
+        found.append(name)
+    return found

@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from alp.configuration.task_schema import Length, Source
 from alp.errors import UserError, nearest
-from alp.foreign import is_file, read_lines, reading
+from alp.foreign import is_file, is_folder, read_lines, reading
 from alp.places import nearest_folder
+from alp.tasks.rows import Reader, Row
 from alp.tasks.task import Problem
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-Row = dict[str, Any]
 Step = dict[str, object]
 
 
-def load(source: Source, name: str, length: Length | None, place: str) -> tuple[list[Problem], Step]:
+def load(
+    source: Source, name: str, length: Length | None, place: str, *, evaluated: bool = False
+) -> tuple[list[Problem], Step]:
     """Problems of one source, named ``<name>:<id>``, and what was counted. ``place`` is where the configuration says
-    it, for errors."""
+    it, for errors.
+
+    Problems without an answer are left out and counted; where the source is ``evaluated``, they are refused.
+    """
     rows, step = _local(source, place) if source.path is not None else _hub(source, place)
+    if not rows and not evaluated:
+        raise UserError(f"{place}: {source.place} holds no row: leave the source out")
     step |= {"rows": len(rows)}
+    reader = Reader(source, place, name)
     if source.score_above is not None or source.score_below is not None:
-        rows = [row for row in rows if _within(_score(row, source, place), source)]
+        rows = [row for row in rows if reader.within(row)]
         step["within_score"] = len(rows)
-    problems = _unique([_problem(row, number, source, name, place) for number, row in enumerate(rows)])
-    found = [problem for problem in problems if problem.answer and problem.problem]
+    read = [reader.problem(row) for row in rows]
+    problems = _unique(read)
+    if renamed := sum(one.id != other.id for one, other in zip(read, problems, strict=True)):
+        step["ids_made_different"] = renamed
+    if evaluated:
+        _check_answers(problems, rows, source, place)
+    found = [problem for problem in problems if problem.answer]
     if len(found) < len(problems):
         step["with_answer"] = len(found)
     if length is not None and (length.min or length.max):
@@ -41,9 +55,26 @@ def load(source: Source, name: str, length: Length | None, place: str) -> tuple[
     return found, step
 
 
+def _check_answers(problems: list[Problem], rows: list[Row], source: Source, place: str) -> None:
+    """Raise UserError where a problem of an evaluation set has no answer: leaving it out would move the accuracy."""
+    lacking = [row.label for row, problem in zip(rows, problems, strict=True) if not problem.answer]
+    if len(lacking) == len(problems):
+        raise UserError(f"{place}: {source.place} has no problem with an answer: leave the set out")
+    if lacking:
+        named = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
+        raise UserError(
+            f"{place}: {source.place}: {len(lacking)} of {len(problems)} problems without an answer"
+            f" ('{source.fields.answer}'): {named}; an evaluation set is scored whole: write the answer, or delete the"
+            " row"
+        )
+
+
 def local_file(source: Source, place: str) -> Path:
     """The file of a local source, whose ``path`` is set. Raises UserError where there is none."""
     path = Path(str(source.path))
+    if is_folder(path):
+        hint = nearest(path.name, [other.name for other in path.glob("*.jsonl")])
+        raise UserError(f"{place}.path: {path} is a folder, a JSONL file expected{hint}")
     if not is_file(path):
         standing = nearest_folder(path.parent)
         hint = nearest(path.name, [other.name for other in standing.glob("*.jsonl")])
@@ -53,7 +84,8 @@ def local_file(source: Source, place: str) -> Path:
 
 def _local(source: Source, place: str) -> tuple[list[Row], Step]:
     path = local_file(source, place)
-    return [row for _, row in read_lines(f"{place}.path", path)], {"source": path.name}
+    lines = read_lines(f"{place}.path", path)
+    return [Row(number, f"line {line}", row) for number, (line, row) in enumerate(lines)], {"source": path.name}
 
 
 def _hub(source: Source, place: str) -> tuple[list[Row], Step]:
@@ -80,64 +112,17 @@ def _hub(source: Source, place: str) -> tuple[list[Row], Step]:
             " where there is no network name a local JSONL by path, or prepare elsewhere and set task.data"
         ) from None
     step: Step = {"source": Path(hub).name if folder else hub, "split": source.split}
-    return [dict(row) for row in data], step if folder else step | {"revision": revision}
-
-
-def _take(row: Any, path: str, place: str) -> Any:
-    """The value at a dotted path. Raises UserError naming what the row has instead."""
-    value = row
-    for part in path.split("."):
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        elif isinstance(value, dict) and part in value:
-            value = value[part]
-        else:
-            known = list(value) if isinstance(value, dict) else []
-            raise UserError(f"{place}.fields: a row has no '{path}'{nearest(part, known)}")
-    return value
-
-
-def _score(row: Row, source: Source, place: str) -> float:
-    value = _take(row, str(source.fields.score), place)
-    numbers = value if isinstance(value, list) else [value]
-    if not numbers or not all(isinstance(number, int | float) for number in numbers):
-        return float("nan")  # lies in no range
-    return sum(numbers) / len(numbers)
-
-
-def _within(score: float, source: Source) -> bool:
-    low = float("-inf") if source.score_above is None else source.score_above
-    high = float("inf") if source.score_below is None else source.score_below
-    return low < score < high
-
-
-def _problem(row: Row, number: int, source: Source, name: str, place: str) -> Problem:
-    fields = source.fields
-    text = str(_take(row, fields.problem, place))
-    if source.remove:
-        text = text.replace(source.remove, "")
-    answer = _take(row, fields.answer, place)
-    if isinstance(answer, list):
-        answer = ", ".join(map(str, answer))
-    own = fields.id or ("id" if "id" in row else None)
-    identity = number if own is None else _take(row, own, place)
-    origin = row.get("source") if source.path is not None else None
-    label = origin if isinstance(origin, str) else (Path(source.place).name if source.path else source.place)
-    return Problem(
-        id=f"{name}:{identity}",
-        problem=text.strip(),
-        answer="" if answer is None else str(answer).strip(),
-        source=label,
-    )
+    rows = [Row(number, f"row {number}", dict(row)) for number, row in enumerate(data)]
+    return rows, step if folder else step | {"revision": revision}
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:
-    """Ids that a source uses twice get the row's number."""
+    """Ids that a source uses twice get the problem's number, as often as it takes."""
     seen: set[str] = set()
     found = []
     for number, problem in enumerate(problems):
-        if problem.id in seen:
-            problem = Problem(f"{problem.id}#{number}", problem.problem, problem.answer, problem.source)
+        while problem.id in seen:
+            problem = replace(problem, id=f"{problem.id}#{number}")
         seen.add(problem.id)
         found.append(problem)
     return found
@@ -157,23 +142,36 @@ def _measure(length: Length) -> Callable[[str], int]:
 
 
 def normalised(text: str) -> str:
-    """A prompt for comparison: one form of every character, one space where there are several."""
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+    """A prompt for comparison: one form of every character (NFC), one space where there are several. Characters that
+    only look alike stay different: 3² is not 32."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def count_folded(pairs: Iterable[tuple[Problem, Problem]]) -> dict[str, int]:
+    """Of pairs with the same normalised prompt, how many are the same only because ``spaces`` or the forms of
+    ``characters`` are no difference."""
+    kinds = Counter(
+        "spaces" if one.problem.split() == other.problem.split() else "characters"
+        for one, other in pairs
+        if one.problem != other.problem
+    )
+    return {kind: kinds[kind] for kind in ("spaces", "characters")}
 
 
 def merged(parts: Iterable[list[Problem]], keep: str) -> tuple[list[Problem], Step]:
     """All parts one after another, each prompt once: its first or its last problem."""
     problems = [problem for part in parts for problem in part]
     kept: dict[str, Problem] = {}
-    conflicts = 0
-    for problem in problems if keep == "first" else reversed(problems):
-        other = kept.setdefault(normalised(problem.problem), problem)
-        conflicts += other.answer != problem.answer
+    pairs = [
+        (problem, kept.setdefault(normalised(problem.problem), problem))
+        for problem in (problems if keep == "first" else reversed(problems))
+    ]
     stay = {id(problem) for problem in kept.values()}
     found = [problem for problem in problems if id(problem) in stay]
     return found, {
         "merged": len(problems),
         "different_prompts": len(found),
-        "dropped_with_another_answer": conflicts,
+        "dropped_with_another_answer": sum(one.answer != other.answer for one, other in pairs),
+        "folded": count_folded(pairs),
         "keep": keep,
     }

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from alp.configuration.task_schema import SPLITS, ArithmeticTask, ReasoningGymTask, SumsInWordsTask
 from alp.errors import UserError, nearest
-from alp.foreign import is_file, read_lines
+from alp.foreign import is_file, read_lines, shown
 from alp.reproducibility import json_line, stream
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_problems",
     "check_set",
     "content_hash",
+    "is_blank",
     "read_problems",
     "select",
 ]
@@ -114,19 +115,31 @@ def problem_file(folder: Path, split: str) -> Path:
     return path
 
 
-def read_problems(folder: Path, split: str) -> list[Problem]:
-    """Problems of a prepared split. Raises UserError naming the file and what is wrong with it."""
+def read_problems(folder: Path, split: str, *, answered: bool = False) -> list[Problem]:
+    """Problems of a prepared split; with ``answered`` none may lack its answer. Raises UserError naming the file and
+    what is wrong with it."""
     path = problem_file(folder, split)
     problems = []
     for number, row in read_lines("task.data", path):
-        if row.keys() != Problem.__annotations__.keys() or not all(isinstance(value, str) for value in row.values()):
+        faults = [f"'{name}' is missing" for name in Problem.__annotations__ if name not in row]
+        faults += [f"'{name}' is none of them" for name in row if name not in Problem.__annotations__]
+        faults += [f"'{name}' is {shown(value)}" for name, value in row.items() if not isinstance(value, str)]
+        if faults:
             raise UserError(
-                f"task.data: {path}, line {number}: fields id, problem, answer, source expected, each a text"
+                f"task.data: {path}, line {number}: fields id, problem, answer, source expected, each a text;"
+                f" {', '.join(faults)}"
             )
+        if answered and is_blank(row["answer"]):
+            raise UserError(f"task.data: {path}, line {number}: 'answer' is empty: write one, or delete the line")
         problems.append(Problem(**row))
     if not problems:
         raise UserError(f"task.data: {path} holds no problem")
     return check_problems(problems, f"task.data: {path}")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing in a text can be seen: spaces, breaks and control characters alone."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
 
 
 def check_problems(problems: object, where: str) -> list[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from fractions import Fraction
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alp.evaluation import passk, statistics
+from alp.evaluation.evaluate import summarise
+from alp.evaluation.samples import Sample
+from alp.tasks.task import Problem
 
 
 def table(seeds: int, problems: int, stream: int = 0) -> np.ndarray:
@@ -175,6 +179,48 @@ def test_pass_at_k_is_exact_at_its_ends_and_keeps_the_shape() -> None:
 def test_pass_at_k_refuses_impossible_counts(samples: int, correct: int, k: int) -> None:
     with pytest.raises(ValueError, match="must lie in"):
         passk.pass_at_k(samples, correct, k)
+
+
+@pytest.mark.parametrize(
+    ("samples", "correct", "k"), [(4, 2, 2.5), (4, 2, True), (4.0, 2, 1), (4, np.array([0.5, np.nan]), 1), (4, "2", 1)]
+)
+def test_pass_at_k_refuses_what_is_no_count(samples: Any, correct: Any, k: Any) -> None:
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        passk.pass_at_k(samples, correct, k)
+
+
+@pytest.mark.parametrize("samples", [0, -1, -8])
+def test_no_samples_have_no_k(samples: int) -> None:
+    with pytest.raises(ValueError, match=f"samples = {samples}: "):
+        passk.powers_of_two(samples)
+
+
+@pytest.mark.parametrize(("problems", "samples"), [(0, 4), (2, 0), (0, 0)])
+def test_nothing_has_no_accuracy(problems: int, samples: int) -> None:
+    asked = [Problem(str(number), "p", "1", "own") for number in range(problems)]
+    with pytest.raises(ValueError, match=f"an evaluation of {problems} problems with {samples} samples each has no"):
+        summarise(asked, [], samples)
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_no_wrong_answer(reward: float) -> None:
+    graded = [Sample("a", number, value, True, 1) for number, value in enumerate([1.0, reward])]
+    with pytest.raises(ValueError, match=f"sample 1 of problem 'a' has the reward {reward}"):
+        summarise([Problem("a", "p", "1", "own")], graded, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"confidence": 0.0}, "confidence = 0.0 must lie"),
+        ({"confidence": float("nan")}, "confidence = nan must lie"),
+        ({"confidence": 95}, "confidence = 95 must lie"),
+        ({"replicates": 0}, "replicates = 0"),
+    ],
+)
+def test_an_interval_of_nothing_is_refused(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        statistics.interval(table(2, 3), **words)
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(1, [1]), (5, [1, 2, 4]), (64, [1, 2, 4, 8, 16, 32, 64])])

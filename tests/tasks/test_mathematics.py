@@ -54,6 +54,7 @@ def test_merging_keeps_what_the_configuration_says(tmp_path: Path) -> None:
         "merged": 5,
         "different_prompts": 3,
         "dropped_with_another_answer": 1,
+        "folded": {"spaces": 1, "characters": 0},
         "keep": "last",
         "held_out": 0,
     }
