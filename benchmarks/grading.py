@@ -1,5 +1,5 @@
-"""What grading is worth: every gold answer against itself, five rewritings that mean the same and five near misses that
-do not.
+"""What grading is worth: every gold answer against itself, five rewritings that mean the same, five near misses that do
+not, and the question's own formulas (:mod:`benchmarks.grading_echo`).
 
     python -m benchmarks.grading [bench=<folder of JSONL files>] [limit=<answers per set>] [out=results/grading]
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
 from alp.reproducibility import write_json, write_text
 from alp.tasks.grading import counts, grade_all
+from benchmarks import grading_echo
 
 STYLES = {"minerva_math": "minerva"}  # every other set: math
 EXACT = ("aime24", "gsm8k_test", "gsm8k_train", "math500", "math_lvl3to5_8k", "minerva_math", "olympiadbench")
@@ -310,10 +311,15 @@ def cases(gold: str) -> list[tuple[str, str, bool]]:
     return found + [("near miss", rf"The answer is \boxed{{{miss}}}.", False) for miss in near_misses(gold)]
 
 
-def measure(golds: list[str], style: str) -> dict[str, object]:
-    """Rates and failures over gold answers."""
+def measure(golds: Mapping[str, str | None], style: str) -> dict[str, object]:
+    """Rates and failures over gold answers, each with a question that it answers."""
     made = [(gold, *case) for gold in golds for case in cases(gold)]
-    verdicts = grade_all([case[2] for case in made], [case[0] for case in made], style=style)
+    verdicts = grade_all(
+        [case[2] for case in made],
+        [case[0] for case in made],
+        style=style,
+        prompts=[golds[case[0]] for case in made],
+    )
     rates: dict[str, list[int]] = {}
     failures = []
     for (gold, kind, response, expected), verdict in zip(made, verdicts, strict=True):
@@ -335,15 +341,19 @@ def main(words: list[str]) -> None:
     files = sorted(bench.glob("*.jsonl"))
     if not files:
         sys.exit(f"no *.jsonl in {bench}: name the folder with make grading SETS=<folder>")
-    report = {}
+    report, echoed = {}, {}
     for path in files:
-        golds = list(
-            dict.fromkeys(json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").split("\n") if line)
-        )
-        report[path.stem] = measure(golds[: int(options.get("limit", len(golds)))], STYLES.get(path.stem, "math"))
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        rows = rows[: int(options.get("limit", len(rows)))]
+        style = STYLES.get(path.stem, "math")
+        golds = {each["answer"]: each["problem"] for each in reversed(rows)}
+        report[path.stem] = measure(golds, style)
+        echoed[path.stem] = (len(rows), grading_echo.echoes(rows, style))
         print(row(path.stem, report[path.stem]), flush=True)
+    echo = grading_echo.table(echoed)
+    print(echo.partition("\n\n")[0], flush=True)
     write_json(out / "report.json", report | {"limits": dict(counts)})
-    write_text(out / "report.md", markdown(report))
+    write_text(out / "report.md", f"{markdown(report)}\n## Echo: formulas of the question, boxed\n\n{echo}")
     print(f"{out}/report.md; {dict(counts)}")
 
 

@@ -34,7 +34,7 @@ SLOW = (
     *(f"reporting/test_{name}.py" for name in ("figures", "live", "mismatch", "report", "sets", "tracking")),
     *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
     *(f"rollout/test_{name}.py" for name in ("custom", "hf", "vllm")),
-    *(f"tasks/test_{name}.py" for name in ("grading", "grading_pool", "reasoning")),
+    *(f"tasks/test_{name}.py" for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "reasoning")),
     *(f"test_{name}.py" for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "sharing")),
     *(f"test_{name}.py" for name in ("code_identity", "lifetime", "streams", "untrusted", "whole_models")),
 )

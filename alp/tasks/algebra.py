@@ -177,12 +177,12 @@ def _verified(gold: Any, response: Any) -> bool:
     return bool(verdict)
 
 
-def grade(response: str, gold: str, style: str) -> tuple[bool, str | None, str]:
+def grade(response: str, gold: str, style: str, prompt: str | None) -> tuple[bool, str | None, str]:
     """Whether the answers are equal; where they are not, whether that is for ``large`` or ``unreadable`` formulas, and
     which."""
     judge = MathVerify()
     try:
-        right = equal(response, gold, style, judge)
+        right = equal(response, gold, style, judge, prompt)
     except BeyondError as error:
         return False, "large", str(error)
     return (right, "unreadable", judge.unread[:200]) if judge.unread and not right else (right, None, "")

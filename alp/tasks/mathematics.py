@@ -49,7 +49,10 @@ class Mathematics(Task):
         for style in dict.fromkeys(map(self._style, problems)):
             places = [place for place, problem in enumerate(problems) if self._style(problem) == style]
             verdicts = grade_all(
-                [responses[place] for place in places], [problems[place].answer for place in places], style=style
+                [responses[place] for place in places],
+                [problems[place].answer for place in places],
+                style=style,
+                prompts=[problems[place].problem for place in places],
             )
             for place, verdict in zip(places, verdicts, strict=True):
                 rewards[place] = float(verdict)

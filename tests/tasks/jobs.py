@@ -51,21 +51,19 @@ def babble() -> str:
     os._exit(0)
 
 
-def answer(response: str, gold: str, style: str) -> Any:
-    """The real grader; a response ``a+<act>`` is hurt by that act, ``a+once <act> <file>`` only while there is no
+def answer(response: str, gold: str, style: str, prompt: str | None) -> Any:
+    """The real grader, hurt by the act that the question names: ``leave``, or ``once leave <file>`` while there is no
     file."""
     from alp.tasks import algebra
 
-    act = response.removeprefix("a+")
-    words = act.split()
+    words = (prompt or "").split()
     if words[:1] == ["once"]:
         if not Path(words[2]).exists():
             Path(words[2]).touch()
             ACTS[words[1]]()
-        return algebra.grade("b+a", gold, style)
-    if act in ACTS:
-        ACTS[act]()
-    return algebra.grade(response, gold, style)
+    elif words and words[0] in ACTS:
+        ACTS[words[0]]()
+    return algebra.grade(response, gold, style, None)
 
 
 def warm(job: str, _: list[Any]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alp.tasks.grading import _algebra, _settle, counts, final_answer, grade, grade_all
+from alp.tasks.grading import counts, final_answer, grade, grade_all, summary
 from alp.tasks.tally import SERIOUS
 from benchmarks.grading import STYLES, cases, measure
 
@@ -97,7 +97,7 @@ OWN = {
 @pytest.mark.parametrize("style", OWN)
 def test_own_answers_their_rewritings_and_near_misses(style: str) -> None:
     """A notation that is not understood, or one that is understood too well."""
-    result = measure(OWN[style], style)
+    result = measure(dict.fromkeys(OWN[style]), style)
     assert result["failures"] == []
     assert sum(made for _, made in result["right"].values()) > 8 * len(OWN[style])  # type: ignore[attr-defined]
 
@@ -106,14 +106,10 @@ def test_own_answers_their_rewritings_and_near_misses(style: str) -> None:
 @pytest.mark.parametrize("name", ["aime24", "minerva_math", "math500", "olympiadbench"])
 def test_a_sample_of_the_benchmarks(name: str) -> None:
     """`make grading` does all of them."""
-    answers = list(
-        dict.fromkeys(
-            json.loads(line)["answer"]
-            for line in (BENCH / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
-            if line
-        )
-    )
-    result = measure(answers[7::24], STYLES.get(name, "math"))
+    lines = (BENCH / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    golds = {row["answer"]: row["problem"] for row in rows[7::24]}
+    result = measure(golds, STYLES.get(name, "math"))
     assert result["failures"] == []
 
 
@@ -196,7 +192,7 @@ FORMULAS = st.recursive(
     st.sampled_from(["x", "z", "2", r"\pi", "7"]),
     lambda inner: st.one_of(
         st.tuples(inner, inner).map(lambda two: f"({two[0]}+{two[1]})"),
-        st.tuples(inner, inner).map(lambda two: rf"\sqrt{{{two[0]}+2 {two[1]}}}"),
+        st.tuples(inner, inner).map(lambda two: rf"\sqrt{{{two[0]}+2 \cdot {two[1]}}}"),
         inner.map(lambda one: rf"\sin({one})"),
         inner.map(lambda one: rf"({one})^{{2}}"),
     ),
@@ -282,15 +278,13 @@ def test_hostile_gold_answers_are_no_danger_either() -> None:
 )
 def test_what_is_beyond_the_limits_is_wrong_with_its_reason(response: str, kind: str, reason: str | None) -> None:
     """The same on every machine: the form decides."""
-    before = counts[kind]
-    verdict = _settle(response, "5+y", "math") or _algebra([(response, "5+y")], "math")[0]
-    assert (verdict.right, verdict.kind) == (False, kind)
-    assert reason is None or verdict.detail == reason
+    before, gold = counts[kind], r"5+\sum_{k=1}^{3} k y"
     assert (
-        grade_all([rf"\boxed{{{response}}}" if kind != "unreadable" else f"#### {response}"] * 2, ["5+y"] * 2)
+        grade_all([rf"\boxed{{{response}}}" if kind != "unreadable" else f"#### {response}"] * 2, [gold] * 2)
         == [False] * 2
     )
     assert counts[kind] == before + 2
+    assert reason is None or any(reason in line for line in summary())
 
 
 def test_large_golds_are_matched_as_before() -> None:
@@ -360,7 +354,7 @@ def test_any_thread_may_grade_and_order_is_kept() -> None:
 def test_workers_end_with_their_parent() -> None:
     script = (
         "import os, signal\nfrom alp.tasks.grading import grade\nfrom alp.tasks.grading_pool import"
-        " pool\ngrade(r'\\boxed{a+b}', 'b+a')\nprint(*[w._process.pid for w in pool()._idle.queue if w._process],"
+        " pool\ngrade(r'\\boxed{a+b}', 'b+a')\nprint(*[w.pid for w in pool().workers if w.pid],"
         " flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -22,8 +22,8 @@ from alp.tasks.grading_pool import Limits, Pool, Work, pool
 from alp.tasks.grading_process import interpreter
 
 JOBS = "tests.tasks.jobs"
-RIGHT = ("grade", ["a+b", "b+a", "math"], [True, None, ""])
-WRONG = ("grade", ["a+b", "b+c", "math"], [False, None, ""])
+RIGHT = ("grade", ["a+b", "b+a", "math", None], [True, None, ""])
+WRONG = ("grade", ["a+b", "b+c", "math", None], [False, None, ""])
 ROOT = Path(__file__).resolve().parents[2]
 Hurt = Callable[..., None]
 
@@ -56,23 +56,25 @@ KINDS = {
 }
 
 
+def _graded(acts: list[str | None], gold: str = "d+c") -> list[bool]:
+    """The verdicts on one right answer to questions that hurt whoever grades it."""
+    return grade_all([r"\boxed{c+d}"] * len(acts), [gold] * len(acts), prompts=acts)
+
+
 def test_no_answer_stops_a_job(hurt: Hurt, caplog: pytest.LogCaptureFixture) -> None:
     """Answers that kill, crash, fill, block or end the process that grades them: each is wrong, counted by its kind and
     named; the others of the batch get their verdicts."""
     hurt()
     before = counts.copy()
-    responses = [*(rf"\boxed{{a+{act}}}" for act in KINDS), r"\boxed{a+recurse}", r"\boxed{c+d}", r"\boxed{d+d}"]
-    verdicts = grade_all(responses, ["d+c"] * len(responses))
-    assert verdicts == [False] * (len(KINDS) + 1) + [True, False]
+    assert _graded([*KINDS, "recurse", None]) == [False] * (len(KINDS) + 1) + [True]
     met = {kind: counts[kind] - before[kind] for kind in (*tally.SERIOUS, "depth")}
     assert met == {"died": 5, "memory": 1, "time": 1, "depth": 1}
-    assert "7 of 10 answers hit a limit of grading twice and count as wrong" in caplog.text
-    assert not {"a+leave", "a+spin", "a+eat"} & {
-        response for response, *_ in grading._known
-    }  # the next time it is tried again
-    assert "a+recurse" in {response for response, *_ in grading._known}
+    assert f"7 of {len(KINDS) + 2} answers hit a limit of grading twice and count as wrong" in caplog.text
+    before = counts.copy()
+    assert _graded(["leave", "recurse", None]) == [False, False, True]
+    assert counts["algebra"] == before["algebra"] + 1, "a verdict is kept; what met a limit is tried again"
     lines = grading.summary()
-    assert any("the grading process died" in line and "'a+leave' (ended by SIGKILL)" in line for line in lines)
+    assert any("the grading process died" in line and "'c+d' (ended by SIGKILL)" in line for line in lines)
     assert all(line.isprintable() for line in lines)
 
 
@@ -81,11 +83,10 @@ def test_a_passing_fault_of_the_machine_changes_no_verdict(hurt: Hurt, tmp_path:
     once."""
     hurt()
     before = counts.copy()
-    responses = [rf"\boxed{{a+once {act} {tmp_path / act}}}" for act in ("leave", "spin", "worker")]
-    assert grade_all(responses, ["a+b"] * 3) == [True] * 3
-    assert all((tmp_path / act).exists() for act in ("leave", "spin", "worker"))
+    acts = ("leave", "spin", "worker")
+    assert _graded([f"once {act} {tmp_path / act}" for act in acts]) == [True] * 3
+    assert all((tmp_path / act).exists() for act in acts)
     assert counts["again"] == before["again"] + 3
-    assert grading._known == {}
     assert sum(counts[kind] - before[kind] for kind in tally.SERIOUS) == 0
 
 
@@ -98,8 +99,7 @@ def test_a_broken_grader_is_no_verdict(job: str, found: str, hurt: Hurt) -> None
             pool().settle(Work(JOBS, "leave", grading.WORK.known), [[]])
         return
     with pytest.raises(GraderError, match=found):
-        grade_all([rf"\boxed{{{n}x+y}}" for n in range(50)], ["y+x"] * 50)
-    assert grading._known == {}
+        grade_all([rf"\boxed{{y+{n}+x}}" for n in range(50)], [f"x+y+{n}" for n in range(50)])
 
 
 def test_workers_that_cannot_begin_are_broken_at_once(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_workers_that_cannot_begin_are_broken_at_once(hurt: Hurt, monkeypatch: p
         monkeypatch.setattr(grading, "WORK", Work(module, "grade", (RIGHT,)))
         before = time.monotonic()
         with pytest.raises(GraderError, match=found):
-            grade_all([rf"\boxed{{{n}u+v}}" for n in range(50)], ["v+u"] * 50)
+            grade_all([rf"\boxed{{v+{n}+u}}" for n in range(50)], [f"u+v+{n}" for n in range(50)])
         assert time.monotonic() - before < 60
 
 
@@ -239,13 +239,13 @@ def test_the_interpreter_is_found_whatever_it_was_called_by(
 def test_threads_share_a_pool_whose_workers_die(hurt: Hurt) -> None:
     hurt()
     found: list[list[bool]] = []
-    responses = [r"\boxed{a+leave}", *(rf"\boxed{{{n}+w}}" for n in range(3)), r"\boxed{a+worker}"]
-    threads = [threading.Thread(target=lambda: found.append(grade_all(responses, ["w+2"] * 5))) for _ in range(2)]
+    acts = ["leave", None, "1", "2", "worker"]
+    threads = [threading.Thread(target=lambda: found.append(_graded(acts))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [[False, False, False, True, False]] * 2
+    assert found == [[False, True, True, True, False]] * 2
 
 
 def test_memory_is_limited_and_the_worker_stays() -> None:
