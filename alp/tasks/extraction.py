@@ -107,4 +107,4 @@ def _sentence(text: str) -> str | None:
     if not lines:
         return None
     line = _CLAUSE.sub("", lines[0].split(". ")[0])
-    return line.strip().strip("*").rstrip(".").strip() or None
+    return line.strip("* ").rstrip(".* \t") or None

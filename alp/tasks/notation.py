@@ -194,7 +194,7 @@ def _letters(run: str, before: Tokens, *, upright: bool, spaced: bool, whole: bo
         return [run]
     if run in FUNCTIONS and (upright or len(run) > 2) and not (upright and run in ("sec", "exp") and behind):
         return [rf"\{FUNCTIONS[run]}"]
-    if run in OPERATOR_WORDS:
+    if run in OPERATOR_WORDS and not (run == "min" and behind):
         return [rf"\{run}"]
     if upright or len(run) >= 4 or (behind and (spaced or len(run) > 2) and run in UNIT_SYMBOLS):
         return [rf"\text{{{run}}}"]

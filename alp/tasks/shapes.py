@@ -70,7 +70,7 @@ def is_name(items: Tokens) -> bool:
         return False
     text = "".join(items)
     inverse = text.replace("^{-1}", "")
-    index = re.sub(r"_(?:\{[^{}]*\}|\w|\\[a-zA-Z]+|\\text\{\w+\})", "", inverse)
+    index = re.sub(r"_(?:\{[^{}]*\}|\d+|\w|\\[a-zA-Z]+|\\text\{\w+\})", "", inverse)
     if re.search(r"[\d^@.\-]", index):
         return False
     return bool(re.search(r"[a-zA-Z]", index)) and index not in ("e", "i", r"\infty")
@@ -143,6 +143,8 @@ def is_formula(items: Tokens) -> bool:
     if not items or items[-1] in _BEGINNINGS or any(_is_cut(item) for item in items):
         return False
     if any(pair == ("{", "}") for pair in pairwise(items)):  # an argument that is missing
+        return False
+    if any(one[0].isdigit() and other == "_" for one, other in pairwise(items)):  # an index that is no base
         return False
     return balanced(items) and not any(
         is_text(item) or "@" in item or item in (BESIDE, r"\$", r"\cdots") or item.startswith(r"\unending")

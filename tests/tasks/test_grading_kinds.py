@@ -356,6 +356,7 @@ def test_a_clause_behind_the_answer_is_no_part_of_it(number: int, clause: str) -
         (r"\fbox{63}", "63"),
         ("<answer> 12 </answer>", "12"),
         ("<answer>1</answer> no, <answer>2</answer>", "2"),
+        ("The answer is **B**.", "B"),
         ("the answer is\n$$\n\\frac{1}{2}.\n$$", r"\frac{1}{2}"),
         (r"The answer is: \[ 42 \]", "42"),
         ("#### 1,234", "1,234"),
