@@ -16,7 +16,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress smol check unit test reproduce same faults newest bench grading lint format ui lock clean
+.PHONY: help install grid stress smol check unit test reproduce same faults long newest bench grading lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -52,7 +52,8 @@ check: install ## lint, types, and the tests that need no training, engine or wo
 unit:
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
-test: install lint ## lint and all tests, the smoke grid through the real workflow included
+test: install ## lint and all tests, the smoke grid through the real workflow included
+	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not long"
 
 reproduce: GRID = smoke
@@ -62,7 +63,10 @@ reproduce: install ## build a small grid (GRID=smoke) twice, under other cores a
 same: install ## does a change move a number? GRID (smoke) built at REF=<commit> and here, every number compared
 	$(BIN)/python -m benchmarks.same --ref "$(REF)" --grid $(if $(filter file,$(origin GRID)),smoke,$(GRID)) --cores $(CORES)
 
-faults: install ## every fault of tests/faults and what make test leaves out, with a closing line of counts (over half an hour)
+faults: install ## every fault of tests/faults, every kill of an engine and a workflow, with a closing line of counts (over half an hour)
+	FAULTS=all $(BIN)/python -m pytest -q -m long tests/faults tests/rollout tests/workflow
+
+long: install ## what make test leaves out: make faults, and the rest of the architectures and of the examples (over half an hour)
 	FAULTS=all $(BIN)/python -m pytest -q -m long
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own

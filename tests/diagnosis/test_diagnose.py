@@ -299,6 +299,7 @@ def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]
         assert name in docs, name
 
 
+@pytest.mark.long
 def test_three_formats_and_two_runs_give_the_same_bytes(diagnosed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = diagnosed
     before = bytes_below(folder)

@@ -21,7 +21,26 @@ from .architectures import ARCHITECTURES, DEPTH, REFUSED, Refused, build, build_
 from .models import Batch, active, collate, flat, nudge, relative_gap, scales
 
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
-every_architecture = pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+# One of each way to build a decoder (attention, normalisation, experts, recurrence, positions); the others are `long`.
+CORE = (
+    "falcon",
+    "gemma2",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mamba",
+    "mixtral",
+    "opt",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "zamba2",
+)
+every_architecture = pytest.mark.parametrize(
+    "name",
+    [name if name in CORE else pytest.param(name, marks=pytest.mark.long) for name in sorted(ARCHITECTURES)],
+)
 ATTENTION = (
     "falcon",
     "gemma2",
