@@ -79,7 +79,7 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability; grading_speed: wrong answers a second
 	$(BIN)/python -m benchmarks.$(BENCH)
 
-grading: install ## is grading right? every gold answer of SETS, rewritten and nearly missed, every formula of a question -> results/grading/report.md (5 minutes)
+grading: install ## is grading right? every gold answer of SETS, rewritten and nearly missed, every formula of a question -> results/grading/report.md (10 minutes)
 	$(BIN)/python -m benchmarks.grading bench=$(SETS) out=results/grading
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint

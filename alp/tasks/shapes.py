@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+from alp.tasks.lexicon import FUNCTIONS
 from alp.tasks.notation import BESIDE, ECHO, Tokens, balanced, closing, is_text, split, word
 
 # What no formula ends with.
@@ -64,6 +65,7 @@ def is_name(items: Tokens) -> bool:
     if (
         not items
         or ECHO in items
+        or any(item[1:] in FUNCTIONS for item in items if item[0] == "\\")
         or len(items) > 12
         or any(item in "+*/<>!=%|" or item in (r"\frac", r"\sqrt", r"\pi", r"\cdot") for item in items)
     ):

@@ -41,6 +41,7 @@ def test_files_of_the_users_are_never_touched(mine: str, tmp_path: Path, capsys:
     assert theirs.read_text(encoding="utf-8") == "{}"
 
 
+@pytest.mark.long
 def test_a_diagnosis_is_replaced_by_one_of_the_same_file_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

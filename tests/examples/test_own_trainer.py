@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_own_trainer_learns_and_is_perturbed() -> None:
     done = subprocess.run(
         [sys.executable, "examples/own_trainer.py"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -107,6 +107,7 @@ def test_killed_at_a_random_byte_of_a_write(tmp_path: Path, words: Words, whole:
     assert set(codes) == {-signal.SIGXFSZ}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP] if ALL else [signal.SIGTERM]
 )

@@ -153,6 +153,7 @@ def test_damaged(tmp_path: Path, migrated: Path, ledger: Ledger, monkeypatch: py
         assert not lost, (number, place, size)
 
 
+@pytest.mark.long
 def test_deleted(tmp_path: Path, words: Words, whole: Any, ledger: Ledger, database: Path) -> None:
     run = tmp_path / "run"
     chosen = [*words(run), f"run.tracking='sqlite:///{database}'"]

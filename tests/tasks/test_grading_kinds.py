@@ -20,7 +20,7 @@ from alp.tasks.values import differ
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "tasks.md"
 ALL = os.environ.get("FAULTS") == "all"
-quick = settings(max_examples=300 if ALL else 20, deadline=None, derandomize=not ALL)
+quick = settings(max_examples=300 if ALL else 12, deadline=None, derandomize=not ALL)
 digits = st.text("0123456789", min_size=1, max_size=5)
 whole = st.integers(1, 99_999)
 small = st.integers(2, 99)

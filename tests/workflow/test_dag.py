@@ -279,6 +279,7 @@ def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Pa
     assert "1 differing files, 0 missing" in done.stdout
 
 
+@pytest.mark.long
 def test_results_without_marks_are_kept(house: Path, tmp_path: Path) -> None:
     """Those of a version that left none: refused before a rule runs (Snakemake would delete its outputs first), with
     how to keep them."""
