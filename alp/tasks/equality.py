@@ -13,7 +13,7 @@ from typing import Protocol
 
 from alp.tasks import operators, shapes, units
 from alp.tasks.formulas import UnreadError
-from alp.tasks.latex import latex, radians
+from alp.tasks.latex import latex
 from alp.tasks.notation import ECHO, Tokens, joined, split, tokens
 from alp.tasks.numerals import Number, close, rounds
 from alp.tasks.regions import Region, region
@@ -284,16 +284,14 @@ class _Judge:
     def _formulas(self, response: Tokens, gold: Tokens) -> bool:
         if not shapes.is_formula(response) or not shapes.is_formula(gold):
             return False
-        one, other = radians(response), radians(gold)
-        apart = differ(one, other)
-        if not apart and self._algebra.same(latex(one), latex(other)):
+        if not differ(response, gold) and self._algebra.same(latex(response), latex(gold)):
             return True
         if not self.minerva:
             return False
         left, right = Number.read(response), Number.read(gold)
         if left is None and right is None:
             return False
-        left, right = left or self._constant(one), right or self._constant(other)
+        left, right = left or self._constant(response), right or self._constant(gold)
         return left is not None and right is not None and close(left, right)
 
     def _constant(self, items: Tokens) -> Number | None:

@@ -107,22 +107,10 @@ class _Reader:
             before = self._items[self._place - 1]
             if sign == "(" and before in _FUNCTION_NAMES:
                 raise UnreadError
-            if sign == r"\frac" and before[0].isdigit():
-                factors[-1] = self._mixed(factors[-1], alone=len(factors) == 1)
-                continue
-            if sign[0].isdigit():  # 2 3, x2
+            if (sign == r"\frac" and before[0].isdigit()) or sign[0].isdigit():  # 2 3/2; 2 3, x2
                 raise UnreadError
             factors.append(self._power())
         return ("product", *factors) if len(factors) > 1 else factors[0]
-
-    def _mixed(self, whole: Node, *, alone: bool) -> Node:
-        """2 1/3 behind each other is 2 + 1/3 where that is a mixed number."""
-        fraction = self._power()
-        parts = [part[1] for part in fraction[1:] if isinstance(part, tuple) and part[0] == "number"]
-        proper = len(parts) == 2 and all(part.denominator == 1 for part in parts) and 0 < parts[0] < parts[1]
-        if whole[0] != "number" or whole[1].denominator != 1 or not alone or fraction[0] != "fraction" or not proper:
-            raise UnreadError
-        return ("sum", whole, fraction)
 
     def _power(self) -> Node:
         base = self._postfix(self._atom())
@@ -229,7 +217,6 @@ class _Reader:
             exponent = self._group()
         if self._next() in ("(", "{", "[", "|"):
             argument = self._bracket(self._take()) if self._next() != "{" else self._group()
-            argument = self._degrees(argument)
             if self._next() not in ("", *_END, "*", "/", "}"):
                 raise UnreadError
         else:
@@ -238,18 +225,12 @@ class _Reader:
         return node if exponent is None else ("power", node, exponent)
 
     def _bare_argument(self) -> Node:
-        factors = [self._degrees(self._power())]
+        factors = [self._power()]
         while self._next() and self._next() not in (*_END, "*", "/") and self._next() not in FUNCTIONS:
             if self._next() in ("(", "[", "{") or self._next()[0].isdigit():
                 raise UnreadError
-            factors.append(self._degrees(self._power()))
+            factors.append(self._power())
         return ("product", *factors)
-
-    def _degrees(self, node: Node) -> Node:
-        if self._next() != "°":
-            return node
-        self._take()
-        return ("product", node, (r"\pi",), ("number", Fraction(1, 180)))
 
 
 def decimal(item: str) -> Fraction | None:

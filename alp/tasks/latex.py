@@ -21,7 +21,7 @@ _STOPS = {"+", "-", "=", ",", ";", "<", ">", ")", "]", "}", "/"}
 def latex(items: Tokens) -> str:
     """Arguments of powers and indices in braces, a sign where a number multiplies a bracket, brackets around what a
     sign behind a product begins and around a mixed number."""
-    items = _signed(_mixed(items))
+    items = _signed(explicit(items))
     found: Tokens = []
     for place, item in enumerate(items):
         before = items[place - 1] if place else ""
@@ -35,6 +35,11 @@ def latex(items: Tokens) -> str:
             continue
         found.append(r"\upsilon" if item == "e" and items[place + 1 : place + 2] == ["_"] else _LATEX.get(item, item))
     return " ".join(found).replace(" _ ", "_").replace("_ {", "_{")  # the parser knows indices without spaces alone
+
+
+def explicit(items: Tokens) -> Tokens:
+    """Degrees inside functions as radians, and mixed numbers as sums: what the letters alone do not say."""
+    return _mixed(radians(items))
 
 
 def radians(items: Tokens) -> Tokens:

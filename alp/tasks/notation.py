@@ -91,7 +91,6 @@ _TOKENS = {  # 3e-2 is a number among physicists and 3e - 2 among mathematicians
     False: re.compile(_TOKEN.replace("@NUMBER@", _SCIENTIFIC), re.ASCII | re.DOTALL),
     True: re.compile(_TOKEN.replace("@NUMBER@", _SCIENTIFIC + r"|\d+[eE][+-]\d+"), re.ASCII | re.DOTALL),
 }
-_CLOSING = {"{": "}", "(": ")", "[": "]", r"\{": r"\}"}
 OPENERS, CLOSERS = {"(", "[", "{", r"\{"}, {")", "]", "}", r"\}"}
 
 

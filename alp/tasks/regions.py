@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from alp.tasks.notation import Tokens, closing, split
+from alp.tasks.notation import Tokens, balanced, closing, split
 
 _LESS, _MORE = {"<": False, r"\le": True}, {">": False, r"\ge": True}  # and whether the end belongs to it
 _INFINITE = ([r"\infty"], ["+", r"\infty"], ["-", r"\infty"])
@@ -40,7 +40,7 @@ def region(items: Tokens) -> Region | None:
         return _built(items[1:-1])
     parts = split(items, {r"\cup", ",", ";"})
     if len(parts) > 1:
-        return _together([region(part) for part in parts], commas=any(item in (",", ";") for item in _outside(items)))
+        return _together([region(part) for part in parts], commas=any(item in (",", ";") for item in _bare(items)))
     without = split(items, {r"\setminus", "-"})
     if len(without) == 2 and without[0] == [r"\mathbb", "R"]:
         points = without[1][1:-1] if without[1][:1] == [r"\{"] else None
@@ -50,12 +50,8 @@ def region(items: Tokens) -> Region | None:
     return _interval(items) or _inequality(items)
 
 
-def _outside(items: Tokens) -> Tokens:
-    """What stands in no bracket."""
-    return [part for parts in split(items, {r"\cup"}) for part in _bare(parts)]
-
-
 def _bare(items: Tokens) -> Tokens:
+    """What stands in no bracket."""
     found, depth = [], 0
     for item in items:
         depth += (item in ("(", "[", "{", r"\{")) - (item in (")", "]", "}", r"\}"))
@@ -99,20 +95,11 @@ def _interval(items: Tokens) -> Region | None:
     if len(items) < 5 or items[0] not in ("(", "[", "]") or items[-1] not in (")", "]", "["):
         return None
     parts = split(items[1:-1], {",", ";"})
-    if len(parts) != 2 or not all(parts) or _depth_breaks(items[1:-1]):
+    if len(parts) != 2 or not all(parts) or not balanced(items[1:-1]):
         return None
     closed = (items[0] == "[", items[-1] == "]")
     outwards = items[0] == "]" or items[-1] == "["
     return Region(None, (_piece(parts[0], parts[1], closed),), not outwards)
-
-
-def _depth_breaks(items: Tokens) -> bool:
-    depth = 0
-    for item in items:
-        depth += (item in ("(", "[", "{", r"\{")) - (item in (")", "]", "}", r"\}"))
-        if depth < 0:
-            return True
-    return depth != 0
 
 
 def _piece(low: Tokens | None, high: Tokens | None, closed: tuple[bool, bool]) -> Piece:

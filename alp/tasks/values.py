@@ -14,6 +14,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from alp.tasks.formulas import Node, UnreadError, formula, names
+from alp.tasks.latex import explicit
 from alp.tasks.lexicon import TRIGONOMETRIC
 from alp.tasks.notation import Tokens
 
@@ -43,7 +44,7 @@ Value = float | complex
 def differ(one: Tokens, other: Tokens) -> bool:
     """Whether the two certainly have different values at some point. False says nothing."""
     try:
-        left, right = formula(one), formula(other)
+        left, right = formula(explicit(one)), formula(explicit(other))
         variables = sorted(names(left) | names(right))
         for draw in range(_POINTS if variables else 1):
             drawn = random.Random(f"{draw} {' '.join(variables)}")
@@ -60,7 +61,7 @@ def differ(one: Tokens, other: Tokens) -> bool:
 def constant(items: Tokens) -> Fraction | None:
     """The value of a formula to nine digits; None where it has variables or is not real. Raises UnreadError where it
     cannot be had here."""
-    node = formula(items)
+    node = formula(explicit(items))
     if names(node):
         return None
     walk = _Walk({})
