@@ -14,10 +14,11 @@ from typing import Protocol
 from alp.tasks import operators, shapes, units
 from alp.tasks.formulas import UnreadError
 from alp.tasks.latex import latex
+from alp.tasks.lexicon import UNIT_LETTERS
 from alp.tasks.notation import ECHO, Tokens, joined, split, tokens
 from alp.tasks.numerals import Number, close, rounds
 from alp.tasks.regions import Region, region
-from alp.tasks.values import constant, differ
+from alp.tasks.values import alike, constant, differ
 
 _ITEMS = 64  # longest list compared in any order
 _STEPS = 4  # sides of an equation
@@ -79,9 +80,9 @@ class _Judge:
         self.minerva, self._algebra = minerva, algebra
 
     def echoes(self, response: Tokens, gold: Tokens, prompt: str | None) -> bool:
-        """Whether an answer that is right is a formula of the question with ornaments: 0 + x, 2x/2."""
+        """Whether an answer that is right is a formula of the question with ornaments: 0 + x, 2x/2, |x|."""
         rest = operators.ornaments(response, gold, prompt)
-        return any(self.same(each, [ECHO]) for each in rest)
+        return any(alike(each, [ECHO]) or self.same(each, [ECHO]) for each in rest)
 
     def same(self, response: Tokens, gold: Tokens) -> bool:
         """Every rule, from the cheapest."""
@@ -153,7 +154,7 @@ class _Judge:
     def _units(self, response: Tokens, gold: Tokens) -> bool | None:
         (value, unit), (gold_value, gold_unit) = units.measured(response), units.measured(gold)
         bare = self.minerva and not unit and not gold_unit and len(response) > 1 and Number.read(gold)
-        if bare and response[-1] in units.UNIT_LETTERS:
+        if bare and response[-1] in UNIT_LETTERS:
             value, unit = response[:-1], [rf"\text{{{response[-1]}}}"]
         if not unit and not gold_unit:
             return None

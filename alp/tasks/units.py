@@ -15,7 +15,6 @@ from alp.tasks.lexicon import (
     NO_PLURALS,
     POWERS,
     SPEEDS,
-    UNIT_LETTERS,
     UNITS,
 )
 from alp.tasks.notation import Tokens, balanced, is_text, word
@@ -140,6 +139,3 @@ def alike(one: Tokens, other: Tokens) -> bool | None:
     if left is None or right is None:
         return None
     return left == right or not left or not right
-
-
-__all__ = ["UNIT_LETTERS", "Unit", "alike", "measured", "read"]

@@ -43,6 +43,16 @@ Value = float | complex
 
 def differ(one: Tokens, other: Tokens) -> bool:
     """Whether the two certainly have different values at some point. False says nothing."""
+    return _apart(one, other) is True
+
+
+def alike(one: Tokens, other: Tokens) -> bool:
+    """Whether no point with positive variables tells the two apart. They may differ elsewhere, as x and |x|."""
+    return _apart(one, other) is False
+
+
+def _apart(one: Tokens, other: Tokens) -> bool | None:
+    """Whether some point tells the two apart; None where a value cannot be had."""
     try:
         left, right = formula(explicit(one)), formula(explicit(other))
         variables = sorted(names(left) | names(right))
@@ -54,7 +64,7 @@ def differ(one: Tokens, other: Tokens) -> bool:
             if gap > _APART * max(abs(a), abs(b)) and gap > _NOISE * walk.largest:
                 return True
     except _TROUBLES:
-        return False
+        return None
     return False
 
 

@@ -304,6 +304,7 @@ ORNAMENTS = [
     r"\{{ {} \}}",
     r"{} + 0",
     "{} = {}",
+    r"\sqrt{{({})^2}}",
 ]
 
 
@@ -389,3 +390,12 @@ def test_values_call_no_formula_different_from_itself(formula: str) -> None:
     for same in (rf"\frac{{2({formula})}}{{2}}", f"({formula})+1-1", f"-(-({formula}))", rf"\sqrt{{({formula})^2}}"):
         assert not differ(one, tokens(same)) or (same.startswith(r"\sqrt") and r"\cos" in formula)
     assert differ(one, tokens(f"2({formula})+1")) or "^{3}" in formula
+
+
+@pytest.mark.parametrize("ornament", [r"|@|", r"\sqrt{(@)^2}", r"\frac{(@)^2}{@}", r"-(-@)", r"@ + @ - @"])
+def test_ornaments_that_change_no_positive_value_earn_nothing(ornament: str) -> None:
+    asked, gold = r"\sin 60^\circ", r"\frac{\sqrt{3}}{2}"
+    copied = boxed(ornament.replace("@", asked))
+    assert grade(copied, gold), "without the question it is a right answer"
+    assert not grade(copied, gold, prompt=f"Compute ${asked}$.")
+    assert grade(boxed(r"\frac{\sqrt{12}}{4}"), gold, prompt=f"Compute ${asked}$.")
