@@ -16,7 +16,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress smol check unit test reproduce same faults long newest bench grading lint format ui lock clean
+.PHONY: help install grid stress smol check unit test reproduce same faults long newest bench grading lint ruff types workflow-lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -71,8 +71,8 @@ long: install ## what make test leaves out: make faults, and the rest of the arc
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \
-	{ cpu_torch $(TORCH) $(TORCH_CPU_INDEX) || $$uv pip install torch==$(TORCH); } && \
-	$$uv pip install transformers pytest hypothesis && \
+	{ cpu_torch $(TORCH) $(TORCH_CPU_INDEX) || $$uv pip install --compile-bytecode torch==$(TORCH); } && \
+	$$uv pip install --compile-bytecode transformers pytest hypothesis && \
 	$(VENV)-newest/bin/python -c 'import transformers; print("transformers", transformers.__version__)' && \
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest tests/policy -q -p no:cacheprovider
 
@@ -83,9 +83,16 @@ grading: install ## is grading right? every gold answer of SETS, rewritten and n
 	$(BIN)/python -m benchmarks.grading bench=$(SETS) out=results/grading
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync ruff types workflow-lint
+
+ruff:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types:
 	$(BIN)/mypy
+
+workflow-lint:
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 

@@ -41,6 +41,9 @@ def fetch(config: FetchConfig) -> str:
 
 
 def pretrain(config: PretrainConfig) -> str:
+    from alp.preload import load_libraries
+
+    load_libraries()
     from alp.training.pretrain import pretrain
 
     pretrain(config)
@@ -49,8 +52,10 @@ def pretrain(config: PretrainConfig) -> str:
 
 def train(config: TrainConfig) -> str:
     from alp.preflight import check_training
+    from alp.preload import load_libraries
 
     check_training(config)
+    load_libraries()
     from alp.reporting.live import Follower
     from alp.tasks.tally import log_summary
     from alp.training.loop import train
@@ -69,8 +74,10 @@ def train(config: TrainConfig) -> str:
 
 def evaluate(config: EvaluateConfig) -> str:
     from alp.preflight import check_evaluation
+    from alp.preload import load_libraries
 
     check_evaluation(config)
+    load_libraries()
     from alp.evaluation.evaluate import evaluate
     from alp.reporting.live import add_evaluation
     from alp.tasks.tally import log_summary

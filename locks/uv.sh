@@ -19,5 +19,5 @@ create() {
 # cpu_torch VERSION INDEX [options]: a CPU build that the configured sources have, else from INDEX; fails where neither has one.
 cpu_torch() {
   version=$1+cpu; from=$2; shift 2
-  $uv pip install --quiet "$@" "torch==$version" || { echo "trying $from" && $uv pip install --quiet "$@" --index "$from" "torch==$version"; }
+  $uv pip install --quiet --compile-bytecode "$@" "torch==$version" || { echo "trying $from" && $uv pip install --quiet --compile-bytecode "$@" --index "$from" "torch==$version"; }
 }

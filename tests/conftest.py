@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from alp.preload import load_libraries
+
+load_libraries()  # before a test's imports do
+
 TINY_TASK = ["task.digits=1", "task.train=30", "task.validation=6", "task.test=8"]
 TINY_TRAINER = [
     "trainer.prompts=4",
@@ -35,7 +39,10 @@ SLOW = (
     *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
     *(f"rollout/test_{name}.py" for name in ("custom", "hf", "vllm")),
     *(f"tasks/test_{name}.py" for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "reasoning")),
-    *(f"test_{name}.py" for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "sharing")),
+    *(
+        f"test_{name}.py"
+        for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "preload", "sharing")
+    ),
     *(f"test_{name}.py" for name in ("code_identity", "lifetime", "streams", "untrusted", "whole_models")),
 )
 

@@ -277,17 +277,19 @@ def test_a_probe_stays_within_the_model(model: Any) -> None:
 def test_one_engine_does_not_import_another() -> None:
     """Neither the registry, nor what makes the HF engine, knows of vLLM's modules; and the other way round."""
     script = (
-        "import sys; from alp.rollout import registry; from alp.configuration import compose;"
-        " rollout = compose.load('train', [sys.argv[1]]).rollout;"
-        " assert 'torch' not in sys.modules; registry.implementation(rollout);"
-        " print(*sorted(name for name in sys.modules if name.startswith('alp.rollout.')))"
+        "import sys; from alp.rollout import registry; from alp.configuration import compose\n"
+        "rollouts = [compose.load('train', [f'rollout={name}']).rollout for name in ('hf', 'vllm')]\n"
+        "assert 'torch' not in sys.modules\n"
+        "for rollout in rollouts:\n"
+        "    registry.implementation(rollout)\n"
+        "    loaded = sorted(name for name in sys.modules if name.startswith('alp.rollout.'))\n"
+        "    print(*loaded)\n"
+        "    for name in loaded: del sys.modules[name]\n"
+        "    from alp.rollout import registry\n"
     )
-    loaded = {
-        name: run([sys.executable, "-c", script, f"rollout={name}"], check=True, capture_output=True, text=True).stdout
-        for name in ("hf", "vllm")
-    }
-    assert "alp.rollout.hf" in loaded["hf"]
-    assert "vllm" not in loaded["hf"]
-    assert "supervised" not in loaded["hf"]
-    assert "alp.rollout.vllm " in loaded["vllm"]
-    assert "alp.rollout.hf" not in loaded["vllm"]
+    done = run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    hf, vllm = (line.split() for line in done.stdout.splitlines())
+    assert "alp.rollout.hf" in hf
+    assert not any("vllm" in name or "supervised" in name for name in hf)
+    assert {"alp.rollout.vllm", "alp.rollout.supervised"} <= set(vllm)
+    assert "alp.rollout.hf" not in vllm
