@@ -35,10 +35,16 @@ SLOW = (
     *("configuration/test_resources.py", "evaluation/test_evaluate.py"),
     *(f"policy/test_{name}.py" for name in ("alone", "architectures")),
     *(f"policy/test_perturbation_{name}.py" for name in ("cost", "gradients", "noise", "surroundings")),
-    *(f"reporting/test_{name}.py" for name in ("figures", "live", "mismatch", "report", "sets", "tracking")),
+    *(
+        f"reporting/test_{name}.py"
+        for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tracking")
+    ),
     *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
     *(f"rollout/test_{name}.py" for name in ("custom", "hf", "vllm")),
-    *(f"tasks/test_{name}.py" for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "reasoning")),
+    *(
+        f"tasks/test_{name}.py"
+        for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "mathematics", "reasoning")
+    ),
     *(
         f"test_{name}.py"
         for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "preload", "sharing")
