@@ -9,8 +9,9 @@ from alp.diagnosis import measures as measures
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.measures import MISMATCH, Figures, Pair
 from alp.errors import nearest, printable
-from alp.policy.ratio import LOG_RATIO_BOUND
 from alp.rendering.numbers import share, significant
+
+_DOMINATED = 0.5  # share of all weights from which one of them makes the figures
 
 
 def findings(dump: Dump, figures: Figures) -> list[str]:
@@ -65,14 +66,15 @@ def notes(dump: Dump, wanted: dict[str, str]) -> list[str]:
         sentences.append("no current log-probs in the file: presets are shown for the first update, π_θ = π_old")
     if np.array_equal(dump.tokens["old_log_probs"], dump.tokens["rollout_log_probs"]):
         sentences.append("old_log_probs and rollout_log_probs are equal on every token: was one tensor dumped twice?")
-    tokens = dump.difference(MISMATCH.numerator, MISMATCH.denominator)
-    far = (np.abs(tokens) > LOG_RATIO_BOUND, np.abs(dump.sums(tokens)) > LOG_RATIO_BOUND)
-    if any(beyond.any() for beyond in far):
-        counts = " token and ".join(str(int(beyond.sum())) for beyond in far)
-        sentences.append(
-            f"{counts} sequence log-ratios lie beyond ± {LOG_RATIO_BOUND:g}, where weights are clamped: ESS and chi2"
-            " say little"
-        )
+    figures = measures.mismatch(dump)
+    sizes = (("", "token", int(dump.lengths.sum())), ("_seq", "sequence", len(dump.lengths)))
+    for ending, one, number in sizes:
+        largest = figures[f"rollout_corr/rollout_is_max_share{ending}"]
+        if number > 1 and largest > _DOMINATED:
+            sentences.append(
+                f"one {one} of {number} carries {share(largest)} % of all {one} weights: ESS and chi2 of {one}s are"
+                " about that one"
+            )
     absent = [name for field, name in wanted.items() if field not in dump and field not in ("step", *dumps.REQUIRED)]
     absent += ["step"] if dump.steps is None else []
     for name in dump.unread:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alp.configuration import compose
 from alp.diagnosis.dumps import Block, Dump, Floats
+from alp.policy.diagnostics import effective_sample_size as share_of
 from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
 from alp.policy.method import LossInputs, Method
 from alp.progress import Progress
@@ -93,15 +94,8 @@ def ratios(dump: Dump, pair: Pair) -> Figures:
 
 
 def effective_sample_size(weights: Floats) -> float:
-    """(Σw)² / (N Σw²) of weights (n,), from the one place that defines it: w is the ratio of log w to 0.
-
-    A weight of 0 counts as e^-20 there, the bound of every log-ratio.
-    """
-    with np.errstate(divide="ignore"):
-        logs = row(np.log(weights))
-    return mismatch_diagnostics(logs, torch.zeros_like(logs), everywhere(logs))[
-        "rollout_corr/rollout_is_eff_sample_size"
-    ]
+    """(Σw)² / (N Σw²) of weights (n,), from the one place that defines it; 0 where every weight is."""
+    return float(share_of(torch.from_numpy(weights))) if weights.any() else 0.0
 
 
 def figures_of(dump: Dump, pair: Pair) -> Figures:

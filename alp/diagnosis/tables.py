@@ -24,6 +24,8 @@ QUANTITIES = {  # mismatch_diagnostics in the order of reading, with what the va
     "chi2_seq": "mean of r² − 1 with r the product over a sequence",
     "rollout_is_eff_sample_size": "effective share of the tokens, weights r per token; 1 when both agree",
     "rollout_is_eff_sample_size_seq": "effective share of the sequences, weights Π r; 1 when both agree",
+    "rollout_is_max_share": "share of all token weights that the largest carries; near 1, it alone makes ESS and chi2",
+    "rollout_is_max_share_seq": "the same of sequences",
 }
 MOMENTS = ("mean", "std", "min", *QUANTILES, "max")
 SHARES = {  # of an effect, with their headers
@@ -169,8 +171,8 @@ TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
         name="mismatch",
         title="Mismatch",
         caption=(
-            "Over valid tokens, r the ratio of the two policies named above the column. Weights are untruncated; in "
-            "chi2 and in effective sample sizes their logarithm is clamped to ± 20."
+            "Over valid tokens, r the ratio of the two policies named above the column. Weights are neither truncated "
+            "nor clamped."
         ),
         make=lambda diagnosed: mismatch(diagnosed.dump, diagnosed.figures),
     ),

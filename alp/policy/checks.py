@@ -27,8 +27,8 @@ def check_mask(mask: Tensor, shape: torch.Size) -> Tensor:
     return mask.bool()
 
 
-def check_no_nan(name: str, value: Tensor, mask: Tensor) -> None:
-    """NaN on valid tokens of something that was measured once and for all (rollouts, rewards) is an error of the
-    caller's."""
-    if bool((value.isnan() & mask).any()):
-        raise ValueError(f"{name}: NaN on a valid token")
+def check_finite(name: str, value: Tensor, mask: Tensor) -> None:
+    """NaN or an infinity on valid tokens of something that was measured once and for all (rollouts, rewards) is an
+    error of the caller's: what was sampled had a probability."""
+    if bool((~value.isfinite() & mask).any()):
+        raise ValueError(f"{name}: {'NaN' if bool((value.isnan() & mask).any()) else 'infinite'} on a valid token")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_log_probs, check_mask, check_no_nan
+from .checks import check_finite, check_log_probs, check_mask
 from .correction import apply_corrections
 from .method import Corrected, Counts, LossInputs, LossOutputs, Method
 from .objective import aggregate, kl_penalty, loss_count
@@ -27,7 +27,7 @@ def correct(method: Method, old_log_probs: Tensor | None, rollout_log_probs: Ten
         check_log_probs(name, value, present[needed[0]].shape)
     mask = check_mask(mask, present[needed[0]].shape)
     for name, value in present.items():
-        check_no_nan(name, value, mask)
+        check_finite(name, value, mask)
     old, rollout = (present.get(name, present[needed[0]]) for name in policies)  # without corrections nobody reads them
     return apply_corrections(method.corrections, old, rollout, mask)
 

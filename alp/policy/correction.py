@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_log_probs, check_mask, check_no_nan
+from .checks import check_finite, check_log_probs, check_mask
 from .choices import registers
 from .method import Corrected, Correction
 from .ratio import LOG_RATIO_BOUND, unchecked_log_ratio
@@ -66,8 +66,8 @@ def rollout_correction(
     check_log_probs("old_log_probs", old_log_probs)
     check_log_probs("rollout_log_probs", rollout_log_probs, old_log_probs.shape)
     mask = check_mask(mask, old_log_probs.shape)
-    check_no_nan("old_log_probs", old_log_probs, mask)
-    check_no_nan("rollout_log_probs", rollout_log_probs, mask)
+    check_finite("old_log_probs", old_log_probs, mask)
+    check_finite("rollout_log_probs", rollout_log_probs, mask)
     corrected = apply_corrections([correction], old_log_probs, rollout_log_probs, mask)
     names, values = list(corrected.metrics), torch.stack(list(corrected.metrics.values())).tolist()
     return corrected.weights, corrected.mask, dict(zip(names, values, strict=True))

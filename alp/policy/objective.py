@@ -11,6 +11,7 @@ from .checks import check_log_probs, check_mask
 from .choices import check_choice
 from .losses import Terms
 from .method import Method, type_hints
+from .ratio import k3
 
 AGGREGATIONS: tuple[str, ...] = get_args(type_hints(Method)["aggregation"])
 ESTIMATORS = ("k1", "k2", "k3")
@@ -117,7 +118,8 @@ def loss_count(mask: Tensor, aggregation: str) -> Tensor:
 def kl_penalty(log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, estimator: str = "k3") -> Tensor:
     """Per-token estimate of KL(π ‖ π_ref), (batch, tokens), 0 where masked; x = log π - log π_ref.
 
-    k1 = x, k2 = x²/2, k3 = e^{-x} + x - 1. The gradient flows through ``log_probs`` alone.
+    k1 = x, k2 = x²/2, k3 = e^{-x} + x - 1 (:func:`alp.policy.ratio.k3` says what it is below x = -20). The gradient
+    flows through ``log_probs`` alone.
     """
     check_choice("estimator", estimator, ESTIMATORS)
     check_log_probs("log_probs", log_probs)
@@ -128,7 +130,7 @@ def kl_penalty(log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, estima
         return x
     if estimator == "k2":
         return x.square() / 2
-    return torch.exp(-x) + x - 1
+    return k3(-x)
 
 
 def _per_token(name: str, value: Tensor, like: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from .checks import check_log_probs, check_mask, check_no_nan
+from .checks import check_finite, check_log_probs, check_mask
 from .choices import check_choice
 from .method import Level
 
@@ -25,14 +26,15 @@ def log_ratio(
     flows through its own log-probability only. ``mask`` is the response mask before any correction; values under 0 are
     never read. ``turn_ids`` (batch, tokens) integers, needed at level ``turn``, count turns from 0.
 
-    Raises ValueError for a wrong shape, dtype, level, or NaN in the denominator on a valid token. NaN in the numerator
-    propagates.
+    Raises ValueError for a wrong shape, dtype or level, for NaN or an infinity in the denominator on a valid token, and
+    for an infinity in the numerator. NaN in the numerator propagates.
     """
     check_choice("level", level, LEVELS)
     check_log_probs("numerator", numerator)
     check_log_probs("denominator", denominator, numerator.shape)
     mask = check_mask(mask, numerator.shape)
-    check_no_nan("denominator", denominator, mask)
+    check_finite("denominator", denominator, mask)
+    check_finite("numerator", numerator.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf), mask)
     return unchecked_log_ratio(numerator, denominator, mask, level=level, turn_ids=turn_ids)
 
 
@@ -44,12 +46,26 @@ def unchecked_log_ratio(
     zero = numerator.new_zeros(())
     # Select, never multiply: masked positions may hold -inf or NaN.
     difference = torch.where(mask, numerator - denominator, zero)
+    # A clamp would make a weight of an infinity; NaN is what an update is skipped for.
+    difference = difference.masked_fill(difference.isinf(), torch.nan)
     if level == "token":
         return difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     through = torch.where(mask, numerator, zero)  # what the gradient flows through
     aggregate = _aggregate(difference.detach(), mask, level, turn_ids)
-    finished = (aggregate + through - through.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    # The bracket is exactly 0: added to the aggregate in any other order, it would round it to a log-prob's last digit.
+    finished = (aggregate + (through - through.detach())).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     return torch.where(mask, finished, zero)
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """e^x − x − 1 of log-ratios x, never negative; beyond x = 20 its tangent there.
+
+    So a finite log-ratio has a finite figure and a gradient that still pulls, in every dtype. Specification §3 and §6
+    leave the exponential to overflow.
+    """
+    inside = log_ratio.clamp(max=LOG_RATIO_BOUND)
+    beyond = (log_ratio - LOG_RATIO_BOUND).relu()  # no difference of two gradients of size e^20 inside
+    return torch.expm1(inside) - inside + math.expm1(LOG_RATIO_BOUND) * beyond
 
 
 def _aggregate(difference: Tensor, mask: Tensor, level: str, turn_ids: Tensor | None) -> Tensor:

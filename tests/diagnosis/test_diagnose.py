@@ -423,10 +423,12 @@ def test_a_field_s_name_commands_no_terminal(tmp_path: Path, capsys: pytest.Capt
     assert "\x1b" not in shown + (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_infinite_divergence_is_null(tmp_path: Path) -> None:
+def test_a_divergence_beyond_the_exponential_is_its_tangent(tmp_path: Path) -> None:
     one = {"old_log_probs": [-0.1, -1.0], "rollout_log_probs": [-900.0, -1.0], "response_mask": [1, 1]}
     found = run(write(tmp_path / "far.jsonl", [one]), tmp_path / "out")
-    assert found["rollout_corr/k3_kl"] is None
+    tangent = math.expm1(20) - 20 + math.expm1(20) * (899.9 - 20)
+    assert found["rollout_corr/k3_kl"] == pytest.approx(tangent / 2)
+    assert all(value is not None for value in found.values())
     assert found["rollout_corr/kl"] == pytest.approx(-899.9 / 2)
 
 

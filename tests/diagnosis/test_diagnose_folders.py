@@ -134,9 +134,11 @@ def test_advantages_in_a_column_and_one_step_for_all(tmp_path: Path) -> None:
         ).read_bytes()
 
 
-def test_ratios_at_the_clamp_are_said(tmp_path: Path) -> None:
-    """Beyond ± 20 every weight is the bound, and an effective sample size of 100 % means nothing."""
+def test_a_sequence_that_carries_all_weights_is_said(tmp_path: Path) -> None:
+    """An effective sample size is then about that one."""
     sequences = simulate(6)
     sequences[2]["rollout_log_probs"] = [value - 30 for value in sequences[2]["rollout_log_probs"]]
     run(write(tmp_path / "a.jsonl", sequences), tmp_path / "out")
-    assert "sequence log-ratios lie beyond ± 20" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "one sequence of 5 carries 100 % of all sequence weights" in (tmp_path / "out" / "report.html").read_text(
+        encoding="utf-8"
+    )

@@ -242,7 +242,7 @@ def kl_penalty(log_probs: Matrix, reference: Matrix, mask: Mask, estimator: str)
             elif estimator == "k2":
                 values[b][t], slopes[b][t] = 0.5 * x * x, x
             else:
-                values[b][t], slopes[b][t] = math.expm1(-x) + x, -math.expm1(-x)
+                values[b][t], slopes[b][t] = k3(-x), -math.expm1(min(-x, 20.0))
     return values, slopes
 
 
@@ -254,6 +254,11 @@ def mean(values: Row) -> float:
 def effective_sample_size(omegas: Row) -> float:
     """(sum w)^2 / (N sum w^2)."""
     return math.fsum(omegas) ** 2 / (len(omegas) * math.fsum(w * w for w in omegas))
+
+
+def k3(x: float) -> float:
+    """e^x - x - 1, beyond 20 the tangent at 20."""
+    return math.expm1(min(x, 20.0)) - min(x, 20.0) + (math.expm1(20.0) * (x - 20.0) if x > 20.0 else 0.0)
 
 
 def mismatch_diagnostics(old: Matrix, rollout: Matrix, mask: Mask) -> dict[str, float]:
@@ -268,15 +273,17 @@ def mismatch_diagnostics(old: Matrix, rollout: Matrix, mask: Mask) -> dict[str, 
     gaps = [a - b for a, b in zip(old_means, rollout_means, strict=True)]
     figures = {
         "kl": mean([-x for x in tokens]),
-        "k3_kl": mean([math.expm1(x) - x for x in tokens]),
-        "chi2_token": mean([math.exp(2 * clamp(x)) for x in tokens]) - 1.0,
-        "chi2_seq": mean([math.exp(2 * clamp(x)) for x in sums]) - 1.0,
+        "k3_kl": mean([k3(x) for x in tokens]),
+        "chi2_token": mean([math.expm1(2 * x) for x in tokens]),
+        "chi2_seq": mean([math.expm1(2 * x) for x in sums]),
         "training_ppl": math.exp(mean([-x for x in old_means])),
         "rollout_ppl": math.exp(mean([-x for x in rollout_means])),
         "log_ppl_diff": mean(gaps),
         "log_ppl_abs_diff": mean([abs(x) for x in gaps]),
-        "rollout_is_eff_sample_size": effective_sample_size([math.exp(clamp(x)) for x in tokens]),
-        "rollout_is_eff_sample_size_seq": effective_sample_size([math.exp(clamp(x)) for x in sums]),
+        "rollout_is_eff_sample_size": effective_sample_size([math.exp(x) for x in tokens]),
+        "rollout_is_eff_sample_size_seq": effective_sample_size([math.exp(x) for x in sums]),
+        "rollout_is_max_share": max(math.exp(x) for x in tokens) / math.fsum(math.exp(x) for x in tokens),
+        "rollout_is_max_share_seq": max(math.exp(x) for x in sums) / math.fsum(math.exp(x) for x in sums),
     }
     return {f"rollout_corr/{name}": value for name, value in figures.items()}
 

@@ -2,6 +2,8 @@
 
 import math
 import statistics
+from decimal import Context, Decimal
+from fractions import Fraction
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from alp.policy import mismatch_diagnostics, ratio_diagnostics, rollout_correcti
 
 from . import reference
 from .cases import PROPERTY, Case, assert_close, cases, double, orders
+
+EXACT = Context(prec=60, Emin=-(10**6), Emax=10**6)
+LARGEST = Fraction(math.expm1(708.0))
 
 
 def differences(case: Case) -> list[list[float]]:
@@ -36,7 +41,7 @@ def test_mismatch_figures(case: Case) -> None:
 @PROPERTY
 @given(case=cases(some_valid=True))
 def test_effective_sample_sizes_and_chi2_of_extremes(case: Case) -> None:
-    """Weights that overflow because the log-ratio is not clamped, or that are truncated before the sample size."""
+    """Weights that overflow, or that are clamped or truncated before the sample size."""
     figures = mismatch_diagnostics(*case.tensors())
     rho = differences(case)
     tokens = [rho[b][t] for b, row in enumerate(case.mask) for t in reference.valid_positions(row)]
@@ -45,9 +50,34 @@ def test_effective_sample_sizes_and_chi2_of_extremes(case: Case) -> None:
         (tokens, "rollout_is_eff_sample_size", "chi2_token"),
         (sums, "rollout_is_eff_sample_size_seq", "chi2_seq"),
     ):
-        omegas = [math.exp(reference.clamp(x)) for x in values]
-        assert_close(figures[f"rollout_corr/{size}"], reference.effective_sample_size(omegas), size, scale=1e-3)
-        assert_close(figures[f"rollout_corr/{chi2}"], reference.mean([w * w for w in omegas]) - 1.0, chi2)
+        omegas = [Fraction(Decimal(x).exp(EXACT)) for x in values]
+        total, squares = sum(omegas), sum(w * w for w in omegas)
+        assert_close(figures[f"rollout_corr/{size}"], float(total**2 / (len(omegas) * squares)), size)
+        assert_close(figures[f"rollout_corr/{chi2}"], float(min(squares / len(omegas) - 1, LARGEST)), chi2, tol=1e-9)
+        share = figures[f"rollout_corr/rollout_is_max_share{size.removeprefix('rollout_is_eff_sample_size')}"]
+        assert_close(share, float(max(omegas) / total), size)
+
+
+@pytest.mark.parametrize("spread", [0.05, 3.0])
+def test_the_sample_size_of_long_sequences(spread: float) -> None:
+    """8192 tokens each: clamped sums would all be equal, and the share 100 %."""
+    count, tokens = 64, 8192
+    sums = [30.0 + spread * math.cos(7.0 * place) for place in range(count)]
+    old = torch.tensor(sums, dtype=torch.float64)[:, None].expand(count, tokens) / tokens - 1.0
+    figures = mismatch_diagnostics(old, torch.full_like(old, -1.0), torch.ones(count, tokens))
+    weights = [math.exp(value - 30.0) for value in sums]
+    share = figures["rollout_corr/rollout_is_eff_sample_size_seq"]
+    assert share == pytest.approx(reference.effective_sample_size(weights), rel=1e-6)
+    assert (share < 0.5) == (spread > 1)
+
+
+def test_one_sequence_that_carries_everything_is_said() -> None:
+    old = torch.zeros(10, 1, dtype=torch.float64)
+    old[3] = 800.0
+    figures = mismatch_diagnostics(old, torch.zeros_like(old), torch.ones(10, 1))
+    assert figures["rollout_corr/rollout_is_max_share_seq"] == 1.0
+    assert figures["rollout_corr/rollout_is_eff_sample_size_seq"] == pytest.approx(0.1)
+    assert all(math.isfinite(value) for value in figures.values())
 
 
 def test_kl_of_extremes_is_not_clamped() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alp.policy import group_advantages, log_ratio, policy_loss
+from alp.policy.ratio import unchecked_log_ratio
 
 from . import reference
 from .cases import JUNK, MARGIN, PROPERTY, Case, assert_close, cases, double, orders
@@ -164,6 +165,32 @@ def test_current_nan_propagates(level: str) -> None:
     assert loss.isnan()
 
 
+@every_level
+def test_an_infinity_of_the_current_policy_is_no_weight(level: str) -> None:
+    """In an update, which looks for none: clamped, it would be a weight of e^20 or e^-20."""
+    for value in (math.inf, -math.inf):
+        numerator, turns = double([[value, -1.0]]), torch.zeros(1, 2, dtype=torch.long) if level == "turn" else None
+        mask = torch.ones(1, 2, dtype=torch.bool)
+        values = unchecked_log_ratio(numerator, double([[-1.0, -1.0]]), mask, level=level, turn_ids=turns)
+        assert values[0, 0].isnan()
+
+
+@pytest.mark.parametrize("level", ["sequence", "sequence_geometric", "prefix", "turn"])
+def test_a_narrow_dtype_keeps_the_aggregate_s_precision(level: str) -> None:
+    """A ratio near 1 from log-probs of size 10: added to a log-prob on the way, it loses all but its first digits."""
+    numerator = torch.linspace(-10.0, -2.0, 64).repeat(2, 1).bfloat16().requires_grad_()
+    denominator = torch.where(torch.arange(64) % 8 == 0, numerator.detach() * 1.0078125, numerator.detach())
+    mask = torch.ones(2, 64, dtype=torch.bool)
+    turns = (torch.arange(64) // 16).repeat(2, 1) if level == "turn" else None
+    values = log_ratio(numerator, denominator, mask, level=level, turn_ids=turns)
+    whole = log_ratio(numerator.double(), denominator.double(), mask, level=level, turn_ids=turns)
+    assert values.dtype is torch.bfloat16
+    assert torch.allclose(values.double(), whole, rtol=2**-6, atol=0)
+    values.sum().backward()
+    assert numerator.grad is not None
+    assert bool((numerator.grad == 1).all())
+
+
 GOOD = (torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3))
 
 
@@ -176,6 +203,8 @@ GOOD = (torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3))
         ("denominator", 1, torch.zeros(3, 2)),
         ("denominator", 1, torch.zeros(2, 3, dtype=torch.long)),
         ("denominator", 1, torch.full((2, 3), math.nan)),
+        ("denominator", 1, torch.full((2, 3), -math.inf)),
+        ("numerator", 0, torch.full((2, 3), -math.inf)),
         ("mask", 2, torch.ones(2, 1)),
         ("mask", 2, torch.ones(2)),
     ],
