@@ -40,14 +40,14 @@ SLOW = (
         for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tracking")
     ),
     *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
-    *(f"rollout/test_{name}.py" for name in ("custom", "hf", "vllm")),
+    *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "hf", "vllm")),
     *(
         f"tasks/test_{name}.py"
         for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "mathematics", "reasoning")
     ),
     *(
         f"test_{name}.py"
-        for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "preload", "sharing")
+        for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "preload", "saving", "sharing")
     ),
     *(f"test_{name}.py" for name in ("code_identity", "lifetime", "streams", "untrusted", "whole_models")),
 )

@@ -98,7 +98,11 @@ class Host:
 
 
 class Engine(Protocol):
-    """What training and evaluation need of an inference engine."""
+    """What training and evaluation need of an inference engine.
+
+    One that also has ``score(sequences)``, the log-probs at temperature 1 of every token but the first of given ids
+    computed at once, has its first answers held against that (``alp.rollout.probe``).
+    """
 
     @property
     def tolerance(self) -> float:

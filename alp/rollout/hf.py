@@ -1,4 +1,5 @@
-"""Hugging Face engine: the policy in the inference dtype, sampled token by token with a KV cache.
+"""Hugging Face engine: the policy in the inference dtype, sampled token by token
+(``alp.rollout.decoding``).
 
 Where dtype and device are those of the served model and nothing is done to the weights, that model itself is sampled
 from, and no copy is held: then a sync moves nothing, and samples are those of the weights as they stand.
@@ -18,12 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 from alp.configuration.rollout_schema import HFRollout
+from alp.errors import UserError
 from alp.reproducibility import stream
+from alp.rollout import decoding
 from alp.rollout.engine import Completion, Host, Request, Sampling, uniforms
-from alp.rollout.probe import TOLERANCE
+from alp.rollout.probe import TOLERANCE, sequence_log_probs
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 _EXACT = 1e-5  # mean |log-prob difference| to the served model, both in float32
@@ -58,6 +61,7 @@ class HFEngine:
         self._weight_noise, self._seed = weight_noise, seed
         self.borrowed = borrow and not weight_noise and dtype != "int8" and _is(model, COMPUTE_DTYPES[dtype], device)
         self._model = model if self.borrowed else _copy(model, COMPUTE_DTYPES[dtype], device)
+        self._way = _way(model)
         self._linear = {
             f"{name}.weight"
             for name, module in self._model.named_modules()
@@ -95,6 +99,7 @@ class HFEngine:
             "weight_noise": self._weight_noise,
             "device": parameter.device.type,
             "borrowed": self.borrowed,
+            "decoding": self._way.value,
         }
 
     @property
@@ -129,6 +134,11 @@ class HFEngine:
         self._quantised, self.version = quantised, version
         return {"sync/bytes": float(size)}
 
+    def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        """log-probs of every token but the first at temperature 1, one plain forward a sequence."""
+        with evaluating(self._model):
+            return sequence_log_probs(self._model, sequences, 1.0)
+
     def close(self) -> None:
         """Everything it holds is in this process."""
 
@@ -140,60 +150,31 @@ class HFEngine:
         """One completion per request, in order. Raises RuntimeError before the first sync."""
         if self.version is None:
             raise RuntimeError("generate: no weights yet, call sync_weights first")
-        completions: list[Completion] = []
+        completions: dict[int, Completion] = {}
+        lengths = [len(request.prompt_ids) for request in requests]
         with evaluating(self._model):
-            for start in range(0, len(requests), self._batch_size):
-                completions += self._generate(requests[start : start + self._batch_size], sampling)
-        return completions
+            for places in decoding.batches(self._way, lengths, self._batch_size):
+                made = self._generate([requests[place] for place in places], sampling)
+                completions.update(zip(places, made, strict=True))
+        return [completions[place] for place in range(len(requests))]
 
     @torch.no_grad()
     def _generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
-        state = _Rows(requests, sampling, self._device)
-        logits, cache, mask = self._prefill(requests, sampling)
-        for step in range(sampling.max_new_tokens):
-            state.take(logits, step)
-            if step + 1 == sampling.max_new_tokens or not bool(state.running.any()):
-                break
-            if float((~state.running).float().mean()) >= _COMPACT_SHARE:
-                kept = state.running.nonzero().squeeze(-1)
-                cache.batch_select_indices(kept)
-                mask = mask[kept]
-                state.keep(kept)
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=-1)
-            position = mask.sum(-1, keepdim=True) - 1
-            logits = self._model(
-                input_ids=state.last.unsqueeze(-1),
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
-        return state.completions()
-
-    def _prefill(self, requests: list[Request], sampling: Sampling) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Logits after the prompt, cache and mask for every request; each distinct prompt is computed once."""
+        rows = _Rows(requests, sampling, self._device)
         prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), sampling.pad_token_id)
-        mask = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):  # left padding: all prompts end in the same column
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        ids, mask = ids.to(self._device), mask.to(self._device)
-        cache = DynamicCache()
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self._model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        row_of = {prompt: row for row, prompt in enumerate(prompts)}
-        rows = torch.tensor([row_of[request.prompt_ids] for request in requests], device=self._device)
-        cache.batch_select_indices(rows)
-        return logits[rows], cache, mask[rows]
+        place = {prompt: row for row, prompt in enumerate(prompts)}
+        batch = decoding.start(self._way, self._model, prompts, sampling.pad_token_id)
+        batch.select(torch.tensor([place[request.prompt_ids] for request in requests], device=self._device))
+        for step in range(sampling.max_new_tokens):
+            rows.take(batch.logits, step)
+            if step + 1 == sampling.max_new_tokens or not bool(rows.running.any()):
+                break
+            if float((~rows.running).float().mean()) >= _COMPACT_SHARE:
+                kept = rows.running.nonzero().squeeze(-1)
+                batch.select(kept)
+                rows.keep(kept)
+            batch.advance(rows.last)
+        return rows.completions()
 
 
 class _Rows:
@@ -269,6 +250,18 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def _is(model: Any, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a model's parameters are all of that dtype and on that device."""
     return all(value.dtype == dtype and value.device.type == device.type for value in model.parameters())
+
+
+def _way(model: Any) -> decoding.Way:
+    """How the served model is continued. Raises UserError where no way gives what it scores."""
+    try:
+        with evaluating(model):
+            return decoding.choose(model)
+    except decoding.Unusable as error:
+        raise UserError(
+            f"rollout=hf: {type(model).__name__} cannot be sampled so that its samples have the log-probs that training"
+            f" gives them ({error})"
+        ) from None
 
 
 def _copy(model: Any, dtype: torch.dtype, device: torch.device) -> Any:

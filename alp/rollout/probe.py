@@ -70,6 +70,31 @@ def difference(engine: Engine, probe: Probe, temperature: float) -> tuple[float,
     return float((known - torch.tensor(served)).abs().mean()), float(known.abs().mean())
 
 
+def own_difference(engine: Engine, sequences: list[list[int]]) -> tuple[float, float] | None:
+    """Mean |difference| between the log-probs that an engine gives what it samples, token by token, and those that it
+    gives the same ids at once, and the mean |log-prob|; at temperature 1, behind prompts of different lengths.
+
+    Both are the engine's own weights in its own dtype, so neither rounding nor noise of the weights is in the way of
+    seeing a cache that is not the model's. None for an engine without ``score``.
+    """
+    score = getattr(engine, "score", None)
+    if score is None:
+        return None
+    prompts = [ids[: max(1, len(ids) - 3 * number)] for number, ids in enumerate(sequences)]
+    requests = [Request(tuple(ids), (int(Purpose.PROBE), 0, 1, number, 0)) for number, ids in enumerate(prompts)]
+    completions = engine.generate(requests, Sampling(1.0, _SAMPLED_TOKENS, eos_token_id=0, pad_token_id=0))
+    rows = score([[*ids, *completion.token_ids] for ids, completion in zip(prompts, completions, strict=True)])
+    served = torch.tensor([value for completion in completions for value in completion.log_probs])
+    at_once = torch.tensor(
+        [
+            value
+            for row, completion in zip(rows, completions, strict=True)
+            for value in row[len(row) - len(completion.token_ids) :]
+        ]
+    )
+    return float((served - at_once).abs().mean()), float(at_once.abs().mean())
+
+
 class Probed:
     """An engine whose first sync is followed by the probe: it answers as the served model does, or the job stops."""
 
@@ -103,6 +128,14 @@ class Probed:
         self._engine.close()
 
     def _check(self, host: Host, version: int) -> None:
+        own = own_difference(self._engine, host.probe.sequences)
+        allowed = TOLERANCE.get(str(self._engine.describe().get("rollout_dtype")), TOLERANCE["bfloat16"])
+        if own is not None and not own[0] <= allowed * max(1.0, own[1]):
+            raise StaleWeights(
+                f"{host.group}={self._name}: after its first sync (version {version}) the engine gives what it samples"
+                f" from {host.folder} other log-probs than the same tokens at once: mean difference {own[0]:.3g} on the"
+                f" probe (allowed {allowed * max(1.0, own[1]):.3g}): what it keeps between tokens is not the model's"
+            )
         gap, size = difference(self._engine, host.probe, self._temperature)
         allowed = self._engine.tolerance * max(1.0, size)
         if not gap <= allowed:

@@ -241,6 +241,14 @@ class SupervisedEngine(ABC):
             )
         return gap
 
+    def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        """log-probs of every token but the first at temperature 1, from the prompts' own pass."""
+        sampling = Sampling(1.0, 1, eos_token_id=0, pad_token_id=0)
+        seeds = [seed_of((number,)) for number in range(len(sequences))]
+        flat = self._persist(lambda: self._sample(sequences, seeds, sampling, prompt_log_probs=True))
+        lengths = [len(ids) - 1 for ids in sequences]
+        return [part.tolist() for part in flat["prompt_log_probs"].split(lengths)]
+
     def _probe(self) -> tuple[float, float]:
         """Mean |difference| and mean |log-prob| over the probe: its given tokens, and one sampled after each at the
         temperature."""

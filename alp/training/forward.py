@@ -20,12 +20,12 @@ def precision(device: torch.device) -> AbstractContextManager[None]:
 
 def token_log_probs(model: Any, batch: Batch, temperature: float, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
     """log π(token | before it) of every token, (batch, tokens) with 0 for the first, and the entropy (zeros unless
-    asked for)."""
-    position_ids = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    asked for).
+
+    Rows are padded behind, so the model counts positions itself, from where it was trained to (RoBERTa's kin: not 0).
+    """
     with precision(batch.input_ids.device):
-        logits = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=position_ids, use_cache=False
-        ).logits
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     logits = logits[:, :-1].float() / temperature
     norm = logits.logsumexp(-1)
     chosen = logits.gather(-1, batch.input_ids[:, 1:].unsqueeze(-1)).squeeze(-1) - norm

@@ -20,6 +20,8 @@ from .models import VOCABULARY
 
 LOCK = Path(__file__).parents[2] / "locks" / "cpu.txt"
 DEPTH, WIDTH = 3, 32
+BY_LENGTH = "with its cache, prompts of one length at a time"
+RECOMPUTED = "without a cache: slow"
 
 # The small value of every field that some configuration calls by this name; a configuration takes those it has.
 SIZES: dict[str, Any] = {
@@ -91,6 +93,7 @@ class Architecture:
     reentrant: bool = (
         True  # whether it stands reentrant checkpointing, which Zamba nests around tensors passed by keyword
     )
+    samples: str = "with its cache"  # how the HF engine samples what the trainer scores (alp.rollout.decoding)
     float64: bool = False  # computes in float64 throughout; others take their norms, softmaxes or decays in float32
 
 
@@ -102,26 +105,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "axk1": Architecture("AXK1ForCausalLM", sizes=LATENT),
     "axk2": Architecture("AXK2ForCausalLM", sizes=LATENT),
     "bamba": Architecture("BambaForCausalLM", sizes=MAMBA | {"attn_layer_indices": [1]}),
-    "bart": Architecture("BartForCausalLM", "model.decoder.layers", float64=True),
+    "bart": Architecture("BartForCausalLM", "model.decoder.layers", float64=True, samples=BY_LENGTH),
     "bert": Architecture("BertLMHeadModel", "bert.encoder.layer", sizes=DECODER, float64=True),
     "bert-generation": Architecture("BertGenerationDecoder", "bert.encoder.layer", sizes=DECODER),
     "big_bird": Architecture(
         "BigBirdForCausalLM", "bert.encoder.layer", sizes=DECODER | {"attention_type": "original_full"}
     ),
-    "bigbird_pegasus": Architecture("BigBirdPegasusForCausalLM", "model.decoder.layers"),
+    "bigbird_pegasus": Architecture("BigBirdPegasusForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
     "biogpt": Architecture("BioGptForCausalLM", "biogpt.layers"),
     "bitnet": Architecture("BitNetForCausalLM"),
-    "blenderbot": Architecture("BlenderbotForCausalLM", "model.decoder.layers"),
-    "blenderbot-small": Architecture("BlenderbotSmallForCausalLM", "model.decoder.layers"),
+    "blenderbot": Architecture("BlenderbotForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
+    "blenderbot-small": Architecture("BlenderbotSmallForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
     "bloom": Architecture("BloomForCausalLM", "transformer.h"),
-    "camembert": Architecture("CamembertForCausalLM", "roberta.encoder.layer", sizes=DECODER),
+    "camembert": Architecture("CamembertForCausalLM", "roberta.encoder.layer", sizes=DECODER, samples=RECOMPUTED),
     "codegen": Architecture("CodeGenForCausalLM", "transformer.h", sizes={"rotary_dim": 4}),
     "cohere": Architecture("CohereForCausalLM"),
     "cohere2": Architecture("Cohere2ForCausalLM"),
     "cohere2_moe": Architecture("Cohere2MoeForCausalLM"),
     "ctrl": Architecture("CTRLLMHeadModel", "transformer.h", checkpointing=False, float64=True),
     "cwm": Architecture("CwmForCausalLM"),
-    "data2vec-text": Architecture("Data2VecTextForCausalLM", "data2vec_text.encoder.layer", sizes=DECODER),
+    "data2vec-text": Architecture(
+        "Data2VecTextForCausalLM", "data2vec_text.encoder.layer", sizes=DECODER, samples=RECOMPUTED
+    ),
     "dbrx": Architecture(
         "DbrxForCausalLM",
         "transformer.blocks",
@@ -146,7 +151,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "FalconForCausalLM", "transformer.h", sizes={"num_kv_heads": 2, "new_decoder_architecture": True}, float64=True
     ),
     "falcon_h1": Architecture("FalconH1ForCausalLM", sizes=MAMBA | {"mamba_d_ssm": 64}),
-    "falcon_mamba": Architecture("FalconMambaForCausalLM", "backbone.layers"),
+    "falcon_mamba": Architecture("FalconMambaForCausalLM", "backbone.layers", samples=BY_LENGTH),
     "flex_olmo": Architecture("FlexOlmoForCausalLM"),
     "gemma": Architecture("GemmaForCausalLM"),
     "gemma2": Architecture("Gemma2ForCausalLM"),
@@ -167,7 +172,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
     ),
     "gemma4_text": Architecture("Gemma4ForCausalLM", sizes={"head_dim": 16, "hidden_size_per_layer_input": 8}),
-    "git": Architecture("GitForCausalLM", "git.encoder.layer", sizes={"vision_config": VISION}),
+    "git": Architecture("GitForCausalLM", "git.encoder.layer", sizes={"vision_config": VISION}, samples=BY_LENGTH),
     "glm": Architecture("GlmForCausalLM"),
     "glm4": Architecture("Glm4ForCausalLM"),
     "glm4_moe": Architecture("Glm4MoeForCausalLM"),
@@ -203,7 +208,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         sizes={"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "rel_extent": 16},
     ),
     "jais2": Architecture("Jais2ForCausalLM"),
-    "jamba": Architecture("JambaForCausalLM"),
+    "jamba": Architecture("JambaForCausalLM", samples=RECOMPUTED),
     "jetmoe": Architecture("JetMoeForCausalLM", checkpointing=False),
     "kimi_linear": Architecture(
         "KimiLinearForCausalLM",
@@ -224,17 +229,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "llama": Architecture("LlamaForCausalLM"),
     "llama4_text": Architecture("Llama4ForCausalLM"),
-    "mamba": Architecture("MambaForCausalLM", "backbone.layers"),
+    "mamba": Architecture("MambaForCausalLM", "backbone.layers", samples=BY_LENGTH),
     "mamba2": Architecture(
         "Mamba2ForCausalLM", "backbone.layers", sizes={"num_heads": 8, "n_groups": 1, "state_size": 8}
     ),
-    "marian": Architecture("MarianForCausalLM", "model.decoder.layers"),
-    "mbart": Architecture("MBartForCausalLM", "model.decoder.layers"),
+    "marian": Architecture("MarianForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
+    "mbart": Architecture("MBartForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
     "megatron-bert": Architecture("MegatronBertForCausalLM", "bert.encoder.layer", sizes=DECODER),
     "mellum": Architecture("MellumForCausalLM"),
     "mimo_v2_flash": Architecture("MiMoV2FlashForCausalLM"),
     "minicpm3": Architecture("MiniCPM3ForCausalLM", sizes=LATENT),
-    "minimax": Architecture("MiniMaxForCausalLM"),
+    "minimax": Architecture("MiniMaxForCausalLM", samples=RECOMPUTED),
     "minimax_m2": Architecture("MiniMaxM2ForCausalLM"),
     "minimax_m3_vl_text": Architecture("MiniMaxM3VLForCausalLM"),
     "ministral": Architecture("MinistralForCausalLM"),
@@ -244,7 +249,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "modernbert-decoder": Architecture("ModernBertDecoderForCausalLM"),
     "moshi": Architecture("MoshiForCausalLM"),
     "mpt": Architecture("MptForCausalLM", "transformer.blocks"),
-    "mvp": Architecture("MvpForCausalLM", "model.decoder.layers"),
+    "mvp": Architecture("MvpForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
     "nanochat": Architecture("NanoChatForCausalLM"),
     "nemotron": Architecture("NemotronForCausalLM"),
     "nemotron_h": Architecture(
@@ -258,19 +263,22 @@ ARCHITECTURES: dict[str, Architecture] = {
             "moe_shared_expert_intermediate_size": 16,
             "n_group": 1,
         },
+        samples=RECOMPUTED,
     ),
     "olmo": Architecture("OlmoForCausalLM"),
     "olmo2": Architecture("Olmo2ForCausalLM"),
     "olmo3": Architecture("Olmo3ForCausalLM"),
     "olmo_hybrid": Architecture("OlmoHybridForCausalLM", sizes=DELTA),
     "olmoe": Architecture("OlmoeForCausalLM"),
-    "openai-gpt": Architecture("OpenAIGPTLMHeadModel", "transformer.h", checkpointing=False, float64=True),
+    "openai-gpt": Architecture(
+        "OpenAIGPTLMHeadModel", "transformer.h", checkpointing=False, float64=True, samples=RECOMPUTED
+    ),
     "opt": Architecture("OPTForCausalLM", "model.decoder.layers"),
-    "pegasus": Architecture("PegasusForCausalLM", "model.decoder.layers"),
+    "pegasus": Architecture("PegasusForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
     "persimmon": Architecture("PersimmonForCausalLM"),
     "phi": Architecture("PhiForCausalLM"),
     "phi3": Architecture("Phi3ForCausalLM"),
-    "plbart": Architecture("PLBartForCausalLM", "model.decoder.layers"),
+    "plbart": Architecture("PLBartForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
     "qwen2": Architecture("Qwen2ForCausalLM"),
     "qwen2_moe": Architecture("Qwen2MoeForCausalLM"),
     "qwen3": Architecture("Qwen3ForCausalLM"),
@@ -278,15 +286,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_5_text": Architecture("Qwen3_5ForCausalLM", sizes=DELTA),
     "qwen3_moe": Architecture("Qwen3MoeForCausalLM"),
     "qwen3_next": Architecture("Qwen3NextForCausalLM", sizes=DELTA),
-    "recurrent_gemma": Architecture("RecurrentGemmaForCausalLM"),
+    "recurrent_gemma": Architecture("RecurrentGemmaForCausalLM", samples=RECOMPUTED),
     "rembert": Architecture(
         "RemBertForCausalLM",
         "rembert.encoder.layer",
         sizes=DECODER | {"input_embedding_size": 16, "output_embedding_size": 16},
     ),
-    "roberta": Architecture("RobertaForCausalLM", "roberta.encoder.layer", sizes=DECODER),
+    "roberta": Architecture("RobertaForCausalLM", "roberta.encoder.layer", sizes=DECODER, samples=RECOMPUTED),
     "roberta-prelayernorm": Architecture(
-        "RobertaPreLayerNormForCausalLM", "roberta_prelayernorm.encoder.layer", sizes=DECODER
+        "RobertaPreLayerNormForCausalLM", "roberta_prelayernorm.encoder.layer", sizes=DECODER, samples=RECOMPUTED
     ),
     "roc_bert": Architecture(
         "RoCBertForCausalLM",
@@ -300,27 +308,31 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
     ),
     "roformer": Architecture("RoFormerForCausalLM", "roformer.encoder.layer", sizes=DECODER),
-    "rwkv": Architecture("RwkvForCausalLM", "rwkv.blocks"),
+    "rwkv": Architecture("RwkvForCausalLM", "rwkv.blocks", samples=RECOMPUTED),
     "seed_oss": Architecture("SeedOssForCausalLM"),
     "smollm3": Architecture("SmolLM3ForCausalLM"),
     "solar_open": Architecture("SolarOpenForCausalLM"),
     "stablelm": Architecture("StableLmForCausalLM"),
     "starcoder2": Architecture("Starcoder2ForCausalLM"),
-    "trocr": Architecture("TrOCRForCausalLM", "model.decoder.layers"),
+    "trocr": Architecture("TrOCRForCausalLM", "model.decoder.layers", samples=BY_LENGTH),
     "vaultgemma": Architecture("VaultGemmaForCausalLM"),
     "whisper": Architecture("WhisperForCausalLM", "model.decoder.layers"),
     "xglm": Architecture("XGLMForCausalLM"),
-    "xlm-roberta": Architecture("XLMRobertaForCausalLM", "roberta.encoder.layer", sizes=DECODER),
-    "xlm-roberta-xl": Architecture("XLMRobertaXLForCausalLM", "roberta.encoder.layer", sizes=DECODER),
+    "xlm-roberta": Architecture("XLMRobertaForCausalLM", "roberta.encoder.layer", sizes=DECODER, samples=RECOMPUTED),
+    "xlm-roberta-xl": Architecture(
+        "XLMRobertaXLForCausalLM", "roberta.encoder.layer", sizes=DECODER, samples=RECOMPUTED
+    ),
     "xlstm": Architecture(
         "xLSTMForCausalLM",
         "backbone.blocks",
         sizes={"v_head_dim": None, "num_heads": 4, "num_blocks": DEPTH, "embedding_dim": WIDTH},
+        samples=RECOMPUTED,
     ),
     "xmod": Architecture(
         "XmodForCausalLM",
         "roberta.encoder.layer",
         sizes=DECODER | {"languages": ["en_XX"], "default_language": "en_XX"},
+        samples=RECOMPUTED,
     ),
     "youtu": Architecture("YoutuForCausalLM", sizes=LATENT),
     "zamba": Architecture(
@@ -347,6 +359,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "head_dim": None,
         },
         reentrant=False,
+        samples=RECOMPUTED,
     ),
     "zaya": Architecture("ZayaForCausalLM", sizes={"num_experts_per_tok": 1}),
 }
@@ -413,6 +426,38 @@ REFUSED: tuple[Refused, ...] = (
     Refused("MllamaForCausalLM", "skips its cross-attention layers", MLLAMA_ROPE | {"cross_attention_layers": [1]}),
     Refused("LongcatFlashForCausalLM", "cannot tell", {"n_routed_experts": 4, "head_dim": 4, "num_key_value_heads": 4}),
 )
+
+
+REASONS = (
+    "The reason is the words of the error. OPT is refused with `layerdrop` above 0, Gemma 3 with"
+    " `use_bidirectional_attention`, BERT and RoBERTa as encoders; other\nmodels with the same fields likewise. A model"
+    " that runs its layers several times a forward under a field not known here is not recognised."
+)
+
+
+def tables() -> str:
+    """What docs/architectures.md says of each, from its first table on."""
+    supported = [
+        f"| `{name}` | `{entry.model_class}` | `{entry.layers}` | {entry.samples} |"
+        for name, entry in sorted(ARCHITECTURES.items())
+    ]
+    refused = [f"| `{entry.model_class}` | refused | {entry.says} |" for entry in REFUSED]
+    return "\n".join(
+        (
+            "| model type | class | layers | samples = scores |",
+            "| --- | --- | --- | --- |",
+            *supported,
+            "",
+            "## Refused",
+            "",
+            REASONS,
+            "",
+            "| class | verdict | because |",
+            "| --- | --- | --- |",
+            *refused,
+            "",
+        )
+    )
 
 
 def locked_version() -> str:
