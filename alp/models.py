@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -30,13 +32,14 @@ from transformers.utils import logging as transformers_logging
 from alp import model_files
 from alp.configuration.model_schema import Model as ModelConfig
 from alp.errors import UserError
-from alp.foreign import reading
+from alp.foreign import reading, reason
 from alp.model_files import FLOATING, Stored, check_folder, check_model, content_hash, listed
 from alp.reproducibility import install, partial_folder, write_json
 
 __all__ = ["check_folder", "check_model", "content_hash", "load_model", "load_tokenizer", "save_model"]
 
 logger = logging.getLogger(__name__)
+_GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 PAD, EOS = "<pad>", "<eos>"
 _SPARE = (
     2**30
@@ -165,7 +168,49 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype = torch.fl
     wanted = str(dtype).removeprefix("torch.")
     if others := [f"{count} tensors of {kind}" for kind, count in model.read_from.items() if kind != wanted]:
         logger.info("%s: %s read into %s", folder, ", ".join(others), wanted)
+    _repair_generation(model, folder)
     return model.to(device).eval()
+
+
+def _repair_generation(model: Any, folder: Path) -> None:
+    """Leave out what transformers refuses to write again (``temperature`` without ``do_sample``, an id of -1): none of
+    it is used here but the ids."""
+    inherited = getattr(model, "generation_config", None)
+    if inherited is None:
+        return
+    try:
+        inherited.validate(strict=True)
+    except ValueError as error:
+        model.generation_config = GenerationConfig(
+            **{
+                key: value
+                for key in _GENERATION_IDS
+                if (value := _valid_ids(getattr(inherited, key, None))) is not None
+            }
+        )
+        logger.warning(
+            "%s/generation_config.json could not be saved with a model (%s): its ids alone are kept",
+            folder,
+            reason(error),
+        )
+
+
+def _valid_ids(given: Any) -> Any:
+    """A token id or a list of them without negative ones; None where nothing is left."""
+    if isinstance(given, list):
+        return [number for number in given if isinstance(number, int) and number >= 0] or None
+    return given if isinstance(given, int) and given >= 0 else None
+
+
+def check_saving(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Try at the start what the end of a job needs: everything that is saved beside the weights. Raises UserError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            for part in (model.config, getattr(model, "generation_config", None), tokenizer):
+                if part is not None:
+                    part.save_pretrained(scratch)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(f"model.path: what {folder} holds could not be saved again: {reason(error)}") from error
 
 
 def _planned(folder: Path, stored: dict[str, Stored]) -> Any:

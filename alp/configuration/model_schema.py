@@ -42,6 +42,7 @@ class Model(Strict):
     source: Package | Hub | None = Field(discriminator="kind")
     chat: bool  # prompts go through the tokenizer's chat template
     system: str | None  # system message instead of the task's; "" for none
+    max_prompt_tokens: Positive | None  # problems whose prompts are longer are left out of every set
     gradient_checkpointing: bool  # layers are computed again in the backward pass: less memory, the same gradients
     layers: Positive
     hidden: Positive

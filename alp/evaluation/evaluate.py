@@ -25,9 +25,10 @@ from alp.ownership import Claim, check_finished
 from alp.progress import Progress
 from alp.reproducibility import fix_threads, json_line, write_json, write_text
 from alp.rollout import contract, probe, registry
+from alp.rollout.ends import ends_of
 from alp.rollout.engine import Engine, Host, Probe, Purpose
 from alp.rollout.episodes import collect, response_text
-from alp.rollout.prompts import prompt_ids, sampling
+from alp.rollout.prompts import prompt_ids
 from alp.sharing import twins_of
 from alp.tasks.catalogue import load_task
 from alp.tasks.task import Problem, content_hash
@@ -95,10 +96,13 @@ class Sampler:
         self.problems = self._task.problems(config.evaluation.set)
         fix_threads(config.evaluation.threads)
         self._tokenizer = models.load_tokenizer(self._folder)
+        self.problems = contract.short_enough(
+            self._tokenizer, self._task, config.evaluation.set, self.problems, config.model
+        )
+        self._ends = ends_of(self._tokenizer, self._folder, config.model)
+        self._ends.say()
         self._sampling = {
-            greedy: sampling(
-                self._tokenizer,
-                config.model,
+            greedy: self._ends.sampling(
                 temperature=0.0 if greedy else config.rollout.temperature,
                 max_new_tokens=config.rollout.max_new_tokens,
             )
@@ -155,6 +159,7 @@ class Sampler:
             seed=self._config.evaluation.seed,
             first_problem=first,
             vocabulary=self._limits.vocabulary,
+            ends=self._ends,
         )
         texts = [response_text(self._tokenizer, item.response_ids, finished=item.finished) for item in trajectories]
         lines = [

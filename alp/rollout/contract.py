@@ -6,6 +6,7 @@ What a task owes is the user's to mend (UserError); what an engine owes is not (
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from alp.rollout import prompts
 from alp.rollout.engine import Completion, Request, Sampling
 from alp.tasks.task import Problem, Task
 
+logger = logging.getLogger(__name__)
 _ROUNDING = 1e-4  # of a log-prob: a certain token's may come out a little above 0
 _SHOWN = 80  # characters of an id or a value in a message
 
@@ -72,25 +74,69 @@ def check_prompts(
                     f"{where}: its prompt holds {text[error.start]!a}, half a character that is no text"
                 ) from None
         doubtful = {character for character in set().union(*texts) if _unknown(tokenizer, _ids(tokenizer, character))}
+        lengths: list[int] = []
         for problem, text in zip(problems, texts, strict=True):
             where = f"task: problem '{_short(problem.id)}' of {name}"
             if (lost := _lost(tokenizer, text, doubtful)) is not None:
                 raise UserError(f"{where}: its prompt holds {lost}, which the model's tokenizer does not know")
-            _check_ids(where, prompts.encode(tokenizer, text, model), limits, max_new_tokens)
+            ids = prompts.encode(tokenizer, text, model)
+            _check_ids(where, ids, limits)
+            lengths.append(len(ids))
+        _check_lengths(name, problems, lengths, limits, max_new_tokens)
 
 
-def _check_ids(where: str, ids: list[int], limits: Limits, max_new_tokens: int) -> None:
+def short_enough(
+    tokenizer: PreTrainedTokenizerBase, task: Task, name: str, problems: list[Problem], model: Model
+) -> list[Problem]:
+    """The problems of a set within ``model.max_prompt_tokens``; a line of the log counts the others. Raises UserError
+    where none is."""
+    longest = model.max_prompt_tokens
+    if longest is None or not problems:
+        return problems
+    kept = [problem for problem in problems if len(prompts.prompt_ids(tokenizer, task, problem, model)) <= longest]
+    if not kept:
+        raise UserError(f"model.max_prompt_tokens: no problem of {name} has a prompt of at most {longest} tokens")
+    if left := len(problems) - len(kept):
+        logger.info(
+            "%s: %d of %d problems are left out: prompts of over %d tokens (model.max_prompt_tokens)",
+            name,
+            left,
+            len(problems),
+            longest,
+        )
+    return kept
+
+
+def _check_lengths(
+    name: str, problems: Sequence[Problem], lengths: list[int], limits: Limits, max_new_tokens: int
+) -> None:
+    """Every prompt with its response within the model's and the engine's limit."""
+    if limits.positions is None:
+        return
+    room = limits.positions - max_new_tokens
+    over = [place for place, length in enumerate(lengths) if length > room]
+    if not over:
+        return
+    longest = max(over, key=lambda place: lengths[place])
+    mend = (
+        f"lower max_new_tokens, or leave them out with model.max_prompt_tokens={room}"
+        if min(lengths) <= room
+        else "lower max_new_tokens"
+    )
+    raise UserError(
+        f"task: {len(over)} of {len(problems)} prompts of {name} pass the limit of {limits.positions} tokens together"
+        f" with {max_new_tokens} new ones; the longest, of problem '{_short(problems[longest].id)}', has"
+        f" {lengths[longest]} tokens; {mend}"
+    )
+
+
+def _check_ids(where: str, ids: list[int], limits: Limits) -> None:
     if not ids:
         raise UserError(f"{where}: its prompt has no token")
     if max(ids) >= limits.vocabulary:
         raise UserError(
             f"{where}: its prompt has the token {max(ids)}, and the model knows {limits.vocabulary}: not its own"
             " tokenizer?"
-        )
-    if limits.positions is not None and len(ids) + max_new_tokens > limits.positions:
-        raise UserError(
-            f"{where}: a prompt of {len(ids)} tokens and {max_new_tokens} new ones pass the model's limit of"
-            f" {limits.positions}; leave the problem out, or lower max_new_tokens"
         )
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alp.configuration.model_schema import Model
 from alp.rollout.contract import check_completions, graded
+from alp.rollout.ends import Ends
 from alp.rollout.engine import Completion, Engine, Purpose, Request, Sampling
 from alp.rollout.prompts import prompt_ids
 from alp.tasks.task import Problem, Task
@@ -44,6 +45,7 @@ def collect(
     step: int = 0,
     first_problem: int = 0,
     vocabulary: int | None = None,
+    ends: Ends | None = None,
 ) -> list[Trajectory]:
     """``samples`` graded responses to each problem, those of one problem side by side (``group`` = its place in the
     list).
@@ -51,7 +53,7 @@ def collect(
     ``model`` says how its prompts are put (``alp.rollout.prompts``). The random numbers of a response follow from
     (purpose, seed, step, place of the problem, sample) alone; ``first_problem`` is the place of ``problems[0]`` when a
     set is worked through in pieces. What the engine and the task give is checked here (``alp.rollout.contract``);
-    ``vocabulary`` is the number of ids the model knows.
+    ``vocabulary`` is the number of ids the model knows; ``ends`` judges the first batch it sees.
     """
     prompts = [tuple(prompt_ids(tokenizer, task, problem, model)) for problem in problems]
     requests = [
@@ -61,6 +63,8 @@ def collect(
     ]
     completions = engine.generate(requests, sampling)
     check_completions(completions, requests, sampling, vocabulary)
+    if ends is not None:
+        ends.judge(completions)
     # An answer cut at the length limit was never finished: it earns nothing, whatever it says so far.
     finished = [number for number, completion in enumerate(completions) if completion.finished]
     texts = [response_text(tokenizer, completions[number].token_ids, finished=True) for number in finished]

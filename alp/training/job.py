@@ -15,7 +15,8 @@ from alp.lifetime import StopRequest
 from alp.ownership import check_finished
 from alp.policy.perturbation import LayerwisePerturbation
 from alp.reproducibility import fix_threads, provenance, write_json, write_text
-from alp.rollout import probe, prompts, registry
+from alp.rollout import contract, probe, prompts, registry
+from alp.rollout.ends import ends_of
 from alp.rollout.engine import Engine, Host, Probe, Sampling
 from alp.tasks.catalogue import load_task
 from alp.training import checkpoint, inputs
@@ -89,12 +90,19 @@ class Job:
         """Tokenizer and prompts, then the model and, for a KL penalty, its frozen copy."""
         config = self.config
         self.tokenizer = models.load_tokenizer(self.folder)
+        self.problems, self.validation_problems = (
+            contract.short_enough(self.tokenizer, self.task, name, problems, config.model)
+            for name, problems in (("train", self.problems), ("validation", self.validation_problems))
+        )
+        self.ends = ends_of(self.tokenizer, self.folder, config.model)
+        self.ends.say()
         self.sampling = self._sampling(config.rollout)
         self.limits = inputs.check_prompts(
             config, self.folder, self.tokenizer, self.task, self.problems, self.validation_problems
         )
         self.model = models.load_model(self.folder, self.device)
         self.read_from: dict[str, int] = self.model.read_from
+        models.check_saving(self.model, self.tokenizer, self.folder)
         self._check_room()
         if config.model.gradient_checkpointing:
             models.checkpoint_layers(self.model)
@@ -109,12 +117,7 @@ class Job:
         checkpoint.check_room(self.run_dir, weights=weights, tokens=tokens, every=trainer.checkpoint_every)
 
     def _sampling(self, settings: EngineSettings) -> Sampling:
-        return prompts.sampling(
-            self.tokenizer,
-            self.config.model,
-            temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-        )
+        return self.ends.sampling(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens)
 
     def _engine(
         self, settings: EngineSettings, scratch: Path | None, *, group: str = "rollout", log_prefix: str = ""
@@ -141,6 +144,7 @@ class Job:
             self.validation_problems,
             self.tokenizer,
             self._sampling(self.config.validation),
+            self.ends,
             self.limits,
             self.device,
             shared=self.validator is self.engine,
@@ -229,6 +233,7 @@ class Job:
         write_json(self.run_dir / "provenance.json", self.provenance)
         active = describe_active(self.config, self.engine, self.model, self.updater)
         check_active(self.config, active)
+        active["end_tokens"] = {source: list(ids) for source, ids in self.ends.named.items()}
         if set(self.read_from) != {"float32"}:
             active["weights_read_from"] = self.read_from
         write_json(self.run_dir / "active.json", active)

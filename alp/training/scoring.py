@@ -33,6 +33,7 @@ def sample(job: Job, step: int) -> list[Trajectory]:
         seed=trainer.seed,
         step=step,
         vocabulary=job.limits.vocabulary,
+        ends=job.ends,
     )
 
 

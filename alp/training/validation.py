@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from alp.configuration.train_schema import TrainConfig
 from alp.policy.flatness import sharpness
 from alp.rollout.contract import Limits
+from alp.rollout.ends import Ends
 from alp.rollout.engine import Engine, Purpose, Sampling
 from alp.rollout.episodes import Trajectory, collect
 from alp.tasks.task import Problem, Task
@@ -33,6 +34,7 @@ class Validation:
         problems: list[Problem],
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,
+        ends: Ends,
         limits: Limits,
         device: torch.device,
         *,
@@ -41,6 +43,7 @@ class Validation:
     ) -> None:
         self.config, self.engine, self.task, self.problems = config, engine, task, problems
         self.tokenizer, self.sampling, self.limits, self.device = tokenizer, sampling, limits, device
+        self.ends = ends
         self.shared, self.load_initial = shared, load_initial
         self._probe: Batch | None = None
 
@@ -105,4 +108,5 @@ class Validation:
             seed=self.config.trainer.seed,
             step=step,
             vocabulary=self.limits.vocabulary,
+            ends=self.ends,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from alp import models
@@ -53,24 +54,43 @@ def test_no_special_token_is_added_twice_and_no_clock_comes_in() -> None:
     assert text.count("<bos>") == 1
 
 
-def test_a_response_ends_with_the_end_token_or_the_template_s_end_of_turn() -> None:
-    tokenizer = chat_tokenizer()
-    turn, end = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id
-    model, *_ = _setting()
-    assert prompts.sampling(tokenizer, model, temperature=1.0, max_new_tokens=4).end_token_ids == (end, turn)
-    plain = model.model_copy(update={"chat": False})
-    assert prompts.sampling(tokenizer, plain, temperature=1.0, max_new_tokens=4).end_token_ids == (end,)
-    tokenizer.eos_token = "<|im_end|>"
-    assert prompts.sampling(tokenizer, model, temperature=1.0, max_new_tokens=4).end_token_ids == (turn,)
+def test_a_template_that_asks_for_the_clock_gives_the_same_ids_on_any_day() -> None:
+    asking = "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}{% for turn in messages %}{{ turn.content }}<|im_end|>{% endfor %}"
+    assert _text(chat_tokenizer(asking), "model.system=''") == _text(chat_tokenizer(asking), "model.system=''")
+    assert _text(chat_tokenizer(asking), "model.system=''").startswith("2024-07-26 00:00:00")
 
 
-@pytest.mark.parametrize(
-    ("template", "said"), [(None, "no chat template"), ("{{ messages[-1]['content'] }}", "no token behind an answer")]
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for turn in messages %}{{ turn.content }}<|im_end|>{% endfor %}"
 )
-def test_a_tokenizer_that_cannot_chat_is_refused(template: str | None, said: str) -> None:
-    model, *_ = _setting()
-    with pytest.raises(UserError, match=said):
-        prompts.sampling(chat_tokenizer(template), model, temperature=1.0, max_new_tokens=4)
+
+
+def test_a_template_without_a_system_role_is_one_line_that_says_what_to_set() -> None:
+    with pytest.raises(UserError, match=r"^model.chat: .*System role not supported; .*set model.system=''$"):
+        _text(chat_tokenizer(NO_SYSTEM))
+    assert _text(chat_tokenizer(NO_SYSTEM), "model.system=''").endswith("<|im_end|>")
+    for broken in ("{{ messages[7].content }}", "{{ 1 / 0 }}", "{% for %}", "{{ messages[0].content.nope() }}"):
+        with pytest.raises(UserError, match=r"^model.chat: the tokenizer's chat template (refuses|cannot)"):
+            _text(chat_tokenizer(broken))
+
+
+@pytest.mark.parametrize("single", ["$A <eos>", "<bos> $A <eos>", "<bos> $A", "<bos> $A <eos> <eos>"])
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_prompt(single: str) -> None:
+    tokenizer = chat_tokenizer()
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=ids)
+    model = _setting("model.chat=false")[0]
+    begin = ["<bos>"] * single.startswith("<bos>")
+    for text in ("1+1=", "<eos>1", "1<eos>", "<eos>", "a<bos>"):
+        pieces = tokenizer.convert_ids_to_tokens(prompts.encode(tokenizer, text, model))
+        assert "".join(pieces) == "".join(begin) + text, (single, text)
+
+
+@pytest.mark.parametrize("template", [None])
+def test_a_tokenizer_that_cannot_chat_is_refused(template: str | None) -> None:
+    with pytest.raises(UserError, match="no chat template"):
+        _text(chat_tokenizer(template))
     with pytest.raises(UserError, match="needs chat: true"):
         compose.load("train", ["model.system=hello"])
 
