@@ -40,7 +40,7 @@ SLOW = (
         for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tracking")
     ),
     *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
-    *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "hf", "vllm")),
+    *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "folders", "hf", "vllm")),
     *(
         f"tasks/test_{name}.py"
         for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "mathematics", "reasoning")
