@@ -213,12 +213,16 @@ def check_saving(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
             raise UserError(f"model.path: what {folder} holds could not be saved again: {reason(error)}") from error
 
 
-def _planned(folder: Path, stored: dict[str, Stored]) -> Any:
-    """The model that the configuration describes, without values. Raises UserError where the files cannot hold that
-    much."""
+def skeleton(folder: Path) -> Any:
+    """The model that a folder's configuration describes, without values (on torch's meta device)."""
     config = _load(AutoConfig, folder)
     with reading("model.path", folder), _silent(), torch.device("meta"):
-        planned = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _planned(folder: Path, stored: dict[str, Stored]) -> Any:
+    """The skeleton. Raises UserError where the files cannot hold that much."""
+    planned = skeleton(folder)
     parts = {id(part): part for part in (*planned.parameters(), *planned.buffers())}
     needed = sum(part.numel() * 4 for part in parts.values())
     given = sum(4 * torch.Size(tensor.shape).numel() for tensor in stored.values())

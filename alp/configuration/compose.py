@@ -15,7 +15,7 @@ import re
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from alp.errors import UserError, nearest
 from alp.foreign import is_file, read_yaml, reason, shortened
@@ -224,9 +224,7 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
             kind = group if group != "rollout" else kind
             raise UserError(f"{verb}: choose the {kind} by its file, not by its key: {group}={item.value()}")
         if item.key_or_group not in known:
-            tail = "." + item.key_or_group.rpartition(".")[2]
-            moved = [key for key in known if key.endswith(tail)]  # a key that stands in another group now
-            raise UserError(f"{verb}: unknown key '{item.key_or_group}'{nearest(item.key_or_group, moved or known)}")
+            _refuse_key(verb, item.key_or_group, config, known)
         try:
             OmegaConf.update(config, item.key_or_group, item.value(), merge=False)
         except (OmegaConfBaseException, ValueError) as error:
@@ -246,6 +244,21 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
                 f" {item.value()}"
             )
     return {str(key): value for key, value in plain.items()}
+
+
+def _refuse_key(verb: str, key: str, config: DictConfig, known: list[str]) -> NoReturn:
+    """Say what is wrong with a key that the configuration has not; inside what is null, all that it needs."""
+    from omegaconf import OmegaConf
+
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        whole = ".".join(parts[:end])
+        members = _siblings(schema(verb), parts[:end])
+        if OmegaConf.select(config, whole, default="") is None and parts[end] in members:
+            shown = ", ".join(f"{name}: …" for name in members)
+            raise UserError(f"{verb}: {whole} is null here: to set {key}, give all of it: {whole}={{{shown}}}")
+    moved = [name for name in known if name.endswith("." + parts[-1])]  # a key that stands in another group now
+    raise UserError(f"{verb}: unknown key '{key}'{nearest(key, moved or known)}")
 
 
 def _one_line(verb: str, error: ValidationError) -> str:

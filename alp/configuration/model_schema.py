@@ -29,6 +29,21 @@ class Hub(Strict):
     revision: str | None
 
 
+class Lora(Strict):
+    """A low-rank adapter that is trained in place of the weights: W x + (alpha / rank) B A x in the layers that
+    ``targets`` names by the end of their names."""
+
+    rank: Positive
+    alpha: PositiveFloat
+    targets: Literal["all-linear"] | list[str] = "all-linear"  # every linear layer but the head
+
+    @model_validator(mode="after")
+    def _named(self) -> Lora:
+        if isinstance(self.targets, list) and not 0 < len(set(self.targets)) == len(self.targets):
+            raise ValueError(f"targets: all-linear or a list of different names expected, got {self.targets}")
+        return self
+
+
 class Model(Strict):
     """A causal language model: ``path`` is the folder of its weights, made by ``alp fetch`` where there is a
     ``source``.
@@ -43,6 +58,7 @@ class Model(Strict):
     chat: bool  # prompts go through the tokenizer's chat template
     system: str | None  # system message instead of the task's; "" for none
     max_prompt_tokens: Positive | None  # problems whose prompts are longer are left out of every set
+    lora: Lora | None  # null: all weights are trained
     gradient_checkpointing: bool  # layers are computed again in the backward pass: less memory, the same gradients
     layers: Positive
     hidden: Positive

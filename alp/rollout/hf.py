@@ -1,8 +1,9 @@
 """Hugging Face engine: the policy in the inference dtype, sampled token by token
 (``alp.rollout.decoding``).
 
-Where dtype and device are those of the served model and nothing is done to the weights, that model itself is sampled
-from, and no copy is held: then a sync moves nothing, and samples are those of the weights as they stand.
+Where dtype and device are those of the served model and nothing is done to the weights (nor an adapter merged into
+them), that model itself is sampled from, and no copy is held: then a sync moves nothing, and samples are those of the
+weights as they stand.
 
 The sampling loop is our own because ``generate`` gives no control over each sequence's random numbers: here token t of
 a sequence is the inverse CDF at that sequence's t-th uniform, so batch order and size change nothing but rounding.
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from alp import adapters
 from alp.configuration.rollout_schema import HFRollout
 from alp.errors import UserError
 from alp.reproducibility import stream
@@ -59,7 +61,8 @@ class HFEngine:
     ) -> None:
         self._dtype, self._device, self._batch_size = dtype, device, batch_size
         self._weight_noise, self._seed = weight_noise, seed
-        self.borrowed = borrow and not weight_noise and dtype != "int8" and _is(model, COMPUTE_DTYPES[dtype], device)
+        plain = borrow and not weight_noise and dtype != "int8" and not adapters.layers_of(model)
+        self.borrowed = plain and _is(model, COMPUTE_DTYPES[dtype], device)
         self._model = model if self.borrowed else _copy(model, COMPUTE_DTYPES[dtype], device)
         self._way = _way(model)
         self._linear = {

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from alp import adapters
 from alp.configuration.rollout_schema import SupervisedRollout
 from alp.errors import UserError
 from alp.rollout.engine import Completion, Host, Request, Sampling
@@ -54,8 +55,9 @@ class SupervisedEngine(ABC):
         self.settings, self.host = settings, host
         self.name = f"{host.group}={settings.engine}"
         # Tied embeddings are sent under every name they have: the engine may hold copies.
-        self._names = frozenset(name for name, _ in host.model.named_parameters(remove_duplicate=False))
-        self._kinds, self._aliases = layout(host.model), aliases(host.model)
+        model = adapters.plain(host.model)
+        self._names = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+        self._kinds, self._aliases = layout(model), aliases(model)
         rounding = max(TOLERANCE[settings.dtype], TOLERANCE[host.probe.dtype])
         self.tolerance = rounding * (_QUANTISED if settings.quantised else 1.0)
         self.process: Process | None = None

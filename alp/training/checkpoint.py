@@ -119,15 +119,15 @@ def _own(root: Path, identity: str) -> list[Path]:
     return sorted(root.glob(f"step_*_{identity[:8]}"))
 
 
-def check_room(run_dir: Path, *, weights: int, tokens: int, every: int) -> None:
+def check_room(run_dir: Path, *, trained: int, saved: int, tokens: int, every: int) -> None:
     """Refuse a job that the disk cannot hold: its checkpoints, one of them being written, and the final model. Raises
     UserError.
 
-    ``weights`` are bytes of the trained parameters (AdamW keeps two more of each), ``tokens`` the most a rollout batch
-    has.
+    ``trained`` are bytes of the trained parameters (AdamW keeps two more of each), ``saved`` of the final model,
+    ``tokens`` the most a rollout batch has.
     """
-    size = 3 * weights + 64 * tokens
-    wanted = (_KEPT + 1 if every else 1) * size + weights
+    size = 3 * trained + 64 * tokens
+    wanted = (_KEPT + 1 if every else 1) * size + saved
     held = sum(path.stat().st_size for path in (run_dir / "checkpoints").rglob("*") if path.is_file())
     free = shutil.disk_usage(nearest_folder(run_dir)).free
     if wanted - held > free:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from alp import models
+from alp import adapters, models
 from alp.configuration.compose import code_of, identity
 from alp.configuration.train_schema import TrainConfig
 from alp.errors import UserError
@@ -38,6 +38,12 @@ def check_method(config: TrainConfig, folder: Path) -> None:
             config.method.perturbation.check_depth(models.depth_of(folder))
     except ValueError as error:
         raise UserError(f"train: {error}") from None
+
+
+def check_adapter(config: TrainConfig, folder: Path) -> None:
+    """Refuse an adapter for layers that the model has not, before its weights are read."""
+    if config.model.lora is not None:
+        adapters.targets_of(models.skeleton(folder), config.model.lora)
 
 
 def check_problems(training: list[Problem], validation: list[Problem]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alp import models
+from alp import adapters, models
 from alp.configuration.compose import to_yaml
 from alp.configuration.rollout_schema import EngineSettings
 from alp.configuration.train_schema import TrainConfig
@@ -28,7 +29,16 @@ from alp.training.update import Updater
 from alp.training.validation import Validation
 
 _LOGS = (*registry.log_names(), *registry.log_names("validation."))
-OUTPUTS = (*RECORDS, "config.yaml", "active.json", "provenance.json", *_LOGS, "model/*", "checkpoints/")
+OUTPUTS = (
+    *RECORDS,
+    "config.yaml",
+    "active.json",
+    "provenance.json",
+    *_LOGS,
+    "adapter/*",
+    "model/*",
+    "checkpoints/",
+)
 
 
 class Job:
@@ -64,7 +74,7 @@ class Job:
             config.trainer,
             perturbation=self.perturbation,
             temperature=config.rollout.temperature,
-            reference=self.reference is not None,
+            reference=config.trainer.kl > 0,
         )
         self.validation = self._validation()
         self.records = Records(run_dir)
@@ -76,6 +86,7 @@ class Job:
         config = self.config
         check_finished(self.folder, "model.path")
         inputs.check_method(config, self.folder)
+        inputs.check_adapter(config, self.folder)
         registry.check(config.rollout, self.folder)
         registry.check(config.validation, self.folder, "validation")
         self.device = models.resolve_device(config.trainer.device)
@@ -103,18 +114,21 @@ class Job:
         self.model = models.load_model(self.folder, self.device)
         self.read_from: dict[str, int] = self.model.read_from
         models.check_saving(self.model, self.tokenizer, self.folder)
+        if config.model.lora is not None:
+            adapters.attach(self.model, config.model.lora, config.trainer.seed)
         self._check_room()
         if config.model.gradient_checkpointing:
             models.checkpoint_layers(self.model)
-        self.reference = (
-            models.load_model(self.folder, self.device).requires_grad_(False) if config.trainer.kl else None
-        )
+        self.reference = None
+        if config.trainer.kl and config.model.lora is None:
+            self.reference = models.load_model(self.folder, self.device).requires_grad_(False)
 
     def _check_room(self) -> None:
         trainer, rollout = self.config.trainer, self.config.rollout
-        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        trained = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
+        saved = sum(value.nbytes for _, value in adapters.served(self.model))
         tokens = 2 * trainer.prompts * trainer.samples * rollout.max_new_tokens  # prompts as long as responses
-        checkpoint.check_room(self.run_dir, weights=weights, tokens=tokens, every=trainer.checkpoint_every)
+        checkpoint.check_room(self.run_dir, trained=trained, saved=saved, tokens=tokens, every=trainer.checkpoint_every)
 
     def _sampling(self, settings: EngineSettings) -> Sampling:
         return self.ends.sampling(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens)
@@ -188,15 +202,32 @@ class Job:
         self.records.write()
         # In the middle of a rollout batch these weights are newer than those it was sampled with: nothing is sampled
         # before the next sync.
-        self.engine.sync_weights(self.model.named_parameters(), version=self.done)
+        self.prove_adapter()
+        self.engine.sync_weights(adapters.served(self.model), version=self.done)
         if state is not None:
             checkpoint.set_random_state(state["random"])
         elif self.config.trainer.validate_every:
             self.records.append("metrics.jsonl", {"step": 0} | self.validation.accuracy(self.model, 0))
         self._write_settings()
 
+    def prove_adapter(self) -> None:
+        """Hold the engines' first answers against an adapter that does something: at the start it changes nothing."""
+        if adapters.layers_of(self.model):
+            with adapters.stirred(self.model):
+                for engine in {id(engine): engine for engine in (self.engine, self.validator)}.values():
+                    engine.sync_weights(adapters.served(self.model), version=self.done)
+
+    @contextmanager
+    def initial_policy(self) -> Iterator[Any]:
+        """The model that the job started from, for a KL penalty: a copy, or what an adapter stands beside."""
+        if self.reference is not None:
+            yield self.reference
+        else:
+            with adapters.base(self.model) as initial:
+                yield initial
+
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        adapters.load_state(self.model, state["model"])
         self.updater.load_state_dict(state["updater"])
         if self.perturbation is not None:
             self.perturbation.load_state_dict(state["perturbation"])
@@ -207,7 +238,7 @@ class Job:
         """Write a checkpoint of this very moment; whether that worked."""
         state = {
             "step": self.done,
-            "model": self.model.state_dict(),
+            "model": adapters.state(self.model),
             "updater": self.updater.state_dict(),
             "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
             "pending": self.pending.state_dict() if self.pending is not None else None,
@@ -224,6 +255,8 @@ class Job:
             state = self.perturbation.state_dict()
             noise = {"perturbation.json": state | {"log_std": [float(value) for value in state["log_std"]]}}
         self.records.write()
+        adapters.save(self.model, self.run_dir / "adapter", self.config.model.name)
+        adapters.merge(self.model)
         models.save_model(self.model, self.tokenizer, self.run_dir / "model", noise)
         if not self.config.trainer.keep_checkpoints:
             checkpoint.prune(self.run_dir)

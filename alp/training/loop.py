@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from alp import adapters
 from alp.configuration.compose import to_yaml
 from alp.configuration.train_schema import TrainConfig
 from alp.errors import Interrupted
@@ -79,7 +80,7 @@ def step(job: Job, number: int) -> dict[str, Any]:
     metrics = pending.metrics | update_metrics(pending.results)
     metrics |= ratio_diagnostics(pending.raw, pending.batch.response_mask)
     metrics |= noise_metrics(job.perturbation, pending.results)
-    synced = job.engine.sync_weights(job.model.named_parameters(), version=number)
+    synced = job.engine.sync_weights(adapters.served(job.model), version=number)
     clock.lap("sync")
     metrics |= job.validation.figures(job.model, number)
     clock.lap("probe")

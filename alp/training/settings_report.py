@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from alp import adapters
 from alp.configuration.train_schema import TrainConfig
 from alp.rollout.engine import Engine
 from alp.training.update import Updater
@@ -40,6 +41,7 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
             "learnable": noise.learnable,
             "lr": settings.lr,
         },
+        "lora": adapters.describe(model),
         "train_dtype": str(parameter.dtype).removeprefix("torch."),
         "autocast": "bfloat16" if parameter.device.type == "cuda" else None,
         "gradient_checkpointing": sum(
@@ -64,7 +66,11 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
     noisy = settings is not None and settings.std > 0
     hooks = active["perturbation"]["hooks"] if active["perturbation"] else 0
     expected = len(active["perturbation"]["layers"]) if noisy else 0
+    adapter, wanted = active["lora"], config.model.lora
+    trained = active["optimizer_groups"][0]["tensors"]
     checks = {
+        "lora": (adapter and (adapter["rank"], adapter["alpha"]), wanted and (wanted.rank, wanted.alpha)),
+        "adapter trained alone": (adapter is None or trained == 2 * adapter["layers"], True),
         "numerator": (active["numerator"], "perturbed" if noisy else "current"),
         "hooks": (hooks, expected),
         "noise learns": (len(active["optimizer_groups"]) == 2, noisy and settings is not None and settings.learnable),

@@ -46,7 +46,11 @@ class Updater:
         self.skipped_in_a_row = 0
         self.perturbed_updates = 0
         groups: list[dict[str, Any]] = [
-            {"params": list(model.parameters()), "lr": trainer.lr, "weight_decay": trainer.weight_decay}
+            {
+                "params": [parameter for parameter in model.parameters() if parameter.requires_grad],
+                "lr": trainer.lr,
+                "weight_decay": trainer.weight_decay,
+            }
         ]
         noise = list(perturbation.parameters()) if perturbation is not None else []
         if noise and method.perturbation is not None:

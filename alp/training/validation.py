@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from alp import adapters
 from alp.configuration.train_schema import TrainConfig
 from alp.policy.flatness import sharpness
 from alp.rollout.contract import Limits
@@ -59,7 +60,7 @@ class Validation:
     def accuracy(self, model: Any, step: int) -> dict[str, float]:
         """Mean reward and length of ``trainer.validation_samples`` responses to each problem."""
         if not self.shared:
-            self.engine.sync_weights(model.named_parameters(), version=step)
+            self.engine.sync_weights(adapters.served(model), version=step)
         trajectories = self._sample(self.engine, self.sampling, step, self.config.trainer.validation_samples)
         return {
             "validation/accuracy": sum(item.reward for item in trajectories) / len(trajectories),

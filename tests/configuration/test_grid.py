@@ -107,6 +107,10 @@ def test_content_hash_follows_content(tmp_path: Path) -> None:
             "unknown key 'trainer.stpes'; did you mean 'trainer.steps'?",
         ),
         (
+            {"overrides": {"model": ["model.lora.rank=4"]}},
+            "model.lora is null here: to set model.lora.rank, give all of it: model.lora={rank: …, alpha: …, targets",
+        ),
+        (
             {"overrides": {"train": ["trainer.samples=1"]}},
             "trainer.samples: Input should be greater than or equal to 2",
         ),

@@ -37,7 +37,7 @@ sys.modules["alp.preflight"] = types.SimpleNamespace(check_training=lambda *_: N
 from alp.cli import main
 
 code = main(["train", *sys.argv[1:]])
-print(sorted({{"mlflow", "torch", "sqlalchemy"}} & set(sys.modules)))
+print(sorted({{"mlflow", "sqlalchemy"}} & set(sys.modules)))
 sys.exit(code)
 """
 

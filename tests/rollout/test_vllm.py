@@ -546,7 +546,7 @@ def test_the_engine_is_gone_when_its_trainer_is_killed(folder: Path, tmp_path: P
     assert (left.name[:9], stat.S_IMODE(left.stat().st_mode)) == ("alp-vllm-", 0o700)
 
 
-def _job(folder: Path, run_dir: Path) -> Any:
+def _job(folder: Path, run_dir: Path, *words: str) -> Any:
     steps = [
         "trainer.steps=5",
         "trainer.prompts=4",
@@ -561,7 +561,20 @@ def _job(folder: Path, run_dir: Path) -> Any:
         "trainer.checkpoint_every=1",
     ]
     place = [f"model.path='{folder}'", f"run.dir='{run_dir}'", "run.tracking=null", "trainer.device=cpu"]
-    return compose.load("train", [*SMALL, *TASK, *steps, *watch, *place, "method=token_alp"])
+    return compose.load("train", [*SMALL, *TASK, *steps, *watch, *place, "method=token_alp", *words])
+
+
+def test_an_adapter_is_served_merged(folder: Path, tmp_path: Path) -> None:
+    run = train(_job(folder, tmp_path / "run", "model.lora={rank: 4, alpha: 32}", "rollout.dtype=float32"))
+    active = json.loads((run / "active.json").read_text(encoding="utf-8"))
+    assert (active["engine"], active["lora"]["layers"]) == ("vllm", 14)
+    assert active["weights_read_back"].partition(" of ")[0] != "0"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    gaps = [line["rollout_corr/k3_kl"] for line in lines if "rollout_corr/k3_kl" in line]
+    assert len(gaps) == 5
+    assert max(gaps) < 1e-6, "what is served is what is trained, after updates too"
+    steps = [line["policy/grad_norm"] for line in lines if "policy/grad_norm" in line]
+    assert max(steps) > 0
 
 
 @pytest.mark.long

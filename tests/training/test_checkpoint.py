@@ -296,15 +296,18 @@ def test_a_job_that_does_not_fit_says_so_before_it_starts(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_the_estimate_is_what_is_written(train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", [(), ("model.lora={rank: 8, alpha: 8}",)])
+def test_the_estimate_is_what_is_written(
+    words: tuple[str, ...], train_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The refusal must be neither late nor alarmist: it compares with what three checkpoints and a model really
     take."""
     asked: list[int] = []
     plain = checkpoint.check_room
     monkeypatch.setattr(
-        checkpoint, "check_room", lambda folder, **sizes: asked.append(sizes["weights"]) or plain(folder, **sizes)
+        checkpoint, "check_room", lambda folder, **sizes: asked.append(sizes["trained"]) or plain(folder, **sizes)
     )
-    job = train_config("model.layers=3", "method=seq_alp")
+    job = train_config("model.layers=3", "method=seq_alp", *words)
     newest = _interrupted(job, monkeypatch, call=5)[-1]
     real = (newest / "state.pt").stat().st_size
     tokens = 2 * 4 * 4 * job.rollout.max_new_tokens
