@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alp import __version__
+from alp import __version__, warm
 from alp.errors import TRY_AGAIN, GraderError, Interrupted, UserError, nearest
 from alp.lifetime import end_with_parent, hold_standard_streams, speak_utf8, unblock
 from alp.verbs import VERBS, Verb
@@ -24,11 +24,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0; 2 with one line on stderr for a user's mistake; 75 after a signal, to be
     tried again; 1 for a failure, or for results that differ from their manifest (2 where that cannot be told)."""
     words = sys.argv[1:] if arguments is None else arguments
-    if arguments is None:  # a process of its own
-        hold_standard_streams()
-        speak_utf8()
-        end_with_parent()
-        sys.stdout, sys.stderr = unblock(sys.stdout, 1), unblock(sys.stderr, 2)
+    if arguments is not None:
+        return _run_words(words)
+    hold_standard_streams()  # a process of its own
+    speak_utf8()
+    end_with_parent()
+    code = warm.hand_over(words)
+    return run(words) if code is None else code
+
+
+def run(words: list[str]) -> int:
+    """All of a process: the same, with output that a reader who is gone cannot stop."""
+    sys.stdout, sys.stderr = unblock(sys.stdout, 1), unblock(sys.stderr, 2)
+    return _run_words(words)
+
+
+def _run_words(words: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     try:

@@ -27,7 +27,7 @@ LEVELS = {
     "cli": 7,
 }
 # The commands themselves stand beside the rooms, and call into them.
-COMMANDS = {"cli", "commands", "verbs", "fetch", "preflight", "clean"}
+COMMANDS = {"cli", "commands", "verbs", "fetch", "preflight", "clean", "warm"}
 
 
 def _room(dotted: str) -> str:

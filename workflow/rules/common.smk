@@ -7,10 +7,12 @@ start anything.
 
 import functools
 import json
+import os
 import re
 import shlex
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(workflow.basedir).resolve()
@@ -18,6 +20,7 @@ sys.path.insert(
     0, str(ROOT)
 )  # the `alp` beside this Snakefile, wherever the results go
 
+from alp import warm as alp_warm
 from alp.configuration import compose as alp_config
 from alp.configuration import grid as alp_grid
 from alp.configuration import resources as alp_resources
@@ -69,12 +72,40 @@ elif GRID.fetched:
     START = [f"{BASE}/source.json"]
 else:
     START = [f"{MODEL}/{name}" for name in MODEL_FILES]
+
+
 # Jobs run the `alp` of the environment Snakemake itself runs in, on the source beside this Snakefile, and end with Snakemake.
 # Modules of the user's own on the Python path stay there. Snakemake formats the prefix: braces stand twice.
-shell.prefix(
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}} "
-    "ALP_PARENT=$PPID ALP_SHELL=$$; ".replace("{", "{{").replace("}", "}}")
-)
+def set_prefix(*more):
+    shell.prefix(
+        " ".join(
+            [
+                f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+                f"PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+                *("ALP_PARENT=$PPID", "ALP_SHELL=$$", *more, "; "),
+            ]
+        )
+        .replace("{", "{{")
+        .replace("}", "}}")
+    )
+
+
+def warm():
+    """Start the parent that jobs of this machine are forked from, their imports done (alp/warm.py)."""
+    if not workflow.local_exec:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="alp-"))
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    before = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = f"{ROOT}:{before}" if before else str(ROOT)
+    if alp_warm.start(folder / "jobs", environment) is None:
+        folder.rmdir()
+    else:
+        set_prefix(f"{alp_warm.VARIABLE}={shlex.quote(str(folder / 'jobs'))}")
+
+
+set_prefix()
 
 
 def claim():

@@ -102,6 +102,7 @@ BEFORE = logs()
 
 onstart:
     mark()
+    warm()
     if sys.stderr.isatty():
         threading.Thread(target=follow, args=(ENDED,), daemon=True).start()
 
