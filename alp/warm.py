@@ -154,8 +154,9 @@ def start(place: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes
 
 
 def fingerprint() -> str:
-    """What the imports were made from: our source by size and time, and when a package was last installed."""
-    files = [(str(path), path.stat()) for path in sorted(_PACKAGE.rglob("*.py"))]
+    """What was read: our source and configurations by size and time, and when a package was last installed."""
+    read = [*_PACKAGE.rglob("*.py"), *(_PACKAGE.parent / "configs").rglob("*.yaml")]
+    files = [(str(path), path.stat()) for path in sorted(read)]
     parts: list[Any] = [(name, state.st_mtime_ns, state.st_size) for name, state in files]
     return json.dumps([parts, os.stat(sysconfig.get_path("purelib")).st_mtime_ns])
 
@@ -171,9 +172,9 @@ def _threads_here() -> int:
 class Parent:
     """Listens, forks, passes signals and exit codes on; its loop ends in a job (``serve``), or when it is to end."""
 
-    def __init__(self, listener: socket.socket, made_from: str) -> None:
+    def __init__(self, listener: socket.socket, made_from: str, environment: Mapping[str, str]) -> None:
         self._listener: socket.socket | None = listener
-        self._made_from, self._environment = made_from, _relevant(os.environ)
+        self._made_from, self._environment = made_from, _relevant(environment)
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)  # a signal alone does not end a wait
@@ -290,8 +291,11 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return json.loads(content), list(handles)
 
 
-def _become(request: dict[str, Any], parent: int) -> list[str]:
-    """Make this fork what the command would be that asked for it; returns its words."""
+def _become(request: dict[str, Any], parent: int, of_imports: Mapping[str, str]) -> list[str]:
+    """Make this fork what the command would be that asked for it; returns its words.
+
+    ``of_imports`` are the environment variables that the imports set, as they would have in a cold process.
+    """
     import atexit
     import gc
     import tempfile
@@ -309,6 +313,7 @@ def _become(request: dict[str, Any], parent: int) -> list[str]:
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.environ.update(of_imports)
     for name in ("ALP_PARENT", "ALP_SHELL"):  # of the stand-in, which they name
         os.environ.pop(name, None)
     sys.path[:] = request["path"]
@@ -322,26 +327,26 @@ def main() -> int:
     speak_utf8()
     place, parent = Path(sys.argv[1]), int(sys.argv[2])
     end_with(parent, signal.SIGTERM)
-    made_from = fingerprint()
+    made_from, before = fingerprint(), dict(os.environ)
     listener = socket.socket(socket.AF_UNIX)
     own = os.getpid()
     try:
         listener.bind(str(place))
         listener.listen(64)  # commands wait here for the imports
-        request = _serve(listener, made_from)
+        request = _serve(listener, made_from, before)
     finally:
         if os.getpid() == own:
             place.unlink(missing_ok=True)
             place.parent.rmdir()
     if request is None:
         os._exit(0)  # nothing is left to do, and taking the imports apart takes a second
-    words = _become(request, own)
+    words = _become(request, own, {name: value for name, value in os.environ.items() if before.get(name) != value})
     from alp.cli import run
 
     return run(words)
 
 
-def _serve(listener: socket.socket, made_from: str) -> dict[str, Any] | None:
+def _serve(listener: socket.socket, made_from: str, environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Import, then listen; what a job that was forked is to do, in its process."""
     import gc
 
@@ -350,11 +355,15 @@ def _serve(listener: socket.socket, made_from: str) -> dict[str, Any] | None:
     load_libraries()
     for name in _MODULES:
         import_module(name)
+    from alp.configuration import compose
+
+    for verb in ("train", "evaluate"):  # what the modules and configurations say is read once; it is in the fingerprint
+        compose.code_of(verb, compose.load(verb))
     if _threads_here() > 1:
         return None  # what a thread holds is never given back in a fork
     gc.collect()
     gc.freeze()  # jobs share the pages as long as nobody writes into them
-    server = Parent(listener, made_from)
+    server = Parent(listener, made_from, environment)
     signal.signal(signal.SIGTERM, server.end)
     return server.serve()
 
