@@ -19,8 +19,8 @@ def precision(device: torch.device) -> AbstractContextManager[None]:
 
 
 def token_log_probs(model: Any, batch: Batch, temperature: float, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
-    """log π(token | before it) of every token, (batch, tokens) with 0 for the first, and the entropy (zeros unless
-    asked for).
+    """log π(token | before it) of every token, (batch, tokens) with 0 for the first, and the entropy (a figure without
+    gradient; zeros unless asked for).
 
     Rows are padded behind, so the model counts positions itself, from where it was trained to (RoBERTa's kin: not 0).
     """
@@ -29,7 +29,8 @@ def token_log_probs(model: Any, batch: Batch, temperature: float, *, entropy: bo
     logits = logits[:, :-1].float() / temperature
     norm = logits.logsumexp(-1)
     chosen = logits.gather(-1, batch.input_ids[:, 1:].unsqueeze(-1)).squeeze(-1) - norm
-    spread = norm - (logits.softmax(-1) * logits).sum(-1) if entropy else torch.zeros_like(chosen)
+    with torch.no_grad():
+        spread = norm - logits.softmax(-1).mul_(logits).sum(-1) if entropy else torch.zeros_like(chosen)
     return F.pad(chosen, (1, 0)), F.pad(spread, (1, 0))
 
 
