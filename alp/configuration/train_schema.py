@@ -22,6 +22,7 @@ class Trainer(Strict):
     samples: Annotated[int, Field(ge=2)]
     updates_per_batch: Positive
     micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
+    logits_chunk: Positive | None  # tokens whose logits are in memory at once; None: all of a forward's
     lr: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     max_grad_norm: PositiveFloat

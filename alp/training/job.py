@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from alp.configuration.train_schema import TrainConfig
 from alp.errors import UserError
 from alp.lifetime import StopRequest
 from alp.ownership import check_finished
+from alp.policy.layers import LOGITS
 from alp.policy.perturbation import LayerwisePerturbation
 from alp.reproducibility import fix_threads, provenance, write_json, write_text
 from alp.rollout import contract, probe, prompts, registry
@@ -22,12 +24,14 @@ from alp.rollout.engine import Engine, Host, Probe, Sampling
 from alp.tasks.catalogue import load_task
 from alp.training import checkpoint, inputs
 from alp.training.forward import sequence_log_probs
+from alp.training.head import Head, Unproven, proven_head
 from alp.training.pending import PendingStep
 from alp.training.records import RECORDS, Records
 from alp.training.settings_report import check_active, check_perturbed, describe_active
 from alp.training.update import Updater
 from alp.training.validation import Validation
 
+logger = logging.getLogger(__name__)
 _LOGS = (*registry.log_names(), *registry.log_names("validation."))
 OUTPUTS = (
     *RECORDS,
@@ -75,6 +79,7 @@ class Job:
             perturbation=self.perturbation,
             temperature=config.rollout.temperature,
             reference=config.trainer.kl > 0,
+            head=self.head,
         )
         self.validation = self._validation()
         self.records = Records(run_dir)
@@ -122,6 +127,22 @@ class Job:
         self.reference = None
         if config.trainer.kl and config.model.lora is None:
             self.reference = models.load_model(self.folder, self.device).requires_grad_(False)
+        self.whole_because: str | None = None  # why logits are not computed in chunks although that is asked for
+        self.head, self.reference_head = self._head(self.model), self._head(self.reference)
+
+    def _head(self, model: Any) -> Head | None:
+        """What gives log-probs without all logits at once, where that is asked for and proves right on this model."""
+        trainer, noise = self.config.trainer, self.config.method.perturbation
+        if model is None or trainer.logits_chunk is None:
+            return None
+        try:
+            if noise is not None and noise.layers == LOGITS:
+                raise Unproven("the perturbation acts on all of them")
+            return proven_head(model, trainer.logits_chunk, trainer.seed)
+        except Unproven as error:
+            self.whole_because = str(error)
+            logger.warning("trainer.logits_chunk: logits are computed at once, not in chunks: %s", error)
+            return None
 
     def _check_room(self) -> None:
         trainer, rollout = self.config.trainer, self.config.rollout
@@ -163,6 +184,7 @@ class Job:
             self.device,
             shared=self.validator is self.engine,
             load_initial=lambda: models.load_model(models.check_model(self.config.model), self.device),
+            head=self.head,
         )
 
     def close(self) -> None:
@@ -218,13 +240,14 @@ class Job:
                     engine.sync_weights(adapters.served(self.model), version=self.done)
 
     @contextmanager
-    def initial_policy(self) -> Iterator[Any]:
-        """The model that the job started from, for a KL penalty: a copy, or what an adapter stands beside."""
+    def initial_policy(self) -> Iterator[tuple[Any, Head | None]]:
+        """The model that the job started from and its head, for a KL penalty: a copy, or what an adapter stands
+        beside."""
         if self.reference is not None:
-            yield self.reference
+            yield self.reference, self.reference_head
         else:
             with adapters.base(self.model) as initial:
-                yield initial
+                yield initial, self.head
 
     def _restore(self, state: dict[str, Any]) -> None:
         adapters.load_state(self.model, state["model"])
@@ -265,6 +288,8 @@ class Job:
         write_text(self.run_dir / "config.yaml", to_yaml(self.config))
         write_json(self.run_dir / "provenance.json", self.provenance)
         active = describe_active(self.config, self.engine, self.model, self.updater)
+        if self.whole_because is not None:
+            active["log_probs_whole_because"] = self.whole_because
         check_active(self.config, active)
         active["end_tokens"] = {source: list(ids) for source, ids in self.ends.named.items()}
         if set(self.read_from) != {"float32"}:

@@ -56,10 +56,12 @@ def score(job: Job, batch: Batch) -> tuple[Batch, dict[str, float]]:
     reference = torch.zeros_like(batch.ref_log_probs)
     for rows, mini in batch.split(len(batch) // trainer.updates_per_batch):
         width = mini.input_ids.shape[1]
-        old[rows, :width], entropy[rows, :width] = frozen_log_probs(job.model, mini, temperature, trainer.micro_batch)
+        old[rows, :width], entropy[rows, :width] = frozen_log_probs(
+            job.model, mini, temperature, trainer.micro_batch, job.head
+        )
         if trainer.kl:
-            with job.initial_policy() as initial:
-                reference[rows, :width], _ = frozen_log_probs(initial, mini, temperature, trainer.micro_batch)
+            with job.initial_policy() as (initial, head):
+                reference[rows, :width], _ = frozen_log_probs(initial, mini, temperature, trainer.micro_batch, head)
     corrected = job.config.method.correct(old, batch.rollout_log_probs, batch.response_mask)
     metrics = mismatch_diagnostics(old, batch.rollout_log_probs, batch.response_mask)
     metrics |= {name: float(value) for name, value in corrected.metrics.items()}

@@ -49,6 +49,8 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
             for layer in model.modules()
             if isinstance(layer, GradientCheckpointingLayer)
         ),
+        "log_probs": "whole" if updater.head is None else "chunked",
+        "logits_chunk": None if updater.head is None else updater.head.chunk,
         "temperature": updater.temperature,
         "threads": torch.get_num_threads(),
         "updates_per_batch": updater.trainer.updates_per_batch,
@@ -77,6 +79,10 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "training dtype": (active["train_dtype"], "float32"),
         "gradient checkpointing": (active["gradient_checkpointing"] > 0, config.model.gradient_checkpointing),
         "threads": (active["threads"], config.trainer.threads),
+        "tokens a chunk of logits": (
+            active["logits_chunk"],
+            None if "log_probs_whole_because" in active else config.trainer.logits_chunk,
+        ),
     }
     checks |= {f"rollout: {name}": (active.get(name), value) for name, value in config.rollout.active.items()}
     if config.rollout.quantised is not None:

@@ -17,6 +17,7 @@ from alp.policy.method import Counts, LossInputs, LossOutputs, Method
 from alp.policy.perturbation import LayerwisePerturbation
 from alp.training.batch import Batch
 from alp.training.forward import token_log_probs
+from alp.training.head import Head
 
 
 @dataclass
@@ -40,8 +41,9 @@ class Updater:
         perturbation: LayerwisePerturbation | None,
         temperature: float,
         reference: bool,
+        head: Head | None = None,
     ) -> None:
-        self.model, self.method, self.trainer = model, method, trainer
+        self.model, self.method, self.trainer, self.head = model, method, trainer, head
         self.perturbation, self.temperature, self.reference = perturbation, temperature, reference
         self.skipped_in_a_row = 0
         self.perturbed_updates = 0
@@ -91,7 +93,7 @@ class Updater:
             else nullcontext()
         )
         with active:
-            log_probs, _ = token_log_probs(self.model, piece, self.temperature)
+            log_probs, _ = token_log_probs(self.model, piece, self.temperature, head=self.head)
             outputs = self.method.loss(
                 LossInputs(
                     log_probs=log_probs,

@@ -19,12 +19,14 @@ from alp.rollout.episodes import Trajectory, collect
 from alp.tasks.task import Problem, Task
 from alp.training.batch import Batch, collate
 from alp.training.forward import token_log_probs
+from alp.training.head import Head
 
 
 class Validation:
     """Samples ``problems`` with ``engine``, whose weights are synced before each use unless it is the training's own.
 
-    ``sampling`` is that of validation; ``load_initial`` reads the model that the job started from.
+    ``sampling`` is that of validation; ``load_initial`` reads the model that the job started from; ``head`` is of the
+    model in training.
     """
 
     def __init__(
@@ -41,11 +43,12 @@ class Validation:
         *,
         shared: bool,
         load_initial: Callable[[], Any],
+        head: Head | None = None,
     ) -> None:
         self.config, self.engine, self.task, self.problems = config, engine, task, problems
         self.tokenizer, self.sampling, self.limits, self.device = tokenizer, sampling, limits, device
         self.ends = ends
-        self.shared, self.load_initial = shared, load_initial
+        self.shared, self.load_initial, self.head = shared, load_initial, head
         self._probe: Batch | None = None
 
     def figures(self, model: Any, step: int) -> dict[str, float]:
@@ -74,7 +77,7 @@ class Validation:
         probe, temperature = self._probe, self.config.rollout.temperature
         return sharpness(
             model,
-            lambda: token_log_probs(model, probe, temperature)[0],
+            lambda: token_log_probs(model, probe, temperature, head=self.head)[0],
             probe.response_mask,
             sequence_ids=probe.sequence_ids,
             attention_mask=probe.attention_mask,
