@@ -46,13 +46,13 @@ stress: grid ## the grid in which uncorrected methods get into trouble
 smol: GRID = smol
 smol: grid ## a real pretrained language model: four methods on SmolLM2, 28 minutes on 2 free cores
 
-check: install ## lint, types, and the tests that need no training, engine or workflow (a few minutes)
+check: install ## lint, types, and the tests that need no training, engine or workflow (2 minutes)
 	@$(MAKE) --no-print-directory lint unit
 
 unit:
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
-test: install ## lint and all tests, the smoke grid through the real workflow included
+test: install ## lint and all tests, the smoke grid through the real workflow included (14 minutes on 2 free cores)
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not long"
 

@@ -182,6 +182,14 @@ def _git(*arguments: str) -> str | None:
 
 
 @cache
+def _version(name: str) -> str | None:
+    """Of an installed package; None of one that is not there (a job needs neither MLflow nor Snakemake)."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def provenance() -> dict[str, Any]:
     """Commit, uncommitted changes, lock hash and package versions; nothing that depends on clock or host."""
     cpu = metadata.version("torch").endswith("+cpu")  # from the package's metadata: importing torch costs seconds
@@ -192,7 +200,7 @@ def provenance() -> dict[str, Any]:
         "dirty": None if status is None else bool(status),
         "lock": f"locks/{lock.name}",
         "lock_sha256": sha256_file(lock) if lock.is_file() else None,
-        "versions": {name: metadata.version(name) for name in _VERSIONED},
+        "versions": {name: _version(name) for name in _VERSIONED},
     }
 
 
