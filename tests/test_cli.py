@@ -38,7 +38,10 @@ FAULTS = [
     (["train", "rollout.weight_noise=-1"], "rollout.weight_noise: Input should be greater than or equal to 0"),
     (["train", "method=token_alp", "method.perturbation.layers=erly"], "layers: unknown 'erly'; did you mean 'early'?"),
     (["train", "method=token_alp", "method.perturbation.std=3.0"], "std = 3.0 lies outside [1e-08, 1.0]"),
-    (["train", "method=grpo", "method.perturbation.std=0.1"], "method.perturbation is null here: to set method.perturbation.std, give all of it"),
+    (
+        ["train", "method=grpo", "method.perturbation.std=0.1"],
+        "method.perturbation is null here: to set method.perturbation.std, give all of it",
+    ),
     (["train", "method=grpo", "variant=sigma0"], "method 'grpo' has no perturbation: choose token_alp or seq_alp"),
     (["train", "method=token_alp", "variant=sigma_0"], "unknown variant 'sigma_0'; did you mean 'sigma0'?"),
     (

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
+from alp.configuration.automatic import settled
 from alp.errors import UserError, nearest
 from alp.foreign import is_file, read_yaml, reason, shortened
 from alp.nested import entries
@@ -200,6 +201,7 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
     """Compose the configuration of ``verb`` as plain data, refusing unknown groups, choices and keys in one line."""
     if verb not in SCHEMAS:
         raise UserError(f"unknown verb '{verb}'{nearest(verb, SCHEMAS)}")
+    overrides = settled(overrides)
     _check_words(verb, overrides)
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -1,0 +1,22 @@
+"""Choices that the machine makes: ``rollout=auto`` (and ``validation=auto``) is vLLM on a GPU where it is installed,
+else the HF engine. Composed configurations, and so results, name the engine that was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+GROUPS = ("rollout", "validation")
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def engine_here() -> str:
+    """The faster engine of those that this machine has."""
+    return "vllm" if _DRIVER.exists() and find_spec("vllm") is not None else "hf"
+
+
+def settled(words: Sequence[str]) -> list[str]:
+    """Override words with every ``auto`` replaced by what it stands for here."""
+    asked = {f"{group}=auto": group for group in GROUPS}
+    return [f"{asked[word]}={engine_here()}" if word in asked else word for word in words]
