@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .blocks import Block, Origins
 from .layers import LOGITS, decoder_layers, resolve_layers
-from .noise import AddNoise
+from .noise import AddNoise, device_kernels
 from .streams import FIELD_BITS
 
 _LOGITS_KEY = (1 << FIELD_BITS["layer"]) - 1
@@ -240,6 +240,12 @@ class LayerwisePerturbation:
     def hooks(self) -> int:
         """Number of hooks on the model."""
         return len(self._handles)
+
+    @property
+    def kernel(self) -> str:
+        """What draws the noise on the device of the s_l: ``triton`` or ``torch``."""
+        found = None if self._log_std is None else device_kernels(self._log_std.device)
+        return "torch" if found is None else "triton"
 
     @property
     def std(self) -> Tensor:
