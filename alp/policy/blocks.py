@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .streams import check_fields, row_keys
+from .streams import RowNames, check_fields
 
 
 @dataclass
@@ -59,11 +59,10 @@ class Block:
         check_fields(self.update, *self.rows)
         self.valid, self.shape = valid.reshape(-1).to(device), shape
 
-    def keys(self, seed: int, layer: int, device: torch.device) -> Tensor:
-        """(rows, 4) int32 of one layer, made anew each time: kept for all layers, they would be the largest thing
-        here."""
-        ids, positions = self.rows.to(device)
-        return row_keys(seed, self.update, ids, positions, layer)
+    def names(self, seed: int, layer: int, device: torch.device) -> RowNames:
+        """What names one layer's noise; the keys are made of it anew each time: kept for all layers, they would be the
+        largest thing here."""
+        return RowNames(seed, self.update, layer, self.rows.to(device))
 
 
 class Origins:

@@ -2,8 +2,9 @@
 
     h_l <- h_l + exp(s_l) ε_l      before the layer's norm and residual branch, inside ``active(...)`` only
 
-The noise is drawn again wherever it is needed, in the backward pass too, from keys of 16 bytes a token: nothing of its
-size is ever kept. Nothing is added to the model itself: no parameter, buffer or state-dict key.
+The noise is a function of keys of 16 bytes a token, drawn again wherever it is needed: on a GPU nothing of its size is
+ever kept, on a CPU at most 64 MB of it from forward to backward (``noise.py``). Nothing is added to the model itself:
+no parameter, buffer or state-dict key.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .blocks import Block, Origins
 from .layers import LOGITS, decoder_layers, resolve_layers
-from .noise import AddNoise
+from .noise import AddNoise, device_kernels
 from .streams import FIELD_BITS
 
 _LOGITS_KEY = (1 << FIELD_BITS["layer"]) - 1
@@ -185,9 +186,9 @@ class LayerwisePerturbation:
         # A model's layers may lie on several devices.
         log_std = self._log_std[row].to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
         layer = _LOGITS_KEY if self.layers == [LOGITS] else int(self.layers[row])
-        keys, valid = context.keys(self.seed, layer, hidden.device), context.valid.to(hidden.device)
+        names, valid = context.names(self.seed, layer, hidden.device), context.valid.to(hidden.device)
         result, context.noise_square[row], context.hidden_square[row] = AddNoise.apply(
-            hidden, log_std, keys, valid, self._saw_backward
+            hidden, log_std, names, valid, self._saw_backward, torch.is_grad_enabled()
         )
         return result  # type: ignore[no-any-return]
 
@@ -239,6 +240,12 @@ class LayerwisePerturbation:
     def hooks(self) -> int:
         """Number of hooks on the model."""
         return len(self._handles)
+
+    @property
+    def kernel(self) -> str:
+        """What draws the noise on the device of the s_l: ``triton`` or ``torch``."""
+        found = None if self._log_std is None else device_kernels(self._log_std.device)
+        return "torch" if found is None else "triton"
 
     @property
     def std(self) -> Tensor:

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 FIELD_BITS = {"position": 32, "layer": 16, "update": 32, "sequence": 48}
-_LOW = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+LOW = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
 _WORDS_SEED = 0x616C70  # keys the table of channel words: any constant does
-_MIX = (0x7FEB352D, 0x846CA68B - (1 << 32))  # multipliers of the two hash rounds, as int32
+MIX = (0x7FEB352D, 0x846CA68B - (1 << 32))  # multipliers of the two hash rounds, as int32
 _CHUNK = (
     1 << 17
 )  # elements drawn at a time on a CPU: the scratch stays in the caches, and an operation outweighs its dispatch
@@ -47,27 +48,55 @@ def row_keys(seed: int, update: int, sequence_ids: Tensor, positions: Tensor, la
     """Keys (rows, 4) int32 of rows given as flat int64 ``sequence_ids`` and ``positions`` (rows,), fields that fit."""
     counter = [
         positions,
-        sequence_ids & _LOW,
+        sequence_ids & LOW,
         (sequence_ids >> 32) | (layer << 16),
         torch.full_like(positions, update),
     ]
     return torch.stack(philox(counter, seed), dim=-1).to(torch.int32)
 
 
+class RowNames(NamedTuple):
+    """What names the noise of the rows of one layer in one update."""
+
+    seed: int
+    update: int
+    layer: int
+    rows: Tensor  # (2, rows) int64: sequence id and position, fields that fit
+
+    def keys(self) -> Tensor:
+        """(rows, 4) int32."""
+        ids, positions = self.rows
+        return row_keys(self.seed, self.update, ids, positions, self.layer)
+
+
+def channel_words(half: int, device: torch.device) -> Tensor:
+    """(2 half,) int32: the words of the channels, without structure. With evenly spaced ones, rows whose keys differ by
+    a multiple of the spacing would hold shifted copies of one another."""
+    number = torch.arange(2 * half, dtype=torch.int64, device=device)
+    zero = torch.zeros_like(number)
+    return philox([number, zero, zero, zero], _WORDS_SEED)[0].to(torch.int32)
+
+
 def philox(counter: list[Tensor], seed: int) -> list[Tensor]:
-    """Philox4x32-10: four int64 tensors holding 32-bit words, mapped by a bijection that the 64-bit ``seed``
+    """Philox4x32-10: four int64 tensors (n,) holding 32-bit words, mapped by a bijection that the 64-bit ``seed``
     selects."""
     a, b, c, d = counter
-    key = [seed & _LOW, (seed >> 32) & _LOW]
-    for _ in range(_ROUNDS):
-        left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a, b, c, d = (
-            ((right >> 32) & _LOW) ^ b ^ key[0],
-            right & _LOW,
-            ((left >> 32) & _LOW) ^ d ^ key[1],
-            left & _LOW,
-        )
-        key = [(word + step) & _LOW for word, step in zip(key, _WEYL, strict=True)]
+    # The two words that a round multiplies stand side by side, one operation for both; they change places each round.
+    words, others = torch.stack([c, a]), torch.stack([b, d])
+    factors = words.new_tensor([MULTIPLIERS[1], MULTIPLIERS[0], MULTIPLIERS[1]]).unsqueeze(-1)
+    keys = [[seed + n * WEYL[0], (seed >> 32) + n * WEYL[1]] for n in range(ROUNDS)]
+    keys = [[word & LOW for word in (pair[::-1] if n % 2 else pair)] for n, pair in enumerate(keys)]
+    # Products by turns in two places, each with its first row below again: rows 1 and 2 are the product upside down.
+    places = [(place[:2], place[1:], place[0], place[2]) for place in words.new_empty(2, 3, words.shape[1])]
+    for n, key in enumerate(words.new_tensor(keys).unsqueeze(-1).unbind()):
+        product, flipped, first, again = places[n % 2]
+        torch.mul(words, factors[:2] if n % 2 == 0 else factors[1:], out=product)
+        again.copy_(first)
+        torch.bitwise_right_shift(product, 32, out=words)
+        # Bits above the 32nd, the sign's and those of ``others``, are dropped with the round's last operation.
+        words.bitwise_xor_(others).bitwise_xor_(key).bitwise_and_(LOW)
+        others = flipped
+    (c, a), (b, d) = words.unbind(), others.bitwise_and_(LOW).unbind()  # their places again: the rounds are even
     return [a, b, c, d]
 
 
@@ -81,11 +110,7 @@ class Normals:
             self._allocate(rows, half, device)
 
     def _allocate(self, rows: int, half: int, device: torch.device) -> None:
-        number = torch.arange(2 * half, dtype=torch.int64, device=device)
-        zero = torch.zeros_like(number)
-        # Channel words without structure: with evenly spaced ones, rows whose keys differ by a multiple of the spacing
-        # would hold shifted copies of one another.
-        self._words = philox([number, zero, zero, zero], _WORDS_SEED)[0].to(torch.int32).view(2, 1, half)
+        self._words = channel_words(half, device).view(2, 1, half)
         self._x = torch.empty(2, rows, half, dtype=torch.int32, device=device)
         self._scratch = torch.empty_like(self._x)
         self._out = torch.empty(rows, 2 * half, dtype=torch.float32, device=device)
@@ -100,8 +125,8 @@ class Normals:
         torch.add(self._words, keys[:, 0:1], out=x)
         # x ^ (x >> bits) with the arithmetic shift: its missing bit costs nothing here, a logical one would cost an
         # operation.
-        x.bitwise_xor_(torch.bitwise_right_shift(x, 16, out=scratch)).mul_(_MIX[0]).add_(keys[:, 1:2])
-        x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=scratch)).mul_(_MIX[1])
+        x.bitwise_xor_(torch.bitwise_right_shift(x, 16, out=scratch)).mul_(MIX[0]).add_(keys[:, 1:2])
+        x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=scratch)).mul_(MIX[1])
         radius, angle = scratch.view(torch.float32)
         # Odd words are never 0, so the logarithm is finite: radius = sqrt(-ln u^2), u uniform on [-1, 1].
         radius.copy_(x[0].add_(keys[:, 2:3]).bitwise_or_(1)).mul_(2.0**-31)

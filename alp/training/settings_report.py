@@ -37,6 +37,7 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
         else {
             "layers": noise.layers,
             "hooks": noise.hooks,
+            "kernel": noise.kernel,
             "std": settings.std,
             "learnable": noise.learnable,
             "lr": settings.lr,

@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import alp.policy.noise
 from alp.policy import LayerwisePerturbation, log_ratio, policy_loss
+from alp.policy.streams import Normals
 
 from . import reference
 from .models import (
     BUILDERS,
     EXACT,
     HIDDEN,
+    LAYERS,
     Batch,
     active,
     collate,
@@ -279,8 +282,8 @@ def test_plain_backward_survives_an_update_in_between(name: str, reentrant: bool
     assert torch.equal(trained, stage.plain[1])
 
 
-def test_backward_keeps_no_full_size_noise() -> None:
-    """Memory: the draw is repeated in the backward pass, not stored (one hidden-sized tensor per layer)."""
+def test_autograd_saves_no_full_size_noise() -> None:
+    """Memory: nothing of hidden size per layer is among what autograd saves."""
     model, batch = gpt2(), collate(EIGHT)
 
     def stored() -> int:
@@ -300,3 +303,57 @@ def test_backward_keeps_no_full_size_noise() -> None:
     with active(perturbation, batch):
         extra = stored() - bare
     assert extra < batch.ids.numel() * HIDDEN
+
+
+@both_models
+@pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointing", "reentrant"])
+@pytest.mark.parametrize("kept", [0, 1, 100])
+def test_noise_kept_or_drawn_again_is_the_same(
+    name: str, checkpointing: bool | None, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept noise that is not what would be drawn: gradients would depend on the memory that there happened to be."""
+    model, batches = BUILDERS[name](), [collate(EIGHT[:5]), collate(EIGHT[5:])]
+    perturbation = LayerwisePerturbation(model, std=0.2)
+    draws = 0
+    draw = Normals.draw
+
+    def counting(self: Normals, keys: Tensor) -> Tensor:
+        nonlocal draws
+        draws += 1
+        return draw(self, keys)
+
+    monkeypatch.setattr(Normals, "draw", counting)
+    monkeypatch.setattr(alp.policy.noise, "KEPT_BYTES", 0)
+    expected = gradients(model, perturbation, batches)
+    assert draws == 2 * 2 * LAYERS
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
+    draws = 0
+    monkeypatch.setattr(alp.policy.noise, "KEPT_BYTES", kept * 5 * 10 * HIDDEN * 4)
+    for mine, plain in zip(gradients(model, perturbation, batches), expected, strict=True):
+        assert torch.equal(mine, plain)
+    if checkpointing is None:
+        assert draws == 2 * LAYERS + {0: 2 * LAYERS, 1: 2 * (LAYERS - 1), 100: 0}[kept]
+
+
+def test_a_second_backward_draws_again_and_room_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room that is never free again: after some updates nothing would be kept, for good."""
+    model, batch = BUILDERS["gpt2"](), collate(EIGHT)
+    perturbation = LayerwisePerturbation(model, std=0.2)
+    monkeypatch.setattr(alp.policy.noise, "KEPT_BYTES", LAYERS * batch.ids.numel() * HIDDEN * 4)
+    shape = torch.Size((LAYERS * batch.ids.numel(), HIDDEN))
+    with active(perturbation, batch):
+        loss = loss_of(model, batch)
+        assert alp.policy.noise._room(shape) is None
+        loss.backward(retain_graph=True)
+        once = scales(perturbation)[0].grad
+        assert once is not None
+        once = once.clone()
+        assert alp.policy.noise._room(shape) is not None
+        loss.backward()
+    assert torch.equal(scales(perturbation)[0].grad, 2 * once)
+    with active(perturbation, batch):
+        dropped = loss_of(model, batch)
+        assert alp.policy.noise._room(shape) is None
+    del dropped
+    assert alp.policy.noise._room(shape) is not None
