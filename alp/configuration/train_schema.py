@@ -22,6 +22,7 @@ class Trainer(Strict):
     samples: Annotated[int, Field(ge=2)]
     updates_per_batch: Positive
     micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
+    micro_tokens: Positive | None  # or tokens per forward, padding included, of sequences sorted by length
     logits_chunk: Positive | None  # tokens whose logits are in memory at once; None: all of a forward's
     lr: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -36,6 +37,14 @@ class Trainer(Strict):
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive
     seed: NonNegative
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Trainer:
+        if self.micro_batch is not None and self.micro_tokens is not None:
+            raise ValueError(
+                f"micro_batch = {self.micro_batch} and micro_tokens = {self.micro_tokens}: one of them is null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Trainer:

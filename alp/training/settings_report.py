@@ -53,6 +53,8 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
         "logits_chunk": None if updater.head is None else updater.head.chunk,
         "temperature": updater.temperature,
         "threads": torch.get_num_threads(),
+        "micro_batch": updater.trainer.micro_batch,
+        "micro_tokens": updater.trainer.micro_tokens,
         "updates_per_batch": updater.trainer.updates_per_batch,
         "kl": updater.trainer.kl if updater.reference else 0.0,
         "optimizer_groups": [

@@ -71,25 +71,40 @@ class Updater:
         raw = torch.zeros_like(batch.rollout_log_probs)
         totals: dict[str, Tensor] = {}
         zero = torch.zeros((), dtype=torch.float64, device=raw.device)
-        for rows, piece in batch.split(self.trainer.micro_batch):
+        squares = torch.zeros((), dtype=torch.float64, device=raw.device)
+        for rows, piece in batch.micro_batches(self.trainer.micro_batch, self.trainer.micro_tokens):
             outputs = self._backward(piece, index, counts)
+            if self.trainer.micro_tokens is not None and self._noise is not None:
+                squares = squares + self._squares(self._noise, piece)
             raw[rows, : outputs.raw_log_ratio.shape[1]] = outputs.raw_log_ratio
             for name, value in outputs.metrics.items():
                 totals[name] = totals.get(name, zero) + value
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         totals["policy/grad_norm"] = norm.double()
-        metrics, noise = self._to_host(totals)
+        rms = (squares / batch.lengths.sum()).sqrt() if squares.dim() else None
+        metrics, noise = self._to_host(totals, rms)
         skipped = self._finish(norm, metrics["policy/grad_norm"], noise, empty=not counts.normaliser)
         # A figure that is not finite belongs to a skip, and skips are counted.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return raw, UpdateResult(finite, skipped, noise)
 
+    @property
+    def _noise(self) -> LayerwisePerturbation | None:
+        """What perturbs the model, if anything does."""
+        return self.perturbation if self.perturbation is not None and self.perturbation.enabled else None
+
+    @staticmethod
+    def _squares(noise: LayerwisePerturbation, piece: Batch) -> Tensor:
+        """Realised and hidden squares of the last forward, summed over its tokens, (2, layers): means are over
+        tokens."""
+        rms = torch.stack([noise.realised_rms, noise.hidden_rms]).to(piece.lengths.device)
+        return rms.double().square() * piece.lengths.sum()
+
     def _backward(self, piece: Batch, index: int, counts: Counts) -> LossOutputs:
         """Forward and backward of one micro-batch, as its share of the mini-batch's loss."""
-        noise = self.perturbation
         active = (
-            noise.active(update=index, sequence_ids=piece.sequence_ids, attention_mask=piece.attention_mask)
-            if noise is not None and noise.enabled
+            self._noise.active(update=index, sequence_ids=piece.sequence_ids, attention_mask=piece.attention_mask)
+            if self._noise is not None
             else nullcontext()
         )
         with active:
@@ -112,12 +127,15 @@ class Updater:
             outputs.loss.backward()
         return outputs
 
-    def _to_host(self, totals: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The metrics, and the noise per layer as its last forward left it."""
-        noise = self.perturbation
+    def _to_host(
+        self, totals: dict[str, Tensor], rms: Tensor | None
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The metrics, and the noise per layer: ``rms`` (2, layers), or as its last forward left it."""
+        noise = self._noise
         layers: dict[str, Tensor] = {}
-        if noise is not None and noise.enabled:
-            layers = {"realised_rms": noise.realised_rms, "hidden_rms": noise.hidden_rms, "grad": noise.std_grad}
+        if noise is not None:
+            realised, hidden = (noise.realised_rms, noise.hidden_rms) if rms is None else rms
+            layers = {"realised_rms": realised, "hidden_rms": hidden, "grad": noise.std_grad}
         device = totals["policy/grad_norm"].device
         parts = [torch.stack(list(totals.values())), *(value.double().to(device) for value in layers.values())]
         values = iter(torch.cat(parts).tolist())
