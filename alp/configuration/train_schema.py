@@ -24,6 +24,7 @@ class Trainer(Strict):
     micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
     micro_tokens: Positive | None  # or tokens per forward, padding included, of sequences sorted by length
     logits_chunk: Positive | None  # tokens whose logits are in memory at once; None: all of a forward's
+    old_log_probs: bool  # π_old over each rollout batch; false: not computed, and without the figures that need it
     lr: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     max_grad_norm: PositiveFloat
@@ -86,4 +87,13 @@ class TrainConfig(Strict):
     def _long_enough(self) -> TrainConfig:
         for settings in (self.rollout, self.validation):
             self.task.check_limit(settings.max_new_tokens)
+        return self
+
+    @model_validator(mode="after")
+    def _can_do_without(self) -> TrainConfig:
+        method = self.method
+        readers = {"denominator is 'old'": method.denominator == "old", "corrections read π_old": method.corrections}
+        if not self.trainer.old_log_probs and any(readers.values()):
+            why = next(reader for reader, reads in readers.items() if reads)
+            raise ValueError(f"trainer.old_log_probs = false does not go with method '{method.name}', whose {why}")
         return self

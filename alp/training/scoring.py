@@ -19,6 +19,8 @@ from alp.training.head import Head
 if TYPE_CHECKING:
     from alp.training.job import Job
 
+FIGURES_OF_OLD = ("policy/entropy", "rollout_corr/…")  # what a job without π_old does not log
+
 
 def sample(job: Job, step: int) -> list[Trajectory]:
     """The responses that ``step`` trains on."""
@@ -58,15 +60,16 @@ def score(job: Job, batch: Batch) -> tuple[Batch, dict[str, float]]:
     reference = torch.zeros_like(batch.ref_log_probs)
     for rows, mini in batch.split(len(batch) // trainer.updates_per_batch):
         width = mini.input_ids.shape[1]
-        old[rows, :width], entropy[rows, :width] = _frozen(job, job.model, mini, job.head)
+        if trainer.old_log_probs:
+            old[rows, :width], entropy[rows, :width] = _frozen(job, job.model, mini, job.head)
         if trainer.kl:
             with job.initial_policy() as (initial, head):
                 reference[rows, :width], _ = _frozen(job, initial, mini, head)
-    corrected = job.config.method.correct(old, batch.rollout_log_probs, batch.response_mask)
-    metrics = mismatch_diagnostics(old, batch.rollout_log_probs, batch.response_mask)
+    corrected = job.config.method.correct(
+        old if trainer.old_log_probs else None, batch.rollout_log_probs, batch.response_mask
+    )
+    metrics = _of_old(batch, old, entropy) if trainer.old_log_probs else {}
     metrics |= {name: float(value) for name, value in corrected.metrics.items()}
-    metrics |= ratio_diagnostics(old - batch.rollout_log_probs, batch.response_mask, prefix="rollout_corr")
-    metrics["policy/entropy"] = float(entropy[batch.response_mask].double().mean())
     scored = batch.with_(
         advantages=advantages,
         old_log_probs=old,
@@ -76,6 +79,13 @@ def score(job: Job, batch: Batch) -> tuple[Batch, dict[str, float]]:
         loss_mask=corrected.mask,
     )
     return scored, metrics
+
+
+def _of_old(batch: Batch, old: Tensor, entropy: Tensor) -> dict[str, float]:
+    """The figures of π_old and of its mismatch to μ."""
+    metrics = mismatch_diagnostics(old, batch.rollout_log_probs, batch.response_mask)
+    metrics |= ratio_diagnostics(old - batch.rollout_log_probs, batch.response_mask, prefix="rollout_corr")
+    return metrics | {"policy/entropy": float(entropy[batch.response_mask].double().mean())}
 
 
 def _frozen(job: Job, model: Any, mini: Batch, head: Head | None) -> tuple[Tensor, Tensor]:

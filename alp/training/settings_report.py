@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from alp import adapters
 from alp.configuration.train_schema import TrainConfig
 from alp.rollout.engine import Engine
+from alp.training.scoring import FIGURES_OF_OLD
 from alp.training.update import Updater
 
 
@@ -51,6 +52,8 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
         ),
         "log_probs": "whole" if updater.head is None else "chunked",
         "logits_chunk": None if updater.head is None else updater.head.chunk,
+        "old_log_probs": updater.trainer.old_log_probs,
+        "missing_figures": [] if updater.trainer.old_log_probs else list(FIGURES_OF_OLD),
         "temperature": updater.temperature,
         "threads": torch.get_num_threads(),
         "micro_batch": updater.trainer.micro_batch,
@@ -80,6 +83,7 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "noise learns": (len(active["optimizer_groups"]) == 2, noisy and settings is not None and settings.learnable),
         "training dtype": (active["train_dtype"], "float32"),
         "gradient checkpointing": (active["gradient_checkpointing"] > 0, config.model.gradient_checkpointing),
+        "old log-probs": (active["old_log_probs"], config.trainer.old_log_probs),
         "threads": (active["threads"], config.trainer.threads),
         "tokens a chunk of logits": (
             active["logits_chunk"],

@@ -112,7 +112,7 @@ class Updater:
             outputs = self.method.loss(
                 LossInputs(
                     log_probs=log_probs,
-                    old_log_probs=piece.old_log_probs,
+                    old_log_probs=piece.old_log_probs if self.trainer.old_log_probs else None,
                     rollout_log_probs=piece.rollout_log_probs,
                     ref_log_probs=piece.ref_log_probs if self.reference else None,
                     response_mask=piece.response_mask,
