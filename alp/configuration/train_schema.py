@@ -35,6 +35,7 @@ class Trainer(Strict):
     probe_every: NonNegative  # steps between sharpness probes and logged updates; 0: never
     checkpoint_every: NonNegative  # steps; 0: never
     keep_checkpoints: bool
+    deterministic_attention: bool  # GPU: no cuDNN in attention, and a backward in torch's strict mode
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive
     seed: NonNegative

@@ -22,7 +22,7 @@ from alp.rollout import contract, probe, prompts, registry
 from alp.rollout.ends import ends_of
 from alp.rollout.engine import Engine, Host, Probe, Sampling
 from alp.tasks.catalogue import load_task
-from alp.training import checkpoint, inputs
+from alp.training import attention, checkpoint, inputs
 from alp.training.forward import sequence_log_probs
 from alp.training.head import Head, Unproven, proven_head
 from alp.training.pending import PendingStep
@@ -64,6 +64,7 @@ class Job:
         self.folder = models.check_model(config.model)
         self._check_inputs(accept)
         fix_threads(config.trainer.threads)
+        attention.choose(deterministic=config.trainer.deterministic_attention)
         self._load()
         self.engine = self._engine(config.rollout, scratch)
         self.validator = (

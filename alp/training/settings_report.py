@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from alp import adapters
 from alp.configuration.train_schema import TrainConfig
 from alp.rollout.engine import Engine
+from alp.training import attention
 from alp.training.scoring import FIGURES_OF_OLD
 from alp.training.update import Updater
 
@@ -18,7 +19,6 @@ from alp.training.update import Updater
 def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Updater) -> dict[str, Any]:
     """The content of ``active.json``."""
     noise, settings, method = updater.perturbation, config.method.perturbation, updater.method
-    parameter = next(model.parameters())
     return engine.describe() | {
         "method": method.name,
         "variant": config.variant,
@@ -43,13 +43,7 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
             "lr": settings.lr,
         },
         "lora": adapters.describe(model),
-        "train_dtype": str(parameter.dtype).removeprefix("torch."),
-        "autocast": "bfloat16" if parameter.device.type == "cuda" else None,
-        "gradient_checkpointing": sum(
-            layer.gradient_checkpointing and layer.training
-            for layer in model.modules()
-            if isinstance(layer, GradientCheckpointingLayer)
-        ),
+        **_arithmetic(model, updater),
         "log_probs": "whole" if updater.head is None else "chunked",
         "logits_chunk": None if updater.head is None else updater.head.chunk,
         "old_log_probs": updater.trainer.old_log_probs,
@@ -64,6 +58,22 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
             {"lr": group["lr"], "weight_decay": group["weight_decay"], "tensors": len(group["params"])}
             for group in updater.optimizer.param_groups
         ],
+    }
+
+
+def _arithmetic(model: Any, updater: Updater) -> dict[str, Any]:
+    """In which numbers and by which kernels the model is trained."""
+    parameter = next(model.parameters())
+    return {
+        "train_dtype": str(parameter.dtype).removeprefix("torch."),
+        "autocast": "bfloat16" if parameter.device.type == "cuda" else None,
+        "attention_kernels": attention.allowed(),
+        "attention_backward": "strict" if updater.trainer.deterministic_attention else "not strict",
+        "gradient_checkpointing": sum(
+            layer.gradient_checkpointing and layer.training
+            for layer in model.modules()
+            if isinstance(layer, GradientCheckpointingLayer)
+        ),
     }
 
 
@@ -84,6 +94,10 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "training dtype": (active["train_dtype"], "float32"),
         "gradient checkpointing": (active["gradient_checkpointing"] > 0, config.model.gradient_checkpointing),
         "old log-probs": (active["old_log_probs"], config.trainer.old_log_probs),
+        "attention without cuDNN's": (
+            "cudnn" not in active["attention_kernels"] or not config.trainer.deterministic_attention,
+            True,
+        ),
         "threads": (active["threads"], config.trainer.threads),
         "tokens a chunk of logits": (
             active["logits_chunk"],

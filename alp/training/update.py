@@ -15,6 +15,7 @@ from alp.configuration.train_schema import Trainer
 from alp.policy.composition import count
 from alp.policy.method import Counts, LossInputs, LossOutputs, Method
 from alp.policy.perturbation import LayerwisePerturbation
+from alp.training.attention import strict
 from alp.training.batch import Batch
 from alp.training.forward import token_log_probs
 from alp.training.head import Head
@@ -124,7 +125,8 @@ class Updater:
                     counts=counts,
                 )
             )
-            outputs.loss.backward()
+            with strict(self.trainer.deterministic_attention):
+                outputs.loss.backward()
         return outputs
 
     def _to_host(
