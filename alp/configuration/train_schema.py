@@ -35,6 +35,7 @@ class Trainer(Strict):
     probe_every: NonNegative  # steps between sharpness probes and logged updates; 0: never
     checkpoint_every: NonNegative  # steps; 0: never
     keep_checkpoints: bool
+    precision: Literal["autocast", "bfloat16"]  # weights in float32; or in bfloat16, with float32 copies to step
     deterministic_attention: bool  # GPU: no cuDNN in attention, and a backward in torch's strict mode
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive
@@ -88,6 +89,12 @@ class TrainConfig(Strict):
     def _long_enough(self) -> TrainConfig:
         for settings in (self.rollout, self.validation):
             self.task.check_limit(settings.max_new_tokens)
+        return self
+
+    @model_validator(mode="after")
+    def _all_weights(self) -> TrainConfig:
+        if self.trainer.precision == "bfloat16" and self.model.lora is not None:
+            raise ValueError("trainer.precision = bfloat16 trains all weights: it does not go with model.lora")
         return self
 
     @model_validator(mode="after")

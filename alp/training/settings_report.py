@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alp import adapters
@@ -63,10 +65,10 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
 
 def _arithmetic(model: Any, updater: Updater) -> dict[str, Any]:
     """In which numbers and by which kernels the model is trained."""
-    parameter = next(model.parameters())
     return {
-        "train_dtype": str(parameter.dtype).removeprefix("torch."),
-        "autocast": "bfloat16" if parameter.device.type == "cuda" else None,
+        "train_dtype": _dtypes(model.parameters()),
+        "optimizer_dtype": _dtypes(updater.optimizer.param_groups[0]["params"]),
+        "autocast": "bfloat16" if next(model.parameters()).device.type == "cuda" else None,
         "attention_kernels": attention.allowed(),
         "attention_backward": "strict" if updater.trainer.deterministic_attention else "not strict",
         "gradient_checkpointing": sum(
@@ -75,6 +77,11 @@ def _arithmetic(model: Any, updater: Updater) -> dict[str, Any]:
             if isinstance(layer, GradientCheckpointingLayer)
         ),
     }
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> str:
+    """``float32``, or all that there are."""
+    return "+".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
 
 
 def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
@@ -91,7 +98,11 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "numerator": (active["numerator"], "perturbed" if noisy else "current"),
         "hooks": (hooks, expected),
         "noise learns": (len(active["optimizer_groups"]) == 2, noisy and settings is not None and settings.learnable),
-        "training dtype": (active["train_dtype"], "float32"),
+        "training dtype": (
+            active["train_dtype"],
+            "bfloat16" if config.trainer.precision == "bfloat16" else "float32",
+        ),
+        "optimizer's dtype": (active["optimizer_dtype"], "float32"),
         "gradient checkpointing": (active["gradient_checkpointing"] > 0, config.model.gradient_checkpointing),
         "old log-probs": (active["old_log_probs"], config.trainer.old_log_probs),
         "attention without cuDNN's": (

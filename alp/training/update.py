@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alp.configuration.train_schema import Trainer
 from alp.policy.composition import count
@@ -19,6 +19,7 @@ from alp.training.attention import strict
 from alp.training.batch import Batch
 from alp.training.forward import token_log_probs
 from alp.training.head import Head
+from alp.training.masters import Masters
 
 
 @dataclass
@@ -43,14 +44,15 @@ class Updater:
         temperature: float,
         reference: bool,
         head: Head | None = None,
+        masters: Masters | None = None,
     ) -> None:
-        self.model, self.method, self.trainer, self.head = model, method, trainer, head
+        self.model, self.method, self.trainer, self.head, self.masters = model, method, trainer, head, masters
         self.perturbation, self.temperature, self.reference = perturbation, temperature, reference
         self.skipped_in_a_row = 0
         self.perturbed_updates = 0
         groups: list[dict[str, Any]] = [
             {
-                "params": [parameter for parameter in model.parameters() if parameter.requires_grad],
+                "params": [weight for weight in self._weights() if weight.requires_grad],
                 "lr": trainer.lr,
                 "weight_decay": trainer.weight_decay,
             }
@@ -60,6 +62,10 @@ class Updater:
             # No decay: it would pull σ towards 1. Not part of the clipped norm either.
             groups.append({"params": noise, "lr": method.perturbation.lr, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, fused=True)
+
+    def _weights(self) -> list[nn.Parameter]:
+        """What the optimizer steps, and what else the model has."""
+        return list(self.model.parameters() if self.masters is None else self.masters.weights.values())
 
     def update(self, batch: Batch, index: int) -> tuple[Tensor, UpdateResult]:
         """Step on the mini-batch ``batch`` as update number ``index`` of the run.
@@ -75,12 +81,14 @@ class Updater:
         squares = torch.zeros((), dtype=torch.float64, device=raw.device)
         for rows, piece in batch.micro_batches(self.trainer.micro_batch, self.trainer.micro_tokens):
             outputs = self._backward(piece, index, counts)
+            if self.masters is not None:
+                self.masters.gather_gradients()
             if self.trainer.micro_tokens is not None and self._noise is not None:
                 squares = squares + self._squares(self._noise, piece)
             raw[rows, : outputs.raw_log_ratio.shape[1]] = outputs.raw_log_ratio
             for name, value in outputs.metrics.items():
                 totals[name] = totals.get(name, zero) + value
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights() if p.grad is not None])
         totals["policy/grad_norm"] = norm.double()
         rms = (squares / batch.lengths.sum()).sqrt() if squares.dim() else None
         metrics, noise = self._to_host(totals, rms)
@@ -160,8 +168,10 @@ class Updater:
                 )
             return True
         self.skipped_in_a_row = 0
-        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.max_grad_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(self._weights(), self.trainer.max_grad_norm, norm)
         self.optimizer.step()
+        if self.masters is not None:
+            self.masters.copy_back()
         if self.perturbation is not None:
             self.perturbation.project_()
         return False
