@@ -55,8 +55,8 @@ def _updater(*words: str, tied: bool = False) -> Updater:
 @pytest.mark.parametrize("method", ["grpo", "gspo", "seq_alp", "token_alp"])
 @pytest.mark.parametrize("pieces", ["trainer.micro_batch=null", "trainer.micro_tokens=30"])
 def test_the_step_is_that_of_float32_but_for_rounding(method: str, tied: bool, pieces: str) -> None:
-    """The gradients to a few per cent of their norm, as 8 bits of a product allow (under noise the ratios, and with them
-    the weights of tokens, differ too); the copies in every bit."""
+    """The gradients to a few per cent of their norm, as 8 bits of a product allow (under noise the ratios that weigh
+    tokens differ too); the copies in every bit."""
     gradients: list[Tensor] = []
     for words in ([], [WORD]):
         updater = _updater(f"method={method}", pieces, *words, tied=tied)
