@@ -33,6 +33,14 @@ FAULTS = [
         ["train", "trainer.updates_per_batch=7"],
         "prompts = 48 is not divisible by updates_per_batch = 7; nearest that is: 6",
     ),
+    (
+        ["train", "trainer.micro_batch=8", "trainer.micro_tokens=4096"],
+        "micro_batch = 8 and micro_tokens = 4096: one of them is null",
+    ),
+    (
+        ["train", "method=grpo", "trainer.old_log_probs=false"],
+        "trainer.old_log_probs = false does not go with method 'grpo', whose denominator is 'old'",
+    ),
     (["train", "rollout.dtype=bf16"], "rollout.dtype: 'bf16' is no valid choice; did you mean 'bfloat16'?"),
     (["train", "rollout.top_p=0.9"], "need top_p=1.0 and top_k=0"),
     (["train", "rollout.weight_noise=-1"], "rollout.weight_noise: Input should be greater than or equal to 0"),

@@ -22,7 +22,9 @@ class Trainer(Strict):
     samples: Annotated[int, Field(ge=2)]
     updates_per_batch: Positive
     micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
+    micro_tokens: Positive | None  # or tokens per forward, padding included, of sequences sorted by length
     logits_chunk: Positive | None  # tokens whose logits are in memory at once; None: all of a forward's
+    old_log_probs: bool  # π_old over each rollout batch; false: not computed, and without the figures that need it
     lr: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     max_grad_norm: PositiveFloat
@@ -33,9 +35,19 @@ class Trainer(Strict):
     probe_every: NonNegative  # steps between sharpness probes and logged updates; 0: never
     checkpoint_every: NonNegative  # steps; 0: never
     keep_checkpoints: bool
+    precision: Literal["autocast", "bfloat16"]  # weights in float32; or in bfloat16, with float32 copies to step
+    deterministic_attention: bool  # GPU: no cuDNN in attention, and a backward in torch's strict mode
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive
     seed: NonNegative
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Trainer:
+        if self.micro_batch is not None and self.micro_tokens is not None:
+            raise ValueError(
+                f"micro_batch = {self.micro_batch} and micro_tokens = {self.micro_tokens}: one of them is null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Trainer:
@@ -77,4 +89,19 @@ class TrainConfig(Strict):
     def _long_enough(self) -> TrainConfig:
         for settings in (self.rollout, self.validation):
             self.task.check_limit(settings.max_new_tokens)
+        return self
+
+    @model_validator(mode="after")
+    def _all_weights(self) -> TrainConfig:
+        if self.trainer.precision == "bfloat16" and self.model.lora is not None:
+            raise ValueError("trainer.precision = bfloat16 trains all weights: it does not go with model.lora")
+        return self
+
+    @model_validator(mode="after")
+    def _can_do_without(self) -> TrainConfig:
+        method = self.method
+        readers = {"denominator is 'old'": method.denominator == "old", "corrections read π_old": method.corrections}
+        if not self.trainer.old_log_probs and any(readers.values()):
+            why = next(reader for reader, reads in readers.items() if reads)
+            raise ValueError(f"trainer.old_log_probs = false does not go with method '{method.name}', whose {why}")
         return self

@@ -54,6 +54,32 @@ class Batch:
         for index in torch.arange(len(self), device=self.input_ids.device).split(size or max(len(self), 1)):
             yield index, self.rows(index)
 
+    def micro_batches(self, rows: int | None, tokens: int | None) -> Iterator[tuple[Tensor, Batch]]:
+        """What one forward takes at a time, as (row indices, rows): with ``tokens``, rows of like lengths, at most so
+        many tokens with their padding; else at most ``rows`` of them in their order (None: all)."""
+        if tokens is None:
+            yield from self.split(rows)
+            return
+        for members in by_length(self.lengths.tolist(), tokens):
+            index = torch.tensor(members, device=self.input_ids.device)
+            yield index, self.rows(index)
+
+
+def by_length(lengths: list[int], budget: int) -> list[list[int]]:
+    """Sequences in groups whose number times longest is at most ``budget``; one that is longer is alone. Each stands in
+    one group; those of one length keep their order.
+
+    Filled from the shortest up, so the group that is left with room is one of long sequences: it saves most there. The
+    longest come first: where memory does not suffice, that shows at once.
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and (len(groups[-1]) + 1) * lengths[row] <= budget:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups[::-1]
+
 
 def collate(trajectories: list[Trajectory], *, pad_token_id: int, first_sequence: int, device: torch.device) -> Batch:
     """Pad trajectories to the right. ``sequence_ids`` count on from ``first_sequence``: unique in a run."""

@@ -85,12 +85,18 @@ def _by_chunks(head: Head, batch: Batch, temperature: float, *, entropy: bool) -
 
 @torch.no_grad()
 def frozen_log_probs(
-    model: Any, batch: Batch, temperature: float, micro_batch: int | None, head: Head | None = None
+    model: Any,
+    batch: Batch,
+    temperature: float,
+    micro_batch: int | None,
+    head: Head | None = None,
+    *,
+    micro_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same without gradient, over a whole batch in the pieces an update would use: then an on-policy ratio is
     exactly 1."""
     log_probs, entropy = torch.zeros_like(batch.rollout_log_probs), torch.zeros_like(batch.rollout_log_probs)
-    for index, piece in batch.split(micro_batch):
+    for index, piece in batch.micro_batches(micro_batch, micro_tokens):
         width = piece.input_ids.shape[1]
         log_probs[index, :width], entropy[index, :width] = token_log_probs(
             model, piece, temperature, entropy=True, head=head

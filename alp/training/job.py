@@ -22,9 +22,10 @@ from alp.rollout import contract, probe, prompts, registry
 from alp.rollout.ends import ends_of
 from alp.rollout.engine import Engine, Host, Probe, Sampling
 from alp.tasks.catalogue import load_task
-from alp.training import checkpoint, inputs
+from alp.training import attention, checkpoint, inputs
 from alp.training.forward import sequence_log_probs
 from alp.training.head import Head, Unproven, proven_head
+from alp.training.masters import Masters, round_weights
 from alp.training.pending import PendingStep
 from alp.training.records import RECORDS, Records
 from alp.training.settings_report import check_active, check_perturbed, describe_active
@@ -64,6 +65,7 @@ class Job:
         self.folder = models.check_model(config.model)
         self._check_inputs(accept)
         fix_threads(config.trainer.threads)
+        attention.choose(deterministic=config.trainer.deterministic_attention)
         self._load()
         self.engine = self._engine(config.rollout, scratch)
         self.validator = (
@@ -80,6 +82,7 @@ class Job:
             temperature=config.rollout.temperature,
             reference=config.trainer.kl > 0,
             head=self.head,
+            masters=self.masters,
         )
         self.validation = self._validation()
         self.records = Records(run_dir)
@@ -127,6 +130,11 @@ class Job:
         self.reference = None
         if config.trainer.kl and config.model.lora is None:
             self.reference = models.load_model(self.folder, self.device).requires_grad_(False)
+        self.masters = None
+        if config.trainer.precision == "bfloat16":
+            self.masters = Masters(self.model)
+            if self.reference is not None:
+                round_weights(self.reference)
         self.whole_because: str | None = None  # why logits are not computed in chunks although that is asked for
         self.head, self.reference_head = self._head(self.model), self._head(self.reference)
 
@@ -166,7 +174,8 @@ class Job:
         fixed = Probe(
             probe.sequences(asked, vocabulary, seed, self.limits.positions),
             lambda sequences, temperature: sequence_log_probs(self.model, sequences, temperature),
-            dtype="bfloat16" if self.device.type == "cuda" else "float32",  # training/forward.py: autocast on a GPU
+            # training/forward.py: autocast on a GPU
+            dtype="bfloat16" if self.device.type == "cuda" or self.masters is not None else "float32",
         )
         log = self.run_dir / registry.log_name(settings, log_prefix)
         return registry.make(settings, Host(self.model, self.folder, log, self.device, seed, fixed, scratch, group))
@@ -251,6 +260,8 @@ class Job:
 
     def _restore(self, state: dict[str, Any]) -> None:
         adapters.load_state(self.model, state["model"])
+        if self.masters is not None:
+            self.masters.load_state(state["model"])
         self.updater.load_state_dict(state["updater"])
         if self.perturbation is not None:
             self.perturbation.load_state_dict(state["perturbation"])
@@ -261,7 +272,7 @@ class Job:
         """Write a checkpoint of this very moment; whether that worked."""
         state = {
             "step": self.done,
-            "model": adapters.state(self.model),
+            "model": adapters.state(self.model) | (self.masters.state() if self.masters is not None else {}),
             "updater": self.updater.state_dict(),
             "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
             "pending": self.pending.state_dict() if self.pending is not None else None,
@@ -280,6 +291,8 @@ class Job:
         self.records.write()
         adapters.save(self.model, self.run_dir / "adapter", self.config.model.name)
         adapters.merge(self.model)
+        if self.masters is not None:
+            self.masters.widen()
         models.save_model(self.model, self.tokenizer, self.run_dir / "model", noise)
         if not self.config.trainer.keep_checkpoints:
             checkpoint.prune(self.run_dir)

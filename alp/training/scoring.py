@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
 from alp.policy.objective import group_advantages
@@ -13,9 +14,12 @@ from alp.rollout.episodes import Trajectory, collect
 from alp.tasks.task import select
 from alp.training.batch import Batch, collate
 from alp.training.forward import frozen_log_probs
+from alp.training.head import Head
 
 if TYPE_CHECKING:
     from alp.training.job import Job
+
+FIGURES_OF_OLD = ("policy/entropy", "rollout_corr/…")  # what a job without π_old does not log
 
 
 def sample(job: Job, step: int) -> list[Trajectory]:
@@ -50,23 +54,22 @@ def padded(job: Job, trajectories: list[Trajectory], step: int) -> Batch:
 
 def score(job: Job, batch: Batch) -> tuple[Batch, dict[str, float]]:
     """Advantages, π_old, the reference, and what the rollout corrections leave; with the figures of the mismatch."""
-    trainer, temperature = job.config.trainer, job.config.rollout.temperature
+    trainer = job.config.trainer
     advantages = group_advantages(batch.rewards, batch.groups).to(batch.rollout_log_probs.dtype)
     old, entropy = torch.zeros_like(batch.old_log_probs), torch.zeros_like(batch.entropy)
     reference = torch.zeros_like(batch.ref_log_probs)
     for rows, mini in batch.split(len(batch) // trainer.updates_per_batch):
         width = mini.input_ids.shape[1]
-        old[rows, :width], entropy[rows, :width] = frozen_log_probs(
-            job.model, mini, temperature, trainer.micro_batch, job.head
-        )
+        if trainer.old_log_probs:
+            old[rows, :width], entropy[rows, :width] = _frozen(job, job.model, mini, job.head)
         if trainer.kl:
             with job.initial_policy() as (initial, head):
-                reference[rows, :width], _ = frozen_log_probs(initial, mini, temperature, trainer.micro_batch, head)
-    corrected = job.config.method.correct(old, batch.rollout_log_probs, batch.response_mask)
-    metrics = mismatch_diagnostics(old, batch.rollout_log_probs, batch.response_mask)
+                reference[rows, :width], _ = _frozen(job, initial, mini, head)
+    corrected = job.config.method.correct(
+        old if trainer.old_log_probs else None, batch.rollout_log_probs, batch.response_mask
+    )
+    metrics = _of_old(batch, old, entropy) if trainer.old_log_probs else {}
     metrics |= {name: float(value) for name, value in corrected.metrics.items()}
-    metrics |= ratio_diagnostics(old - batch.rollout_log_probs, batch.response_mask, prefix="rollout_corr")
-    metrics["policy/entropy"] = float(entropy[batch.response_mask].double().mean())
     scored = batch.with_(
         advantages=advantages,
         old_log_probs=old,
@@ -76,3 +79,23 @@ def score(job: Job, batch: Batch) -> tuple[Batch, dict[str, float]]:
         loss_mask=corrected.mask,
     )
     return scored, metrics
+
+
+def _of_old(batch: Batch, old: Tensor, entropy: Tensor) -> dict[str, float]:
+    """The figures of π_old and of its mismatch to μ."""
+    metrics = mismatch_diagnostics(old, batch.rollout_log_probs, batch.response_mask)
+    metrics |= ratio_diagnostics(old - batch.rollout_log_probs, batch.response_mask, prefix="rollout_corr")
+    return metrics | {"policy/entropy": float(entropy[batch.response_mask].double().mean())}
+
+
+def _frozen(job: Job, model: Any, mini: Batch, head: Head | None) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropy of a mini-batch, in the pieces that its update takes."""
+    trainer = job.config.trainer
+    return frozen_log_probs(
+        model,
+        mini,
+        job.config.rollout.temperature,
+        trainer.micro_batch,
+        head,
+        micro_tokens=trainer.micro_tokens,
+    )

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alp import adapters
 from alp.configuration.train_schema import TrainConfig
 from alp.rollout.engine import Engine
+from alp.training import attention
+from alp.training.scoring import FIGURES_OF_OLD
 from alp.training.update import Updater
 
 
 def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Updater) -> dict[str, Any]:
     """The content of ``active.json``."""
     noise, settings, method = updater.perturbation, config.method.perturbation, updater.method
-    parameter = next(model.parameters())
     return engine.describe() | {
         "method": method.name,
         "variant": config.variant,
@@ -43,17 +46,15 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
             "lr": settings.lr,
         },
         "lora": adapters.describe(model),
-        "train_dtype": str(parameter.dtype).removeprefix("torch."),
-        "autocast": "bfloat16" if parameter.device.type == "cuda" else None,
-        "gradient_checkpointing": sum(
-            layer.gradient_checkpointing and layer.training
-            for layer in model.modules()
-            if isinstance(layer, GradientCheckpointingLayer)
-        ),
+        **_arithmetic(model, updater),
         "log_probs": "whole" if updater.head is None else "chunked",
         "logits_chunk": None if updater.head is None else updater.head.chunk,
+        "old_log_probs": updater.trainer.old_log_probs,
+        "missing_figures": [] if updater.trainer.old_log_probs else list(FIGURES_OF_OLD),
         "temperature": updater.temperature,
         "threads": torch.get_num_threads(),
+        "micro_batch": updater.trainer.micro_batch,
+        "micro_tokens": updater.trainer.micro_tokens,
         "updates_per_batch": updater.trainer.updates_per_batch,
         "kl": updater.trainer.kl if updater.reference else 0.0,
         "optimizer_groups": [
@@ -61,6 +62,27 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
             for group in updater.optimizer.param_groups
         ],
     }
+
+
+def _arithmetic(model: Any, updater: Updater) -> dict[str, Any]:
+    """In which numbers and by which kernels the model is trained."""
+    return {
+        "train_dtype": _dtypes(model.parameters()),
+        "optimizer_dtype": _dtypes(updater.optimizer.param_groups[0]["params"]),
+        "autocast": "bfloat16" if next(model.parameters()).device.type == "cuda" else None,
+        "attention_kernels": attention.allowed(),
+        "attention_backward": "strict" if updater.trainer.deterministic_attention else "not strict",
+        "gradient_checkpointing": sum(
+            layer.gradient_checkpointing and layer.training
+            for layer in model.modules()
+            if isinstance(layer, GradientCheckpointingLayer)
+        ),
+    }
+
+
+def _dtypes(tensors: Iterable[Tensor]) -> str:
+    """``float32``, or all that there are."""
+    return "+".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
 
 
 def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
@@ -77,8 +99,17 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "numerator": (active["numerator"], "perturbed" if noisy else "current"),
         "hooks": (hooks, expected),
         "noise learns": (len(active["optimizer_groups"]) == 2, noisy and settings is not None and settings.learnable),
-        "training dtype": (active["train_dtype"], "float32"),
+        "training dtype": (
+            active["train_dtype"],
+            "bfloat16" if config.trainer.precision == "bfloat16" else "float32",
+        ),
+        "optimizer's dtype": (active["optimizer_dtype"], "float32"),
         "gradient checkpointing": (active["gradient_checkpointing"] > 0, config.model.gradient_checkpointing),
+        "old log-probs": (active["old_log_probs"], config.trainer.old_log_probs),
+        "attention without cuDNN's": (
+            "cudnn" not in active["attention_kernels"] or not config.trainer.deterministic_attention,
+            True,
+        ),
         "threads": (active["threads"], config.trainer.threads),
         "tokens a chunk of logits": (
             active["logits_chunk"],

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alp.configuration.train_schema import Trainer
 from alp.policy.composition import count
 from alp.policy.method import Counts, LossInputs, LossOutputs, Method
 from alp.policy.perturbation import LayerwisePerturbation
+from alp.training.attention import strict
 from alp.training.batch import Batch
 from alp.training.forward import token_log_probs
 from alp.training.head import Head
+from alp.training.masters import Masters
 
 
 @dataclass
@@ -42,14 +44,15 @@ class Updater:
         temperature: float,
         reference: bool,
         head: Head | None = None,
+        masters: Masters | None = None,
     ) -> None:
-        self.model, self.method, self.trainer, self.head = model, method, trainer, head
+        self.model, self.method, self.trainer, self.head, self.masters = model, method, trainer, head, masters
         self.perturbation, self.temperature, self.reference = perturbation, temperature, reference
         self.skipped_in_a_row = 0
         self.perturbed_updates = 0
         groups: list[dict[str, Any]] = [
             {
-                "params": [parameter for parameter in model.parameters() if parameter.requires_grad],
+                "params": [weight for weight in self._weights() if weight.requires_grad],
                 "lr": trainer.lr,
                 "weight_decay": trainer.weight_decay,
             }
@@ -59,6 +62,10 @@ class Updater:
             # No decay: it would pull σ towards 1. Not part of the clipped norm either.
             groups.append({"params": noise, "lr": method.perturbation.lr, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, fused=True)
+
+    def _weights(self) -> list[nn.Parameter]:
+        """What the optimizer steps, and what else the model has."""
+        return list(self.model.parameters() if self.masters is None else self.masters.weights.values())
 
     def update(self, batch: Batch, index: int) -> tuple[Tensor, UpdateResult]:
         """Step on the mini-batch ``batch`` as update number ``index`` of the run.
@@ -71,25 +78,42 @@ class Updater:
         raw = torch.zeros_like(batch.rollout_log_probs)
         totals: dict[str, Tensor] = {}
         zero = torch.zeros((), dtype=torch.float64, device=raw.device)
-        for rows, piece in batch.split(self.trainer.micro_batch):
+        squares = torch.zeros((), dtype=torch.float64, device=raw.device)
+        for rows, piece in batch.micro_batches(self.trainer.micro_batch, self.trainer.micro_tokens):
             outputs = self._backward(piece, index, counts)
+            if self.masters is not None:
+                self.masters.gather_gradients()
+            if self.trainer.micro_tokens is not None and self._noise is not None:
+                squares = squares + self._squares(self._noise, piece)
             raw[rows, : outputs.raw_log_ratio.shape[1]] = outputs.raw_log_ratio
             for name, value in outputs.metrics.items():
                 totals[name] = totals.get(name, zero) + value
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights() if p.grad is not None])
         totals["policy/grad_norm"] = norm.double()
-        metrics, noise = self._to_host(totals)
+        rms = (squares / batch.lengths.sum()).sqrt() if squares.dim() else None
+        metrics, noise = self._to_host(totals, rms)
         skipped = self._finish(norm, metrics["policy/grad_norm"], noise, empty=not counts.normaliser)
         # A figure that is not finite belongs to a skip, and skips are counted.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return raw, UpdateResult(finite, skipped, noise)
 
+    @property
+    def _noise(self) -> LayerwisePerturbation | None:
+        """What perturbs the model, if anything does."""
+        return self.perturbation if self.perturbation is not None and self.perturbation.enabled else None
+
+    @staticmethod
+    def _squares(noise: LayerwisePerturbation, piece: Batch) -> Tensor:
+        """Realised and hidden squares of the last forward, summed over its tokens, (2, layers): means are over
+        tokens."""
+        rms = torch.stack([noise.realised_rms, noise.hidden_rms]).to(piece.lengths.device)
+        return rms.double().square() * piece.lengths.sum()
+
     def _backward(self, piece: Batch, index: int, counts: Counts) -> LossOutputs:
         """Forward and backward of one micro-batch, as its share of the mini-batch's loss."""
-        noise = self.perturbation
         active = (
-            noise.active(update=index, sequence_ids=piece.sequence_ids, attention_mask=piece.attention_mask)
-            if noise is not None and noise.enabled
+            self._noise.active(update=index, sequence_ids=piece.sequence_ids, attention_mask=piece.attention_mask)
+            if self._noise is not None
             else nullcontext()
         )
         with active:
@@ -97,7 +121,7 @@ class Updater:
             outputs = self.method.loss(
                 LossInputs(
                     log_probs=log_probs,
-                    old_log_probs=piece.old_log_probs,
+                    old_log_probs=piece.old_log_probs if self.trainer.old_log_probs else None,
                     rollout_log_probs=piece.rollout_log_probs,
                     ref_log_probs=piece.ref_log_probs if self.reference else None,
                     response_mask=piece.response_mask,
@@ -109,15 +133,19 @@ class Updater:
                     counts=counts,
                 )
             )
-            outputs.loss.backward()
+            with strict(self.trainer.deterministic_attention):
+                outputs.loss.backward()
         return outputs
 
-    def _to_host(self, totals: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The metrics, and the noise per layer as its last forward left it."""
-        noise = self.perturbation
+    def _to_host(
+        self, totals: dict[str, Tensor], rms: Tensor | None
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The metrics, and the noise per layer: ``rms`` (2, layers), or as its last forward left it."""
+        noise = self._noise
         layers: dict[str, Tensor] = {}
-        if noise is not None and noise.enabled:
-            layers = {"realised_rms": noise.realised_rms, "hidden_rms": noise.hidden_rms, "grad": noise.std_grad}
+        if noise is not None:
+            realised, hidden = (noise.realised_rms, noise.hidden_rms) if rms is None else rms
+            layers = {"realised_rms": realised, "hidden_rms": hidden, "grad": noise.std_grad}
         device = totals["policy/grad_norm"].device
         parts = [torch.stack(list(totals.values())), *(value.double().to(device) for value in layers.values())]
         values = iter(torch.cat(parts).tolist())
@@ -140,8 +168,10 @@ class Updater:
                 )
             return True
         self.skipped_in_a_row = 0
-        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.trainer.max_grad_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(self._weights(), self.trainer.max_grad_norm, norm)
         self.optimizer.step()
+        if self.masters is not None:
+            self.masters.copy_back()
         if self.perturbation is not None:
             self.perturbation.project_()
         return False

@@ -18,13 +18,13 @@ from alp.rendering import plots
 from alp.reporting import arms, registry, runs
 from alp.reporting.aggregate import aggregate
 from alp.reporting.draw import figures
-from alp.reporting.figures import mismatch
+from alp.reporting.figures import dynamics, mismatch
 from alp.reporting.mismatch import sentences
 from alp.reporting.report import report
 from alp.reporting.tables import mismatch as table
 from alp.reproducibility import write_text
 
-from .conftest import SAMPLES, fabricate, write_grid
+from .conftest import ENGINES, SAMPLES, fabricate, write_grid
 from .test_figures import assert_legible
 
 Finished = tuple[Grid, Path]
@@ -120,6 +120,37 @@ def test_the_page_names_every_engine(engines: Finished) -> None:
         "Rollouts by HF bf16",
         "Rollouts by vLLM bf16",
     ]
+
+
+@pytest.mark.parametrize("arms_without", [["grpo"], None])
+def test_runs_without_old_log_probs_leave_dashes(tmp_path: Path, arms_without: list[str] | None) -> None:
+    """``trainer.old_log_probs=false``, in one arm or in all: the figures of π_old are in no line."""
+    grid, results = fabricate(write_grid(tmp_path, ENGINES, "engines"), tmp_path / "results", steps=3)
+    without = [arm.name for arm in grid.arms] if arms_without is None else arms_without
+    for arm in without:
+        for seed in grid.seeds:
+            path = grid.run_dir(results, arm, seed) / "metrics.jsonl"
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            lost = [
+                {k: v for k, v in line.items() if not k.startswith(("policy/entropy", "rollout_corr/"))}
+                for line in lines
+            ]
+            assert lost != lines
+            path.write_text("".join(json.dumps(line) + "\n" for line in lost))
+    aggregate(grid, results)
+    if arms_without:
+        figures(grid, results)
+        report(grid, results)
+    else:
+        for figure in (mismatch, dynamics):
+            figure.make(runs.load(grid, results))
+    with (grid.folder(results) / "tables" / "mismatch.csv").open() as stream:
+        for row in csv.DictReader(stream):
+            for name in ("kl", "k3_kl", "token_q001", "sequence_q999"):
+                assert (row[name] == "") == (row["method"] in without)
+    row = next(r for r in table.make(runs.load(grid, results)).rounded() if r["method"] == "grpo")
+    assert row["k3_kl"] is None
+    assert "–" in (grid.folder(results) / "tables" / "mismatch.md").read_text(encoding="utf-8")
 
 
 def test_the_figure_is_legible(engines: Finished) -> None:

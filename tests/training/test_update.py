@@ -107,10 +107,11 @@ def test_sigma0_is_bypass_bit_for_bit(base_model: Path, alp: list[str], bypass: 
     assert left[2].metrics == right[2].metrics
 
 
+@pytest.mark.parametrize("pieces", ["trainer.micro_batch=3", "trainer.micro_tokens=24"])
 @pytest.mark.parametrize("method", compose.choices("method"))
-def test_micro_batches_change_nothing_but_rounding(base_model: Path, method: str) -> None:
+def test_micro_batches_change_nothing_but_rounding(base_model: Path, method: str, pieces: str) -> None:
     (whole, whole_raw, first), (parts, parts_raw, second) = (
-        _moments(base_model, f"method={method}", *words) for words in ([], ["trainer.micro_batch=3"])
+        _moments(base_model, f"method={method}", *words) for words in ([], [pieces])
     )
     # AdamW's first step is ± lr wherever a gradient is near 0, so compare its first moments: a tenth of the clipped
     # gradient.
