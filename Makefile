@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 CORES  ?= 2
 GRID   ?= quick
+GPU_PYTHON ?= python3
 PORT   ?= 5000
 BENCH  ?= perturbation
 SETS   ?= ../shared/data/bench
@@ -16,7 +17,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress smol check unit test reproduce same faults long newest bench grading lint ruff types workflow-lint format ui lock clean
+.PHONY: help install grid stress smol check unit test reproduce same faults long newest bench gpu grading lint ruff types workflow-lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -78,6 +79,9 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 
 bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability; grading_speed: wrong answers a second
 	$(BIN)/python -m benchmarks.$(BENCH)
+
+gpu: ## all that needs a GPU: checks, tests, benchmarks -> build/gpu.json (10 minutes; GPU_PYTHON=<any python with torch and transformers>)
+	$(GPU_PYTHON) -m benchmarks.gpu --out build/gpu.json
 
 grading: install ## is grading right? every gold answer of SETS, rewritten and nearly missed, every formula of a question -> results/grading/report.md (10 minutes)
 	$(BIN)/python -m benchmarks.grading bench=$(SETS) out=results/grading
