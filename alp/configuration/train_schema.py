@@ -36,6 +36,7 @@ class Trainer(Strict):
     checkpoint_every: NonNegative  # steps; 0: never
     keep_checkpoints: bool
     precision: Literal["autocast", "bfloat16"]  # weights in float32; or in bfloat16, with float32 copies to step
+    compile: bool  # decoder layers, one by one, for scoring and updates
     deterministic_attention: bool  # GPU: no cuDNN in attention, and a backward in torch's strict mode
     device: Literal["auto", "cpu", "cuda"]
     threads: Positive

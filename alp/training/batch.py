@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alp.rollout.episodes import Trajectory
@@ -54,15 +55,25 @@ class Batch:
         for index in torch.arange(len(self), device=self.input_ids.device).split(size or max(len(self), 1)):
             yield index, self.rows(index)
 
-    def micro_batches(self, rows: int | None, tokens: int | None) -> Iterator[tuple[Tensor, Batch]]:
+    def micro_batches(self, rows: int | None, tokens: int | None, multiple: int = 1) -> Iterator[tuple[Tensor, Batch]]:
         """What one forward takes at a time, as (row indices, rows): with ``tokens``, rows of like lengths, at most so
-        many tokens with their padding; else at most ``rows`` of them in their order (None: all)."""
+        many tokens with their padding; else at most ``rows`` of them in their order (None: all). Each is as wide as the
+        next ``multiple``, perhaps wider than this batch."""
         if tokens is None:
-            yield from self.split(rows)
-            return
-        for members in by_length(self.lengths.tolist(), tokens):
-            index = torch.tensor(members, device=self.input_ids.device)
-            yield index, self.rows(index)
+            pieces = self.split(rows)
+        else:
+            widths = [-(-length // multiple) * multiple for length in self.lengths.tolist()]
+            groups = (torch.tensor(group, device=self.input_ids.device) for group in by_length(widths, tokens))
+            pieces = ((index, self.rows(index)) for index in groups)
+        for index, piece in pieces:
+            yield index, piece if multiple == 1 else piece.widened(multiple)
+
+    def widened(self, multiple: int) -> Batch:
+        """The same rows with padding up to the next ``multiple`` of tokens."""
+        extra = -self.input_ids.shape[1] % multiple
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        wide = {name: F.pad(value, (0, extra)) for name, value in values.items() if value.dim() == 2}
+        return Batch(**(values | wide))
 
 
 def by_length(lengths: list[int], budget: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alp.rollout import probe
 from alp.training.batch import Batch
+from alp.training.compiled import MULTIPLE, CompiledLayers
 from alp.training.head import Head
 
 
@@ -83,7 +84,6 @@ def _by_chunks(head: Head, batch: Batch, temperature: float, *, entropy: bool) -
     return chosen, spread
 
 
-@torch.no_grad()
 def frozen_log_probs(
     model: Any,
     batch: Batch,
@@ -92,15 +92,16 @@ def frozen_log_probs(
     head: Head | None = None,
     *,
     micro_tokens: int | None = None,
+    compiled: CompiledLayers | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same without gradient, over a whole batch in the pieces an update would use: then an on-policy ratio is
-    exactly 1."""
+    exactly 1. Of ``compiled`` layers the graph is the update's too, which keeps what its backward would need."""
     log_probs, entropy = torch.zeros_like(batch.rollout_log_probs), torch.zeros_like(batch.rollout_log_probs)
-    for index, piece in batch.micro_batches(micro_batch, micro_tokens):
-        width = piece.input_ids.shape[1]
-        log_probs[index, :width], entropy[index, :width] = token_log_probs(
-            model, piece, temperature, entropy=True, head=head
-        )
+    for index, piece in batch.micro_batches(micro_batch, micro_tokens, 1 if compiled is None else MULTIPLE):
+        width = min(piece.input_ids.shape[1], log_probs.shape[1])
+        with torch.set_grad_enabled(compiled is not None), nullcontext() if compiled is None else compiled.used():
+            values = token_log_probs(model, piece, temperature, entropy=True, head=head)
+        log_probs[index, :width], entropy[index, :width] = (value.detach()[:, :width] for value in values)
     return log_probs, entropy
 
 

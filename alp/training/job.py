@@ -23,6 +23,7 @@ from alp.rollout.ends import ends_of
 from alp.rollout.engine import Engine, Host, Probe, Sampling
 from alp.tasks.catalogue import load_task
 from alp.training import attention, checkpoint, inputs
+from alp.training.compiled import CompiledLayers
 from alp.training.forward import sequence_log_probs
 from alp.training.head import Head, Unproven, proven_head
 from alp.training.masters import Masters, round_weights
@@ -83,6 +84,7 @@ class Job:
             reference=config.trainer.kl > 0,
             head=self.head,
             masters=self.masters,
+            compiled=self.compiled,
         )
         self.validation = self._validation()
         self.records = Records(run_dir)
@@ -135,6 +137,9 @@ class Job:
             self.masters = Masters(self.model)
             if self.reference is not None:
                 round_weights(self.reference)
+        compiles = config.trainer.compile
+        self.compiled = CompiledLayers(self.model) if compiles else None
+        self.reference_compiled = CompiledLayers(self.reference) if compiles and self.reference is not None else None
         self.whole_because: str | None = None  # why logits are not computed in chunks although that is asked for
         self.head, self.reference_head = self._head(self.model), self._head(self.reference)
 

@@ -13,6 +13,7 @@ from alp.rollout.engine import Purpose
 from alp.rollout.episodes import Trajectory, collect
 from alp.tasks.task import select
 from alp.training.batch import Batch, collate
+from alp.training.compiled import CompiledLayers
 from alp.training.forward import frozen_log_probs
 from alp.training.head import Head
 
@@ -61,10 +62,10 @@ def score(job: Job, batch: Batch) -> tuple[Batch, dict[str, float]]:
     for rows, mini in batch.split(len(batch) // trainer.updates_per_batch):
         width = mini.input_ids.shape[1]
         if trainer.old_log_probs:
-            old[rows, :width], entropy[rows, :width] = _frozen(job, job.model, mini, job.head)
+            old[rows, :width], entropy[rows, :width] = _frozen(job, job.model, mini, job.head, job.compiled)
         if trainer.kl:
             with job.initial_policy() as (initial, head):
-                reference[rows, :width], _ = _frozen(job, initial, mini, head)
+                reference[rows, :width], _ = _frozen(job, initial, mini, head, job.reference_compiled)
     corrected = job.config.method.correct(
         old if trainer.old_log_probs else None, batch.rollout_log_probs, batch.response_mask
     )
@@ -88,7 +89,9 @@ def _of_old(batch: Batch, old: Tensor, entropy: Tensor) -> dict[str, float]:
     return metrics | {"policy/entropy": float(entropy[batch.response_mask].double().mean())}
 
 
-def _frozen(job: Job, model: Any, mini: Batch, head: Head | None) -> tuple[Tensor, Tensor]:
+def _frozen(
+    job: Job, model: Any, mini: Batch, head: Head | None, compiled: CompiledLayers | None
+) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy of a mini-batch, in the pieces that its update takes."""
     trainer = job.config.trainer
     return frozen_log_probs(
@@ -98,4 +101,5 @@ def _frozen(job: Job, model: Any, mini: Batch, head: Head | None) -> tuple[Tenso
         trainer.micro_batch,
         head,
         micro_tokens=trainer.micro_tokens,
+        compiled=compiled,
     )

@@ -70,6 +70,7 @@ def _arithmetic(model: Any, updater: Updater) -> dict[str, Any]:
         "train_dtype": _dtypes(model.parameters()),
         "optimizer_dtype": _dtypes(updater.optimizer.param_groups[0]["params"]),
         "autocast": "bfloat16" if next(model.parameters()).device.type == "cuda" else None,
+        "compiled_layers": 0 if updater.compiled is None else len(updater.compiled),
         "attention_kernels": attention.allowed(),
         "attention_backward": "strict" if updater.trainer.deterministic_attention else "not strict",
         "gradient_checkpointing": sum(
@@ -106,6 +107,7 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
         "optimizer's dtype": (active["optimizer_dtype"], "float32"),
         "gradient checkpointing": (active["gradient_checkpointing"] > 0, config.model.gradient_checkpointing),
         "old log-probs": (active["old_log_probs"], config.trainer.old_log_probs),
+        "compiled layers": (active["compiled_layers"] > 0, config.trainer.compile),
         "attention without cuDNN's": (
             "cudnn" not in active["attention_kernels"] or not config.trainer.deterministic_attention,
             True,

@@ -17,6 +17,7 @@ from alp.policy.method import Counts, LossInputs, LossOutputs, Method
 from alp.policy.perturbation import LayerwisePerturbation
 from alp.training.attention import strict
 from alp.training.batch import Batch
+from alp.training.compiled import MULTIPLE, CompiledLayers
 from alp.training.forward import token_log_probs
 from alp.training.head import Head
 from alp.training.masters import Masters
@@ -45,7 +46,9 @@ class Updater:
         reference: bool,
         head: Head | None = None,
         masters: Masters | None = None,
+        compiled: CompiledLayers | None = None,
     ) -> None:
+        self.compiled = compiled
         self.model, self.method, self.trainer, self.head, self.masters = model, method, trainer, head, masters
         self.perturbation, self.temperature, self.reference = perturbation, temperature, reference
         self.skipped_in_a_row = 0
@@ -79,13 +82,15 @@ class Updater:
         totals: dict[str, Tensor] = {}
         zero = torch.zeros((), dtype=torch.float64, device=raw.device)
         squares = torch.zeros((), dtype=torch.float64, device=raw.device)
-        for rows, piece in batch.micro_batches(self.trainer.micro_batch, self.trainer.micro_tokens):
+        multiple = 1 if self.compiled is None else MULTIPLE
+        for rows, piece in batch.micro_batches(self.trainer.micro_batch, self.trainer.micro_tokens, multiple):
             outputs = self._backward(piece, index, counts)
             if self.masters is not None:
                 self.masters.gather_gradients()
             if self.trainer.micro_tokens is not None and self._noise is not None:
                 squares = squares + self._squares(self._noise, piece)
-            raw[rows, : outputs.raw_log_ratio.shape[1]] = outputs.raw_log_ratio
+            width = min(outputs.raw_log_ratio.shape[1], raw.shape[1])
+            raw[rows, :width] = outputs.raw_log_ratio[:, :width]
             for name, value in outputs.metrics.items():
                 totals[name] = totals.get(name, zero) + value
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights() if p.grad is not None])
@@ -116,7 +121,7 @@ class Updater:
             if self._noise is not None
             else nullcontext()
         )
-        with active:
+        with active, nullcontext() if self.compiled is None else self.compiled.used():
             log_probs, _ = token_log_probs(self.model, piece, self.temperature, head=self.head)
             outputs = self.method.loss(
                 LossInputs(
