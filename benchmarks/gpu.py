@@ -144,6 +144,8 @@ def noise(run: Run) -> dict[str, Any]:
     if not equal or not gap <= 1e-6:
         raise RuntimeError(f"keys equal: {equal}, normals within {gap:.3g} of a CPU's")
     kernels = noises.device_kernels(run.device)
+    if kernels is None and not run.toy:
+        raise RuntimeError("the noise has no Triton kernels on this device; the log says why")
     return {"normals_gap": gap, "kernel": "torch" if kernels is None else "triton"}
 
 
