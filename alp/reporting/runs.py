@@ -20,6 +20,7 @@ from alp.configuration import compose
 from alp.configuration.grid import Arm, Grid
 from alp.configuration.method_schema import Method
 from alp.evaluation import statistics
+from alp.evaluation.power import Components, difference_components
 from alp.evaluation.statistics import Interval
 from alp.reporting.arms import BYPASS, build_command, job_of, learns_noise, ratio_level
 from alp.reporting.records import STEP, UPDATE, Evaluation, Floats, damaged, read_evaluation, read_lines
@@ -130,6 +131,10 @@ class Results:
         return statistics.paired_difference(
             first[:, span], second[:, span], sizes=sizes, samples=self.base.samples
         ).within(-1, 1)
+
+    def variances(self, first: Floats, second: Floats) -> Components:
+        """What the differences of equal seeds vary by."""
+        return difference_components(first, second, samples=self.base.samples, sizes=self._sizes)
 
     def mean(self, values: NDArray[np.generic]) -> float:
         """Plain mean of the sets' means of ``values`` (problems,) or (seeds, problems)."""
