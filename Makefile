@@ -76,7 +76,7 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 	$(VENV)-newest/bin/python -c 'import transformers; print("transformers", transformers.__version__)' && \
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest tests/policy -q -p no:cacheprovider
 
-bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability; grading_speed: wrong answers a second
+bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability; coverage: do the intervals hold; grading_speed: wrong answers a second
 	$(BIN)/python -m benchmarks.$(BENCH)
 
 grading: install ## is grading right? every gold answer of SETS, rewritten and nearly missed, every formula of a question -> results/grading/report.md (10 minutes)
