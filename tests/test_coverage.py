@@ -27,7 +27,7 @@ def test_truths_are_means_of_what_is_drawn() -> None:
 
 
 def test_components_come_back_from_what_they_made() -> None:
-    settings = SETTINGS | {"problems": 1500, "seeds": [200], "arms": {name: [0.7, 1] for name in "abcd"}}
+    settings = SETTINGS | {"problems": 1500, "seeds": [200], "arms": {name: [0.7, 1, 0] for name in "abcd"}}
     given = {"seed": 0.2, "seed_of_arm": 0.3, "problem": 0.7, "problem_of_arm": 0.3, "seed_by_problem": 0.4}
     fractions, _ = coverage.Simulation(settings, given, stream=2).draw(1)
     found = components(fractions[0].astype(np.float64), settings["samples"])["standard_deviations"]
@@ -67,7 +67,7 @@ def test_a_small_run_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFix
     assert {(row["case"], row["seeds"]) for row in ours} == {
         (case, seeds) for case in coverage.CASES for seeds in SETTINGS["seeds"]
     }
-    assert all(0.8 <= row["coverage"] <= 1 for row in ours)
+    assert all(0.8 <= row["coverage"] <= 1 for row in ours if "fails" not in row["case"])
     assert "| mean | Student over seeds (the tables) |" in (tmp_path / "report.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="unknown option gird"):
         coverage.main(["gird=x"])
