@@ -9,7 +9,8 @@ the same for everybody (the thirty of an AIME are no sample of anything). It say
 drawn anew with a seed is everything that differs between seeds of an arm: training, and the samples of the answers.
 Each seed then gives one number, its mean over problems, and these numbers are independent draws: Student's interval
 over them, with seeds - 1 degrees of freedom, holds at three seeds as at sixteen, whatever the variances between
-problems, of seed by problem and of sampling, and needs none of them apart.
+problems, of seed by problem and of sampling, and needs none of them apart. It does not where one seed in several fails
+altogether: seeds that went well cannot show that.
 
 A difference of two arms is taken seed by seed, as equal seeds share data, order and problems, and has an interval of
 its own variance: nothing is pooled over arms, so that an arm that collapsed neither widens the others' intervals nor
