@@ -90,6 +90,12 @@ VERBS = {
             "configuration",
         ),
         Verb(
+            "power",
+            "how many seeds and problems a difference needs, from the variances of a built grid",
+            "alp.reporting.power:power",
+            "configuration",
+        ),
+        Verb(
             "clean",
             "results that no grid asks for any more: listed, and removed after asking",
             "alp.commands:clean",

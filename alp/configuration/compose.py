@@ -45,6 +45,7 @@ SCHEMAS = {
     "manifest": "alp.configuration.grid_schema:GridConfig",
     "diagnose": "alp.configuration.diagnose_schema:DiagnoseConfig",
     "clean": "alp.configuration.clean_schema:CleanConfig",
+    "power": "alp.configuration.power_schema:PowerConfig",
 }
 ENTRIES = {
     "prepare": "alp.tasks.prepare:prepare",
@@ -59,6 +60,7 @@ ENTRIES = {
     "manifest": "alp.reporting.manifest:write_manifest",
     "diagnose": "alp.diagnosis.diagnose:diagnose",
     "clean": "alp.clean:clean",
+    "power": "alp.reporting.power:power",
 }
 _OF_A_GRID = ("prepare", "fetch", "pretrain", "train", "evaluate")  # verbs whose jobs a grid composes
 

@@ -20,7 +20,7 @@ from alp.configuration.compose import code_of, identity, origin_of
 from alp.configuration.evaluate_schema import EvaluateConfig
 from alp.evaluation.passk import pass_at_k, powers_of_two
 from alp.evaluation.samples import Chunks, Sample, record
-from alp.evaluation.statistics import interval
+from alp.evaluation.statistics import problem_interval
 from alp.ownership import Claim, check_finished
 from alp.progress import Progress
 from alp.reproducibility import fix_threads, json_line, write_json, write_text
@@ -239,7 +239,7 @@ def _per_problem(flags: list[bool], samples: int) -> NDArray[np.int64]:
     return counts
 
 
-def _interval(values: NDArray[np.float64]) -> list[float]:
-    """95 % by the bootstrap over problems."""
-    estimate = interval(values[None])
-    return [estimate.low, estimate.high]
+def _interval(values: NDArray[np.float64]) -> list[float] | None:
+    """95 % over problems, as if they were drawn from many; None for a single problem."""
+    found = problem_interval(values).within(0, 1)
+    return None if found.low is None or found.high is None else [found.low, found.high]

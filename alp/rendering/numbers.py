@@ -8,7 +8,9 @@ Cell = str | int | float | None
 
 
 def text(cell: Cell) -> str:
-    """A word or a count as it is; empty for a missing one."""
+    """A word or a count as it is, a truth value as true or false; empty for a missing one."""
+    if isinstance(cell, bool):
+        return str(cell).lower()
     return "" if cell is None else str(cell)
 
 

@@ -22,7 +22,7 @@ _TEX = (  # plain text, its underscores escaped already, and what pdflatex knows
     ("π\\_θ,δ", r"$\pi_{\theta,\delta}$"), ("π\\_θ", r"$\pi_\theta$"),
     ("π\\_old", r"$\pi_{\mathrm{old}}$"), ("μ", r"$\mu$"),
     ("σ₀", r"$\sigma_0$"), ("σ", r"$\sigma$"), ("Π", r"$\prod$"), ("r²", "$r^2$"), ("∞", r"$\infty$"), ("<", "$<$"),
-    ("−", "$-$"), ("–", "--"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
+    ("†", r"$\dagger$"),    ("−", "$-$"), ("–", "--"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
 )
 # fmt: on
 
@@ -32,8 +32,8 @@ class Column:
     """A column as people see it.
 
     ``source`` is the frame's column, ``unit`` stands behind the header, ``show`` makes a cell's text. ``interval``
-    names the two columns whose values follow in brackets, ``aside`` one that follows in parentheses; both only where
-    the cell itself is not missing.
+    names the two columns whose values follow in brackets, ``aside`` one that follows in parentheses, ``mark`` one whose
+    truth puts a dagger behind all that; each only where the cell itself and what would follow are not missing.
     """
 
     source: str
@@ -43,6 +43,7 @@ class Column:
     align: Literal["left", "right"] = "right"
     interval: tuple[str, str] | None = None
     aside: str | None = None
+    mark: str | None = None
 
     @property
     def heading(self) -> str:
@@ -53,9 +54,10 @@ class Column:
         shown = self.show(row[self.source])
         if row[self.source] is None:
             return shown
-        if self.interval is not None:
-            low, high = (self.show(row[end]) for end in self.interval)
-            shown = f"{shown} [{low}, {high}]"
+        if self.interval is not None and None not in (ends := [row[end] for end in self.interval]):
+            shown = f"{shown} [{', '.join(map(self.show, ends))}]"
+        if self.mark is not None and row[self.mark]:
+            shown += " †"
         return shown if self.aside is None else f"{shown} ({text(row[self.aside])})"
 
 

@@ -10,7 +10,8 @@ from alp.rendering.numbers import Cell
 
 
 def interval_cells(value: Interval | None) -> list[Cell]:
-    """Mean, low and high; three missing figures where there is nothing to compare."""
+    """Mean, low and high; the last two are missing where seeds are too few for an interval, all three where there is
+    nothing to compare."""
     return [None, None, None] if value is None else [value.mean, value.low, value.high]
 
 

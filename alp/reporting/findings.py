@@ -43,11 +43,20 @@ def _setting(loaded: Results, main: Mapping[str, Row]) -> list[str]:
 
 def _gains(perturbed: Sequence[str], main: Mapping[str, Row]) -> list[str]:
     """Every ALP arm against GRPO, where the grid has it."""
+    compared = [row for row in main.values() if row["clear"] is not None]
     return [
-        f"{label(name)} minus GRPO: {_gap(main[name], 'difference_to_grpo')}."
+        f"{label(name)} minus GRPO: {_gap(main[name], 'difference_to_grpo')}{_at_once(main[name], len(compared))}."
         for name in perturbed
         if main[name]["difference_to_grpo"] is not None
     ]
+
+
+def _at_once(row: Row, comparisons: int) -> str:
+    """Whether an interval that excludes zero does so among all comparisons of the main table."""
+    if row["clear"] is None or not _excludes_zero(row) or comparisons == 1:
+        return ""
+    verdict = "it stays clear of zero" if row["clear"] else "it does not stay clear of zero"
+    return f", and {verdict} over all {comparisons} comparisons of the main table at once"
 
 
 def _noise_alone(perturbed: Sequence[str], controls: Sequence[Row]) -> list[str]:
@@ -84,9 +93,15 @@ def _tails(loaded: Results, perturbed: Sequence[str], ratio_tails: Sequence[Row]
 
 
 def _caution(loaded: Results) -> str:
+    if len(loaded.grid.seeds) == 1:
+        return (
+            "One seed says nothing of the noise between trainings: arms and their differences have no intervals here,"
+            " and no difference can be told from chance; the base model's bracket holds the noise of its samples alone."
+        )
     return (
-        f"Brackets hold 95 % intervals of the hierarchical bootstrap over {_seeds(loaded)} and {loaded.base.problems}"
-        " problems; few seeds make them too narrow, and they are not corrected for the number of comparisons."
+        f"Brackets hold 95 % intervals of the mean over training seeds, from {_seeds(loaded)}, on these"
+        f" {loaded.base.problems} problems (the base model's: of its samples alone). They say nothing of other"
+        " problems, and each is taken singly, not corrected for the number of comparisons."
     )
 
 
@@ -110,11 +125,20 @@ def _value(row: Row, name: str) -> float:
 
 
 def _accuracy(row: Row) -> str:
-    mean, low, high = (100 * _value(row, f"accuracy_{part}") for part in ("mean", "low", "high"))
-    return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
+    mean = f"{100 * _value(row, 'accuracy_mean'):.1f} %"
+    if row["accuracy_low"] is None:
+        return mean
+    low, high = (100 * _value(row, f"accuracy_{part}") for part in ("low", "high"))
+    return f"{mean} [{low:.1f}, {high:.1f}]"
 
 
 def _gap(row: Row, mean: str) -> str:
-    low, high = _value(row, "difference_low"), _value(row, "difference_high")
-    verdict = "includes" if low <= 0 <= high else "excludes"
-    return f"{points(row[mean])} points [{points(low)}, {points(high)}]; the interval {verdict} zero"
+    if row["difference_low"] is None:
+        return f"{points(row[mean])} points, without an interval"
+    verdict = "excludes" if _excludes_zero(row) else "includes"
+    ends = f"[{points(row['difference_low'])}, {points(row['difference_high'])}]"
+    return f"{points(row[mean])} points {ends}; the interval {verdict} zero"
+
+
+def _excludes_zero(row: Row) -> bool:
+    return not _value(row, "difference_low") <= 0 <= _value(row, "difference_high")

@@ -105,9 +105,18 @@ def band(axes: Axes, steps: Floats, values: Floats, look: Look, arms: int, **lin
 
 
 def dot(axes: Axes, value: Interval, row: float, look: Look) -> None:
-    """An accuracy in per cent with its interval as a bar."""
-    axes.plot([100 * value.low, 100 * value.high], [row, row], color=look.colour, linewidth=1.8, solid_capstyle="butt")
+    """An accuracy in per cent with its interval, where it has one, as a bar."""
+    if value.low is not None and value.high is not None:
+        ends = [100 * value.low, 100 * value.high]
+        axes.plot(ends, [row, row], color=look.colour, linewidth=1.8, solid_capstyle="butt")
     axes.plot(100 * value.mean, row, markersize=5.5, linestyle="none", **look.point())
+
+
+def base_line(axes: Axes, base: Interval) -> None:
+    """The base model's accuracy in per cent as a line in the band of its interval."""
+    if base.low is not None and base.high is not None:
+        axes.axvspan(100 * base.low, 100 * base.high, color=BASE_COLOUR, alpha=0.08, linewidth=0)
+    axes.axvline(100 * base.mean, color=BASE_COLOUR, linestyle="dashed", linewidth=1)
 
 
 def dot_handles() -> list[Artist]:

@@ -20,6 +20,7 @@ from alp.configuration import compose
 from alp.configuration.grid import Arm, Grid
 from alp.configuration.method_schema import Method
 from alp.evaluation import statistics
+from alp.evaluation.power import Components, difference_components
 from alp.evaluation.statistics import Interval
 from alp.reporting.arms import BYPASS, build_command, job_of, learns_noise, ratio_level
 from alp.reporting.records import STEP, UPDATE, Evaluation, Floats, damaged, read_evaluation, read_lines
@@ -105,13 +106,35 @@ class Results:
     def _sizes(self) -> list[int]:
         return [span.stop - span.start for span in self.sets.values()]
 
-    def interval(self, values: Floats) -> Interval:
-        """Mean over the sets of ``values`` (seeds, problems), with its interval."""
-        return statistics.interval(values, sizes=self._sizes)
+    def _part(self, name: str | None) -> tuple[slice, list[int]]:
+        """Where the problems of a set stand, and the sizes of the sets there; all of them without a name."""
+        if name is None:
+            return slice(None), self._sizes
+        span = self.sets[name]
+        return span, [span.stop - span.start]
 
-    def difference(self, first: Floats, second: Floats) -> Interval:
-        """The same of the paired difference of two tables."""
-        return statistics.paired_difference(first, second, sizes=self._sizes)
+    def interval(self, values: Floats, part: str | None = None) -> Interval:
+        """Mean accuracy over the sets of ``values`` (seeds, problems), or on one of them, with its interval over seeds;
+        none of a single seed."""
+        span, sizes = self._part(part)
+        return statistics.interval(values[:, span], sizes=sizes).within(0, 1)
+
+    def base_interval(self, part: str | None = None) -> Interval:
+        """The base model's likewise: one given model, so that its interval holds the noise of its samples alone."""
+        span, sizes = self._part(part)
+        fractions = self.base.per_problem[span]
+        return statistics.model_interval(fractions, samples=self.base.samples, sizes=sizes).within(0, 1)
+
+    def difference(self, first: Floats, second: Floats, part: str | None = None) -> Interval:
+        """The same of the difference of two tables, seed by seed; a single row beside several is the base model."""
+        span, sizes = self._part(part)
+        return statistics.paired_difference(
+            first[:, span], second[:, span], sizes=sizes, samples=self.base.samples
+        ).within(-1, 1)
+
+    def variances(self, first: Floats, second: Floats) -> Components:
+        """What the differences of equal seeds vary by."""
+        return difference_components(first, second, samples=self.base.samples, sizes=self._sizes)
 
     def mean(self, values: NDArray[np.generic]) -> float:
         """Plain mean of the sets' means of ``values`` (problems,) or (seeds, problems)."""

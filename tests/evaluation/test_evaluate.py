@@ -13,6 +13,7 @@ import time
 from math import comb
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,9 +87,9 @@ def test_raw_samples_hold_every_response_with_its_ids_and_log_probs(base_model: 
         assert line["log_probs"] == pytest.approx(scored, abs=2e-5)
 
 
-def test_intervals_are_those_of_the_bootstrap_over_problems(base_model: Path, tmp_path: Path) -> None:
+def test_intervals_are_students_over_problems(base_model: Path, tmp_path: Path) -> None:
     found = _run(base_model, tmp_path)
-    exact = statistics.interval([[count / 16 for count in found["correct"]]])
+    exact = statistics.problem_interval(np.array(found["correct"]) / 16).within(0, 1)
     assert found["accuracy_interval"] == [exact.low, exact.high]
     assert found["pass_at_k_interval"]["1"] == pytest.approx(found["accuracy_interval"])
     for k, (low, high) in found["pass_at_k_interval"].items():

@@ -58,6 +58,16 @@ def test_people_get_rounded_cells_with_intervals_and_asides() -> None:
     ]
 
 
+def test_a_mark_follows_the_interval_and_a_missing_end_leaves_no_brackets() -> None:
+    cells = frame(
+        [[0.1, 0.05, 0.2, True], [0.1, None, None, None], [0.1, 0.0, 0.2, False]], ["gap", "low", "high", "ok"]
+    )
+    table = Table(cells, [Column("gap", "Gap", points, interval=("low", "high"), mark="ok")])
+    assert table.shown() == [["+10.0 [+5.0, +20.0] †"], ["+10.0"], ["+10.0 [0.0, +20.0]"]]
+    assert [row["ok"] for row in table.exact()] == ["true", "", "false"]
+    assert r"$\dagger$" in to_latex(table)
+
+
 def test_html_and_latex_escape_what_is_theirs() -> None:
     assert '<td class="text">a_b, c &lt; d</td>' in to_html(TABLE)
     assert '<td class="number"><strong>50.0 [25.0, 75.0]</strong></td>' in to_html(TABLE)

@@ -19,6 +19,8 @@ from alp.reporting.findings import headline
 from alp.reporting.leakage import LEAKAGE
 from alp.reporting.report import report
 
+from .conftest import GRID, fabricate, write_grid
+
 Finished = tuple[Grid, Path]
 VOID = {"meta", "img", "br", "link"}
 
@@ -128,11 +130,13 @@ def test_findings_have_no_preferred_sign(finished: Finished) -> None:
             "accuracy_low": 0.4,
             "accuracy_high": 0.6,
             "difference_to_grpo": None,
+            "clear": None,
         }
         for name in names
     ]
     loss: Row = {"difference_low": -0.2, "difference_high": -0.05}
-    main[3] |= {"difference_to_grpo": -0.1, **loss}
+    main[2] |= {"difference_to_grpo": 0.3, "difference_low": -0.1, "difference_high": 0.7, "clear": False}
+    main[3] |= {"difference_to_grpo": -0.1, **loss, "clear": True}
     control: Row = {
         "method": "token_alp",
         "control": "token_alp-sigma0",
@@ -142,13 +146,26 @@ def test_findings_have_no_preferred_sign(finished: Finished) -> None:
     }
     tail: Row = {"method": "token_alp", "level": "token", "reference": "token_bypass", "width_reduction": -0.5}
     found = headline(loaded, {"main": main, "controls": [control], "ratio_tails": [tail]})
-    assert "Token-ALP minus GRPO: −10.0 points [−20.0, −5.0]; the interval excludes zero." in found
+    alone = "Token-ALP minus GRPO: −10.0 points [−20.0, −5.0]; the interval excludes zero"
+    assert f"{alone}, and it stays clear of zero over all 2 comparisons of the main table at once." in found
     assert any(
         "differs in the noise alone: −10.0 points [−20.0, −5.0]; the interval excludes zero" in one for one in found
     )
     assert any("50 % wider than Token-Bypass's" in one for one in found)
+    main[3] |= {"clear": False}
     without = headline(loaded, {"main": main, "controls": [], "ratio_tails": []})
+    assert f"{alone}, and it does not stay clear of zero over all 2 comparisons of the main table at once." in without
     assert any("No control for the noise alone" in one for one in without)
+
+
+def test_one_seed_is_said_to_tell_nothing_from_chance(tmp_path: Path) -> None:
+    grid, results = fabricate(write_grid(tmp_path, GRID.replace("[0, 1]", "[0]")), tmp_path / "results", steps=3)
+    aggregate(grid, results)
+    figures(grid, results)
+    text = re.sub(r"<[^>]+>", "", report(grid, results).read_text(encoding="utf-8"))
+    assert re.search(r"Token-ALP minus GRPO: \S+ points, without an interval\.", text)
+    assert "no difference can be told from chance" in text
+    assert "the interval excludes" not in text
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from alp.reporting.figures import sets as sets_figure
 from alp.reporting.report import report
 
 from .conftest import SAMPLES, SETS, SIZES, fabricate, write_grid
-from .test_aggregate import rows
+from .test_aggregate import QUANTILE, rows
 from .test_figures import assert_legible
 
 Finished = tuple[Grid, Path]
@@ -53,15 +53,13 @@ def plain_mean(values: np.ndarray) -> float:
     return float(np.mean([values[:, place].mean() for place in PLACES.values()]))
 
 
-def stratified(values: np.ndarray, replicates: int = 4000) -> np.ndarray:
-    """Seeds and, within each set, problems drawn one by one."""
-    rng = np.random.default_rng(5)
-    found = []
-    for _ in range(replicates):
-        seeds = rng.integers(len(values), size=len(values))
-        drawn = [rng.integers(place.start, place.stop, size=place.stop - place.start) for place in PLACES.values()]
-        found.append(np.mean([values[np.ix_(seeds, one)].mean() for one in drawn]))
-    return np.array(found)
+def student(numbers: list[float]) -> list[float]:
+    """Both ends of the interval of a mean of two seeds, cut to what an accuracy can be."""
+    one, other = numbers
+    return [
+        max(0.0, (one + other - QUANTILE * abs(one - other)) / 2),
+        min(1.0, (one + other + QUANTILE * abs(one - other)) / 2),
+    ]
 
 
 def test_the_accuracy_is_the_plain_mean_of_the_sets(several: Finished, tables: Path) -> None:
@@ -74,15 +72,15 @@ def test_the_accuracy_is_the_plain_mean_of_the_sets(several: Finished, tables: P
         )
 
 
-def test_intervals_draw_problems_within_their_set(several: Finished, tables: Path) -> None:
+def test_a_seed_s_number_is_the_plain_mean_of_its_sets(several: Finished, tables: Path) -> None:
     alp, grpo = accuracies(several, "token_alp"), accuracies(several, "grpo")
     row = next(row for row in rows(tables, "main") if row["method"] == "token_alp")
-    for values, names in (
-        (alp, ("accuracy_low", "accuracy_high")),
-        (alp - grpo, ("difference_low", "difference_high")),
-    ):
-        low, high = np.quantile(stratified(values), [0.025, 0.975])
-        assert [float(row[name]) for name in names] == pytest.approx([low, high], abs=0.06 * (high - low))
+    low, high = student([plain_mean(of_seed[None]) for of_seed in alp])
+    assert [float(row["accuracy_low"]), float(row["accuracy_high"])] == pytest.approx([low, high], abs=1e-6)
+    one, other = (plain_mean(of_seed[None]) for of_seed in alp - grpo)
+    assert float(row["difference_high"]) - float(row["difference_low"]) == pytest.approx(
+        QUANTILE * abs(one - other), abs=2e-6
+    )
 
 
 def test_every_set_has_its_row(several: Finished, tables: Path) -> None:
@@ -136,12 +134,8 @@ def test_pass_at_two_of_a_set_counts_pairs(several: Finished, tables: Path) -> N
 def test_a_set_s_interval_is_that_of_its_problems(several: Finished, tables: Path) -> None:
     row = next(row for row in rows(tables, "sets") if (row["method"], row["set"]) == ("token_alp", "hard"))
     values = accuracies(several, "token_alp")[:, PLACES["hard"]]
-    rng = np.random.default_rng(3)
-    means = [values[np.ix_(rng.integers(2, size=2), rng.integers(10, size=10))].mean() for _ in range(4000)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    assert [float(row["accuracy_low"]), float(row["accuracy_high"])] == pytest.approx(
-        [low, high], abs=0.06 * (high - low)
-    )
+    expected = student([float(of_seed.mean()) for of_seed in values])
+    assert [float(row["accuracy_low"]), float(row["accuracy_high"])] == pytest.approx(expected, abs=1e-6)
 
 
 def test_controls_compare_the_same_means(several: Finished, tables: Path) -> None:

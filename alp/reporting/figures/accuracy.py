@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from alp.rendering import plots
 from alp.reporting.arms import REFERENCE
-from alp.reporting.looks import dot, dot_handles, looks, name_rows
+from alp.reporting.looks import base_line, dot, dot_handles, looks, name_rows
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import Results
 
@@ -16,9 +16,10 @@ ARTEFACT = Declaration(
     caption=(
         "Left: accuracy on the test set of the model after the last training step, one row per arm in the order of "
         "the grid (of several evaluation sets the plain mean, whatever their sizes); dots are means, bars 95 % "
-        "intervals by the hierarchical bootstrap over seeds and problems, ticks single seeds, and the dashed line "
-        "with its grey band is the base model. Right: paired difference to GRPO, both methods resampled with the same "
-        "seeds and problems; a bar that crosses zero is no evidence either way."
+        "intervals of the mean over training seeds on these very problems, ticks single seeds, and the dashed line "
+        "is the base model, in the grey band of its samples' noise. Right: difference to GRPO, taken seed by seed; a "
+        "bar that crosses zero is no evidence either way, and of several bars one in twenty misses the truth. One "
+        "seed gives no bar."
     ),
 )
 
@@ -29,9 +30,7 @@ def make(loaded: Results) -> Figure:
     reference = loaded.find(REFERENCE)
     figure = plots.canvas(0.9 + 0.27 * len(loaded.arms))
     left, *right = figure.subplots(1, 2 if reference else 1, sharey=True, squeeze=False)[0]
-    base = loaded.interval(loaded.base.per_problem[None])
-    left.axvspan(100 * base.low, 100 * base.high, color="#000000", alpha=0.08, linewidth=0)
-    left.axvline(100 * base.mean, color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
+    base_line(left, loaded.base_interval())
     for row, arm in enumerate(loaded.arms):
         seeds = [100 * loaded.mean(of_seed) for of_seed in arm.accuracy]
         left.plot(seeds, [row + 0.28] * len(arm.runs), "|", color=arm_looks[arm.name].colour, markersize=4)

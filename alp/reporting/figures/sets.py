@@ -5,9 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from alp.evaluation import statistics
 from alp.rendering import plots
-from alp.reporting.looks import dot, dot_handles, looks, name_rows
+from alp.reporting.looks import base_line, dot, dot_handles, looks, name_rows
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import Results
 
@@ -16,9 +15,9 @@ ARTEFACT = Declaration(
     title="Evaluation sets",
     caption=(
         "Accuracy on each evaluation set at temperature 1, averaged over the samples of each problem, of the model "
-        "after the last training step. Dots are means, bars 95 % intervals by "
-        "the hierarchical bootstrap over seeds and the problems of that set, ticks single seeds, and the dashed line "
-        "with its grey band is the base model. The mean of the sets weighs each set alike, whatever its size."
+        "after the last training step. Dots are means, bars 95 % intervals of the mean over training seeds on the "
+        "problems of that set (none of one seed), ticks single seeds, and the dashed line is the base model, in the "
+        "grey band of its samples' noise. The mean of the sets weighs each set alike, whatever its size."
     ),
     condition="has_several_sets",
 )
@@ -36,13 +35,11 @@ def make(loaded: Results) -> Figure:
     for axes in panels[len(loaded.sets) :]:
         axes.set_visible(False)
     for axes, (name, span) in zip(panels, loaded.sets.items(), strict=False):
-        base = statistics.interval(loaded.base.per_problem[None, span])
-        axes.axvspan(100 * base.low, 100 * base.high, color=plots.BASE_COLOUR, alpha=0.08, linewidth=0)
-        axes.axvline(100 * base.mean, color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
+        base_line(axes, loaded.base_interval(name))
         for row, arm in enumerate(loaded.arms):
             look, values = arm_looks[arm.name], arm.accuracy[:, span]
             axes.plot(100 * values.mean(axis=1), [row + 0.28] * len(values), "|", color=look.colour, markersize=4)
-            dot(axes, statistics.interval(values), row, look)
+            dot(axes, loaded.interval(arm.accuracy, name), row, look)
         axes.set_title(f"{name} ({span.stop - span.start} problems)", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         plots.at_least(axes, 1.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from alp.evaluation.statistics import Interval
+from alp.evaluation.statistics import Interval, stay_clear
 from alp.rendering.numbers import Cell, one_decimal, percent, percent_as_published, points
 from alp.rendering.tables import Column, Table, frame, words
 from alp.reporting import arms
@@ -19,17 +21,19 @@ ARTEFACT = Declaration(
     caption=(
         "Accuracy on the test set at temperature 1, averaged over the samples of each problem, of the model after the "
         "last training step (of several evaluation sets the plain mean, whatever their sizes); the best validation "
-        "step is shown for information and selects nothing. Brackets hold 95 % intervals by the hierarchical "
-        "bootstrap over seeds and problems (over problems alone for the base model); with few seeds such intervals "
-        "are on the narrow side. Differences to GRPO are paired: both methods are resampled with the same seeds and "
-        "problems. The published column comes from another setting (a bigger model, real benchmarks, no error bars): "
-        "only the ordering of the methods is comparable."
+        "step is shown for information and selects nothing. Brackets hold 95 % intervals of the mean over training "
+        "seeds on these very problems (Student's t over the seeds; nothing is said of other problems), each taken "
+        "singly; an arm of one seed has none, and the base model's holds the noise of its samples alone. Differences "
+        "to GRPO are taken seed by seed. A dagger (†) marks the differences that stay clear of zero over all "
+        "comparisons of this table at once (Holm's test: a chance of at most 5 % that any mark is wrong). The "
+        "published column comes from another setting (a bigger model, real benchmarks, no error bars): only the "
+        "ordering of the methods is comparable."
     ),
 )
 # fmt: off
 EXPORTED = (
     "method", "accuracy_mean", "accuracy_low", "accuracy_high", "seeds", "published", "difference_to_grpo",
-    "difference_low", "difference_high", "greedy_mean", "length_mean", "best_step", "best_validation",
+    "difference_low", "difference_high", "clear", "greedy_mean", "length_mean", "best_step", "best_validation",
 )
 # fmt: on
 
@@ -37,7 +41,13 @@ EXPORTED = (
 def make(loaded: Results) -> Table:
     """One row per arm, the base model first (docs/results.md)."""
     reference = loaded.find(arms.REFERENCE)
-    rows = [_base_row(loaded, reference), *(_arm_row(loaded, arm, reference) for arm in loaded.arms)]
+    gaps = _gaps(loaded, reference)
+    marks = stay_clear([None if gap is None else gap.p_value for gap in gaps])
+    compared = [
+        [*interval_cells(gap), None if gap is None or gap.p_value is None else mark]
+        for gap, mark in zip(gaps, marks, strict=True)
+    ]
+    rows = [_base_row(loaded, compared[0]), *map(partial(_arm_row, loaded), loaded.arms, compared[1:])]
     cells = frame(rows, EXPORTED)
     # what is printed decides, and of the arms alone
     best = {(row, name) for name in ("accuracy_mean", "greedy_mean") for row in highest(cells[name].tolist(), start=1)}
@@ -45,7 +55,12 @@ def make(loaded: Results) -> Table:
         words("method", "Method", lambda name: arms.label(str(name))),
         Column("accuracy_mean", loaded.average, percent, "%", interval=("accuracy_low", "accuracy_high")),
         Column(
-            "difference_to_grpo", "Difference to GRPO", points, "points", interval=("difference_low", "difference_high")
+            "difference_to_grpo",
+            "Difference to GRPO",
+            points,
+            "points",
+            interval=("difference_low", "difference_high"),
+            mark="clear",
         ),
         Column("greedy_mean", "Greedy", percent, "%"),
         Column("length_mean", "Tokens", one_decimal),
@@ -56,35 +71,35 @@ def make(loaded: Results) -> Table:
     return Table(cells, columns, best=frozenset(best))
 
 
-def _base_row(loaded: Results, reference: ArmRuns | None) -> list[Cell]:
-    accuracy = loaded.base.per_problem[None]
-    difference = loaded.difference(accuracy, reference.accuracy) if reference else None
-    figures: list[Cell] = [_greedy(loaded, loaded.base), loaded.base.response_length, None, None]
-    return _row(arms.BASE, loaded.interval(accuracy), None, None, difference, figures)
+def _gaps(loaded: Results, reference: ArmRuns | None) -> list[Interval | None]:
+    """The difference of every row to GRPO, the base model's first: every comparison of the table."""
+    if reference is None:
+        return [None] * (1 + len(loaded.arms))
+    return [
+        loaded.difference(loaded.base.per_problem[None], reference.accuracy),
+        *(None if arm is reference else loaded.difference(arm.accuracy, reference.accuracy) for arm in loaded.arms),
+    ]
 
 
-def _arm_row(loaded: Results, arm: ArmRuns, reference: ArmRuns | None) -> list[Cell]:
+def _base_row(loaded: Results, compared: list[Cell]) -> list[Cell]:
+    accuracy = interval_cells(loaded.base_interval())
+    greedy = _greedy(loaded, loaded.base)
+    return [arms.BASE, *accuracy, None, None, *compared, greedy, loaded.base.response_length, None, None]
+
+
+def _arm_row(loaded: Results, arm: ArmRuns, compared: list[Cell]) -> list[Cell]:
     published = loaded.grid.published.get(arm.arm.method) if arm.arm.variant is None else None
-    difference = loaded.difference(arm.accuracy, reference.accuracy) if reference and arm is not reference else None
     evaluations = [run.evaluation for run in arm.runs]
-    figures: list[Cell] = [
+    return [
+        arm.name,
+        *interval_cells(loaded.interval(arm.accuracy)),
+        len(arm.runs),
+        None if published is None else published / 100,
+        *compared,
         mean_of_known([_greedy(loaded, evaluation) for evaluation in evaluations]),
         mean_of_known([evaluation.response_length for evaluation in evaluations]),
         *_best_validation(arm),
     ]
-    fraction = None if published is None else published / 100
-    return _row(arm.name, loaded.interval(arm.accuracy), len(arm.runs), fraction, difference, figures)
-
-
-def _row(
-    name: str,
-    accuracy: Interval,
-    seeds: int | None,
-    published: float | None,
-    difference: Interval | None,
-    figures: list[Cell],
-) -> list[Cell]:
-    return [name, *interval_cells(accuracy), seeds, published, *interval_cells(difference), *figures]
 
 
 def _best_validation(arm: ArmRuns) -> tuple[int | None, float | None]:

@@ -17,8 +17,9 @@ ARTEFACT = Declaration(
         "How far each inference engine is from the training code, per method: the KL divergence of the rollout policy "
         "to the policy that the trainer recomputes, as a mean of log differences and by the k3 estimator, and "
         "quantiles of the difference of log-probabilities per sampled token, all means over steps and seeds; accuracy "
-        "of the last weights (of several evaluation sets the plain mean) with a 95 percent interval. Differences are "
-        "to the same method under the first engine, paired by problem."
+        "of the last weights (of several evaluation sets the plain mean) with a single 95 % interval of the mean over "
+        "training seeds on these very problems; one seed gives none. Differences are to the same method under the "
+        "first engine, seed by seed."
     ),
     condition="compares_engines",
 )

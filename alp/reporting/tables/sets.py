@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from alp.evaluation import statistics
+from alp.evaluation.statistics import Interval
 from alp.rendering.numbers import Cell, percent
 from alp.rendering.tables import Column, Table, frame, words
 from alp.reporting import arms
@@ -18,8 +18,9 @@ ARTEFACT = Declaration(
     title="Evaluation sets",
     caption=(
         "Accuracy on each evaluation set at temperature 1, averaged over the samples of each problem, of the model "
-        "after the last training step, with brackets that hold 95 % intervals by the hierarchical bootstrap over "
-        "seeds and the problems of that set. The mean of the sets weighs each set alike, whatever its size."
+        "after the last training step. Brackets hold 95 % intervals of the mean over training seeds on the problems "
+        "of that set, each taken singly; an arm of one seed has none, and the base model's holds the noise of its "
+        "samples alone. The mean of the sets weighs each set alike, whatever its size."
     ),
     condition="has_several_sets",
 )
@@ -36,22 +37,19 @@ def make(loaded: Results) -> Table:
     """One row per arm and set, with the paired difference to GRPO on that set; people see an arm's sets side by
     side."""
     accuracies = {arms.BASE: loaded.base.per_problem[None], **{arm.name: arm.accuracy for arm in loaded.arms}}
-    of_sets = {
-        part: [statistics.interval(accuracy[:, span]) for accuracy in accuracies.values()]
-        for part, span in loaded.sets.items()
-    }
+    of_sets = {part: _intervals(loaded, part) for part in loaded.sets}
     rows: list[list[Cell]] = [
         [
             name,
             part,
             span.stop - span.start,
             *interval_cells(of_sets[part][number]),
-            *_gap_to_grpo(accuracies, name, span),
+            *_gap_to_grpo(loaded, accuracies, name, part),
         ]
         for number, name in enumerate(accuracies)
         for part, span in loaded.sets.items()
     ]
-    intervals = {_MEAN: [loaded.interval(accuracy) for accuracy in accuracies.values()], **of_sets}
+    intervals = {_MEAN: _intervals(loaded), **of_sets}
     names = [[part, f"{part} low", f"{part} high"] for part in intervals]
     wide = [
         [name, *(cell for of_part in intervals.values() for cell in interval_cells(of_part[number]))]
@@ -74,8 +72,13 @@ def make(loaded: Results) -> Table:
     return Table(frame(rows, EXPORTED), columns, wide=frame(wide, sources), best=frozenset(best))
 
 
-def _gap_to_grpo(accuracies: Mapping[str, Floats], name: str, span: slice) -> list[Cell]:
+def _intervals(loaded: Results, part: str | None = None) -> list[Interval]:
+    """Of the base model and every arm, on one set or all."""
+    return [loaded.base_interval(part), *(loaded.interval(arm.accuracy, part) for arm in loaded.arms)]
+
+
+def _gap_to_grpo(loaded: Results, accuracies: Mapping[str, Floats], name: str, part: str) -> list[Cell]:
     reference = accuracies.get(arms.REFERENCE)
     if reference is None or name == arms.REFERENCE:
         return interval_cells(None)
-    return interval_cells(statistics.paired_difference(accuracies[name][:, span], reference[:, span]))
+    return interval_cells(loaded.difference(accuracies[name], reference, part))
