@@ -42,7 +42,7 @@ def test_shipped_grids_compose(name: str) -> None:
 def test_quick_is_the_grid_of_the_readme() -> None:
     arms = {arm.name for arm in grid.load("quick").arms}
     assert arms == {"grpo", "gspo", "seq_bypass", "token_mis", "seq_mis", "token_alp", "seq_alp", "token_alp-sigma0"}
-    assert len(grid.load("quick").seeds) == 3
+    assert len(grid.load("quick").seeds) == 5
 
 
 def test_folders_and_labels(tmp_path: Path) -> None:
