@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -37,7 +37,19 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
+    defaults_for_files: ClassVar[bool] = False  # whether a YAML file may leave out the fields that have a default
+
     @classmethod
     def filled(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """A composed configuration with the defaults that its files leave to the schema."""
+        for name, member in cls.model_fields.items():
+            kind, given = member.annotation, plain.get(name)
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, Strict)
+                and kind.defaults_for_files
+                and isinstance(given, dict)
+            ):
+                left = {key: part.default for key, part in kind.model_fields.items() if not part.is_required()}
+                plain = plain | {name: given | {key: value for key, value in left.items() if key not in given}}
         return plain

@@ -52,13 +52,15 @@ class Model(Strict):
     expected.
     """
 
+    defaults_for_files = True  # a user's file of an earlier version goes on to be read
+
     name: Name
     path: str | None
     source: Package | Hub | None = Field(discriminator="kind")
     chat: bool  # prompts go through the tokenizer's chat template
     system: str | None  # system message instead of the task's; "" for none
-    max_prompt_tokens: Positive | None  # problems whose prompts are longer are left out of every set
-    lora: Lora | None  # null: all weights are trained
+    max_prompt_tokens: Positive | None = None  # problems whose prompts are longer are left out of every set
+    lora: Lora | None = None  # null: all weights are trained
     gradient_checkpointing: bool  # layers are computed again in the backward pass: less memory, the same gradients
     layers: Positive
     hidden: Positive

@@ -83,7 +83,7 @@ class TrainConfig(Strict):
     @classmethod
     def filled(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Every field of the method: a preset holds only what differs from the defaults."""
-        preset = plain.get("method")
+        plain, preset = super().filled(plain), plain.get("method")
         return plain | {"method": filled(preset)} if isinstance(preset, dict) else plain
 
     @model_validator(mode="after")

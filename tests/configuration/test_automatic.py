@@ -24,3 +24,23 @@ def test_vllm_is_taken_on_a_gpu_where_it_is_installed(
         compose.load("train", [f"rollout={engine}", f"validation={engine}", "rollout.max_new_tokens=23"])
     )
     assert compose.load("evaluate", ["rollout=auto"]).rollout.engine == engine
+
+
+def test_a_model_file_may_leave_out_what_has_a_default(tmp_path: Path) -> None:
+    """A user's file of a version that had not these keys, and an override of one of them."""
+    import shutil
+
+    shutil.copytree(compose.CONFIGS, tmp_path / "configs")
+    file = tmp_path / "configs" / "model" / "mine.yaml"
+    text = (tmp_path / "configs" / "model" / "arithmetic_tiny.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith(("max_prompt_tokens:", "lora:"))]
+    file.write_text("\n".join(lines).replace("name: arithmetic_tiny", "name: mine"), encoding="utf-8")
+    before = compose.CONFIGS
+    compose.read_from(tmp_path / "configs")
+    try:
+        assert compose.load("train", ["model=mine"]).model.lora is None
+        chosen = compose.load("train", ["model=mine", "model.lora={rank: 2, alpha: 4}", "model.max_prompt_tokens=7"])
+        assert (chosen.model.lora.rank, chosen.model.max_prompt_tokens) == (2, 7)
+        assert compose.load("evaluate", ["model=mine", "model.max_prompt_tokens=7"]).model.max_prompt_tokens == 7
+    finally:
+        compose.read_from(before)
