@@ -17,6 +17,7 @@ import pytest
 
 from alp import warm
 from tests.conftest import TINY_TASK, TINY_TRAINER
+from tests.signals import heard
 
 ROOT = Path(__file__).resolve().parents[2]
 ALP = Path(sys.executable).parent / "alp"
@@ -68,7 +69,7 @@ def words(base_model: Path) -> list[str]:
 
 def _start(verb: str, words: list[str], log: Path, place: Path | None = None, **more: str) -> subprocess.Popen[str]:
     environment = ENVIRONMENT | ({warm.VARIABLE: str(place)} if place else {}) | more
-    with log.open("w", encoding="utf-8") as stream:
+    with log.open("w", encoding="utf-8") as stream, heard():
         return subprocess.Popen(
             [str(ALP), verb, *words], env=environment, cwd=log.parent, stdout=stream, stderr=stream, text=True
         )
@@ -123,6 +124,25 @@ def test_a_signal_reaches_the_job_and_its_code_comes_back(
     assert not _alive(job)
     assert "what is done is saved" in (tmp_path / "log").read_text(encoding="utf-8")
     assert _newest(tmp_path / "run")["step"] >= 1
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored(
+    parent: tuple[subprocess.Popen[bytes], Path], words: list[str], tmp_path: Path
+) -> None:
+    """As behind nohup."""
+    environment = ENVIRONMENT | {warm.VARIABLE: str(parent[1])}
+    command = 'trap \'\' HUP; exec "$0" train "$@"'
+    with (tmp_path / "log").open("w", encoding="utf-8") as stream, heard():
+        stand_in = subprocess.Popen(
+            ["sh", "-c", command, str(ALP), *_long(words)], env=environment, cwd=tmp_path, stdout=stream, stderr=stream
+        )
+    job = _running(parent[0], tmp_path / "run" / "metrics.jsonl")
+    stand_in.send_signal(signal.SIGHUP)
+    os.kill(job, signal.SIGHUP)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").count("\n")
+    _until(lambda: (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").count("\n") > lines + 1)
+    stand_in.send_signal(signal.SIGTERM)
+    assert stand_in.wait(60) == 75
 
 
 def test_a_job_dies_with_its_stand_in_and_the_other_way_round(
