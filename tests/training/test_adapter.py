@@ -43,6 +43,11 @@ def _logits(model: Any) -> torch.Tensor:
         return model(input_ids=IDS, use_cache=False).logits
 
 
+def _check_same(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    """Up to rounding: kernels of convolutions choose by where in memory their input lies."""
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
 def _filled(plain: Any, weights: dict[str, torch.Tensor]) -> Any:
     model = type(plain)(plain.config).eval()
     assert weights.keys() == {name for name, _ in plain.named_parameters()}
@@ -56,8 +61,7 @@ def test_a_model_of_every_shape_is_served_and_saved_merged(name: str, tmp_path: 
     untouched, model = _made(name), _made(name)
     before = _logits(model)
     adapters.attach(model, SETTINGS if "recurrent" not in name else RECURRENT, seed=3)
-    # B = 0 changes nothing; a sum has another layout in memory than a product, which some kernels round by
-    torch.testing.assert_close(_logits(model), before, rtol=1e-5, atol=1e-5)
+    _check_same(_logits(model), before)  # B = 0 changes nothing
     names = {name for name, value in model.named_parameters() if value.requires_grad}
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
     assert len(names) == 2 * len(adapters.layers_of(model)) > 0
@@ -71,27 +75,27 @@ def test_a_model_of_every_shape_is_served_and_saved_merged(name: str, tmp_path: 
         assert float((moved - before).abs().mean()) > 1e-2
         weights = {key: value.clone() for key, value in adapters.served(model)}
         with adapters.base(model):
-            torch.testing.assert_close(_logits(model), before, rtol=1e-5, atol=1e-5)
-        assert torch.equal(_logits(model), moved)
+            _check_same(_logits(model), before)
+        _check_same(_logits(model), moved)
         assert {name for name, value in model.named_parameters() if value.requires_grad} == names
         kept = {key: value.clone() for key, value in adapters.state(model).items()}
         adapters.save(model, tmp_path / "adapter", "tiny")
-    torch.testing.assert_close(_logits(model), before, rtol=1e-5, atol=1e-5)  # stirring leaves no trace
+    _check_same(_logits(model), before)  # stirring leaves no trace
     torch.testing.assert_close(_logits(_filled(untouched, weights)), moved, rtol=1e-4, atol=1e-4)
 
     adapters.load_state(model, kept)
-    assert torch.equal(_logits(model), moved)
+    _check_same(_logits(model), moved)
     adapters.merge(model)
     assert adapters.layers_of(model) == {}
     assert all(torch.equal(value, weights[key]) for key, value in model.named_parameters())
     model.save_pretrained(tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    assert torch.equal(_logits(again), _logits(model))
+    _check_same(_logits(again), _logits(model))
 
     from peft import PeftModel
 
     read = PeftModel.from_pretrained(untouched, tmp_path / "adapter").eval()
-    assert torch.equal(_logits(read), moved), "whoever reads the adapter with peft has the same model"
+    _check_same(_logits(read), moved)  # whoever reads the adapter with peft has the same model
 
 
 @pytest.mark.long
