@@ -334,6 +334,9 @@ def main() -> int:
         listener.bind(str(place))
         listener.listen(64)  # commands wait here for the imports
         request = _serve(listener, made_from, before)
+    except OSError as error:  # a path too long for a socket
+        print(f"alp: jobs start cold: {place}: {error.strerror or error}", file=sys.stderr)
+        return 1
     finally:
         if os.getpid() == own:
             place.unlink(missing_ok=True)

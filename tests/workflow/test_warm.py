@@ -192,6 +192,16 @@ def test_the_parent_goes_with_whoever_started_it(tmp_path: Path) -> None:
     starter.wait()
 
 
+def test_a_place_that_no_socket_can_have_is_one_line(tmp_path: Path) -> None:
+    place = tmp_path / ("x" * 120) / "jobs"
+    place.parent.mkdir()
+    code = "import os, sys; sys.argv.append(str(os.getppid())); from alp import warm; sys.exit(warm.main())"
+    ran = subprocess.run([sys.executable, "-c", code, str(place)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+    assert "jobs start cold" in ran.stderr
+    assert not place.parent.exists()
+
+
 @pytest.mark.parametrize("what", ["threads", "variable", "source", "nobody"])
 def test_what_is_not_the_same_is_started_cold(
     what: str, words: list[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

@@ -94,7 +94,10 @@ def warm():
     """Start the parent that jobs of this machine are forked from, their imports done (alp/warm.py)."""
     if not workflow.local_exec:
         return
-    folder = Path(tempfile.mkdtemp(prefix="alp-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="alp-"))
+    except OSError:  # no folder for temporary files: jobs start cold
+        return
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     before = environment.get("PYTHONPATH")
