@@ -326,6 +326,7 @@ def main() -> int:
     """``python -m alp.warm <socket> <parent>``; and every job that is forked here, to its end."""
     speak_utf8()
     place, parent = Path(sys.argv[1]), int(sys.argv[2])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # in the middle of the imports: the folder goes too
     end_with(parent, signal.SIGTERM)
     made_from, before = fingerprint(), dict(os.environ)
     listener = socket.socket(socket.AF_UNIX)

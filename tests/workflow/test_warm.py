@@ -187,9 +187,10 @@ def test_the_parent_goes_with_whoever_started_it(tmp_path: Path) -> None:
     assert starter.stdout is not None
     pid = int(starter.stdout.readline())
     _until(lambda: (tmp_path / "w" / "jobs").exists())
-    starter.kill()
+    starter.kill()  # in the middle of the parent's imports
     _until(lambda: not _alive(pid))
     starter.wait()
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_place_that_no_socket_can_have_is_one_line(tmp_path: Path) -> None:
