@@ -7,7 +7,6 @@ what the rest of a job needs of that: which layers, the start, the weights of th
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -245,7 +244,7 @@ def save(model: Any, folder: Path, name: str) -> None:
     content |= {"base_model_name_or_path": name, "task_type": "CAUSAL_LM", "inference_mode": True}
     with partial_folder(folder) as partial:
         save_file(values, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(partial / "adapter_config.json", json.loads(json.dumps(content)))
+        write_json(partial / "adapter_config.json", content)
         install(partial, folder)
 
 

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alp import __version__, warm
+from alp import __version__
 from alp.errors import TRY_AGAIN, GraderError, Interrupted, UserError, nearest
 from alp.lifetime import end_with_parent, hold_standard_streams, speak_utf8, unblock
 from alp.verbs import VERBS, Verb
@@ -29,8 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     hold_standard_streams()  # a process of its own
     speak_utf8()
     end_with_parent()
-    code = warm.hand_over(words)
-    return run(words) if code is None else code
+    if os.environ.get("ALP_WARM"):
+        from alp.warm import hand_over  # a workflow's jobs alone need it
+
+        if (code := hand_over(words)) is not None:
+            return code
+    return run(words)
 
 
 def run(words: list[str]) -> int:

@@ -26,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from alp.configuration.automatic import has_gpu
 from alp.errors import TRY_AGAIN
 from alp.lifetime import end_with, speak_utf8
 
@@ -33,7 +34,6 @@ VARIABLE = "ALP_WARM"
 VERBS = ("pretrain", "train", "evaluate")
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _PACKAGE = Path(__file__).resolve().parent
-_GPU = Path("/proc/driver/nvidia/version")
 # What differs from job to job and is not looked at by an import; temporary folders are asked for anew in the job.
 _OF_A_JOB = {VARIABLE, "ALP_PARENT", "ALP_SHELL", "_", "SHLVL", "PWD", "OLDPWD", "TMPDIR", "TMP", "TEMP", "TEMPDIR"}
 _THREADS = ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")  # _NUM_THREADS: what Snakemake sets for a job's threads
@@ -58,9 +58,9 @@ def hand_over(words: list[str]) -> int | None:
         return None
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
         ignored = [int(number) for number in FORWARDED if signal.getsignal(number) is signal.SIG_IGN]
-        asked = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ), "path": sys.path}
-        message = json.dumps(asked | {"ignored": ignored, "umask": _umask()}).encode()
+        asked = {"words": words, "environment": dict(os.environ), "path": sys.path, "ignored": ignored}
         try:
+            message = json.dumps(asked | {"folder": os.getcwd(), "umask": _umask()}).encode()
             connection.connect(place)
             socket.send_fds(connection, [len(message).to_bytes(8, "little")], [0, 1, 2])
             connection.sendall(message)
@@ -142,7 +142,7 @@ def _umask() -> int:
 def start(place: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
     """A parent that listens at ``place`` for jobs of one thread in ``environment``, and ends with this thread of this
     process; None where there can be none."""
-    if not sys.platform.startswith("linux") or not hasattr(os, "pidfd_open") or _GPU.exists():
+    if not sys.platform.startswith("linux") or not hasattr(os, "pidfd_open") or has_gpu():
         return None
     one = {f"{name}_NUM_THREADS": "1" for name in _THREADS} | {"VECLIB_MAXIMUM_THREADS": "1"}
     return subprocess.Popen(

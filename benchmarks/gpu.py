@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from alp import models
 from alp.configuration import compose
@@ -47,6 +46,7 @@ from alp.training.head import proven_head
 from alp.training.loop import train
 from alp.training.masters import Masters
 from alp.training.update import Updater
+from benchmarks.shapes import random_qwen2
 
 TESTS = ("tests/policy/test_kernels.py", "tests/policy/test_perturbation_gradients.py", "tests/training/test_head.py")
 TESTS = (*TESTS, "tests/training/test_attention.py", "tests/training/test_precision.py")
@@ -70,20 +70,8 @@ class Shape:
 
     def model(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         """Random weights, without dropout."""
-        torch.manual_seed(0)
-        config = Qwen2Config(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.key_value_heads,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
         with device:
-            return Qwen2ForCausalLM(config).to(dtype).eval()
+            return random_qwen2(self, pad_token_id=0, eos_token_id=1).to(dtype).eval()
 
 
 LARGE = Shape(28, 1536, 8960, 12, 2, 151936, 4096, 4, 4096, (64, 128))  # Qwen2.5-1.5B

@@ -28,11 +28,11 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler is talkat
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from alp.policy import LayerwisePerturbation, LossInputs, Method
 from alp.policy.layers import decoder_layers
 from benchmarks.memory import peak_bytes
+from benchmarks.shapes import random_qwen2
 
 WAYS = ("none", "ours", "textbook")
 
@@ -67,17 +67,7 @@ class Bench:
 
     def __init__(self, size: Size) -> None:
         self.device = torch.device(size.device)
-        config = Qwen2Config(
-            vocab_size=size.vocabulary,
-            hidden_size=size.hidden,
-            intermediate_size=size.intermediate,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.key_value_heads,
-            tie_word_embeddings=True,
-        )
-        torch.manual_seed(0)
-        self.model = Qwen2ForCausalLM(config).to(self.device, size.dtype).train()
+        self.model = random_qwen2(size).to(self.device, size.dtype).train()
         if size.checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         shape = (size.sequences, size.tokens)

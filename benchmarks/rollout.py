@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from alp.configuration import compose
 from alp.models import character_tokenizer
 from alp.rollout import probe, registry, vllm
 from alp.rollout.engine import Engine, Host, Probe, Request, Sampling
 from alp.training.forward import sequence_log_probs
+from benchmarks.shapes import random_qwen2
 
 CPU = torch.device("cpu")
 END = 1
@@ -62,22 +62,8 @@ SIZES = {
 
 def random_model(size: Size) -> Any:
     """float32, tied embeddings, in evaluation mode."""
-    torch.manual_seed(0)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=size.vocabulary,
-            hidden_size=size.hidden,
-            intermediate_size=size.intermediate,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.key_value_heads,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            eos_token_id=END,
-            bos_token_id=None,
-        )
-    ).eval()
+    more = {"max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": END, "bos_token_id": None}
+    return random_qwen2(size, **more).eval()
 
 
 def requests_of(size: Size, batch: int, round_: int) -> list[Request]:

@@ -11,9 +11,14 @@ GROUPS = ("rollout", "validation")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver is loaded; no library is asked, which would take seconds or hold the device."""
+    return _DRIVER.exists()
+
+
 def engine_here() -> str:
     """The faster engine of those that this machine has."""
-    return "vllm" if _DRIVER.exists() and find_spec("vllm") is not None else "hf"
+    return "vllm" if has_gpu() and find_spec("vllm") is not None else "hf"
 
 
 def settled(words: Sequence[str]) -> list[str]:

@@ -159,8 +159,9 @@ class Job:
 
     def _check_room(self) -> None:
         trainer, rollout = self.config.trainer, self.config.rollout
+        whole = sum(parameter.nbytes for parameter in self.model.parameters())
         trained = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
-        saved = sum(value.nbytes for _, value in adapters.served(self.model))
+        saved = whole - trained if adapters.layers_of(self.model) else whole  # an adapter is saved merged
         tokens = 2 * trainer.prompts * trainer.samples * rollout.max_new_tokens  # prompts as long as responses
         checkpoint.check_room(self.run_dir, trained=trained, saved=saved, tokens=tokens, every=trainer.checkpoint_every)
 

@@ -1,0 +1,42 @@
+"""Random models of a given shape, for benchmarks: what is measured does not depend on the weights."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+
+class Shape(Protocol):
+    """What a benchmark's own description of a size has."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def intermediate(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def key_value_heads(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+
+def random_qwen2(shape: Shape, **more: Any) -> Any:
+    """A Qwen2 with tied embeddings on torch's default device, float32, from seed 0; ``more`` of its configuration."""
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads,
+            tie_word_embeddings=True,
+            **more,
+        )
+    )
