@@ -1,0 +1,163 @@
+"""The numbers of README.md and docs/evidence.md: read from built grids, kept in docs/evidence/, written between marks.
+
+    python -m benchmarks.evidence collect quick noise …    built grids (results/) -> docs/evidence/<grid>.json
+    python -m benchmarks.evidence write                    docs/evidence/*.json -> every marked block (make evidence)
+    python -m benchmarks.evidence check                    exit code 1 where a block is not what its files make
+
+A block lies between ``<!-- evidence: NAME -->`` and ``<!-- end of evidence -->``; ``evidence_blocks.BLOCKS`` says what
+stands in it. Nothing there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alp.configuration import grid as grids
+from alp.evaluation.passk import pass_at_k
+from alp.rendering.tables import to_markdown
+from alp.reporting import arms, runs
+from alp.reporting.aggregate import build
+from alp.reporting.findings import headline
+from alp.reporting.runs import Results, Run
+from alp.reproducibility import write_json, write_text
+from benchmarks.evidence_blocks import BLOCKS, Evidence
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ROOT / "docs" / "evidence"
+DOCUMENTS = ("README.md", "docs/evidence.md")
+BLOCK = re.compile(r"(<!-- evidence: ([a-z0-9_]+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
+DIGITS = 6
+
+
+def collect(name: str, results: Path) -> dict[str, Any]:
+    """What docs keep of a built grid."""
+    loaded = runs.load(grids.load(name), results)
+    tables = build(loaded)
+    provenance = json.loads((loaded.arms[0].runs[0].folder / "provenance.json").read_text(encoding="utf-8"))
+    return {
+        "grid": loaded.grid.name,
+        "title": loaded.grid.title,
+        "command": f"make grid GRID={name}",
+        "commit": provenance["commit"][:7],
+        "cpu": provenance["cpu"],
+        "seeds": len(loaded.grid.seeds),
+        "problems": loaded.base.problems,
+        "samples": loaded.base.samples,
+        "findings": headline(loaded, {key: table.rounded() for key, table in tables.items()}),
+        "tables": {key: to_markdown(table) for key, table in tables.items()},
+        "labels": {arm.name: arms.label(arm.name) for arm in loaded.arms},
+        "base": round(float(loaded.mean(loaded.base.per_problem)), DIGITS),
+        "arms": {
+            arm.name: {key: [_number(measure(run, loaded)) for run in arm.runs] for key, measure in MEASURES.items()}
+            for arm in loaded.arms
+        },
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(f"{value:.{DIGITS}g}")
+
+
+def _series(run: Run, key: str) -> list[float]:
+    return [float(line[key]) for line in run.metrics if line.get(key) is not None]
+
+
+def _mean(key: str) -> Callable[[Run, Results], float | None]:
+    def measure(run: Run, _: Results) -> float | None:
+        values = _series(run, key)
+        return float(np.mean(values)) if values else None
+
+    return measure
+
+
+def _largest(key: str) -> Callable[[Run, Results], float | None]:
+    return lambda run, _: max(_series(run, key), default=None)
+
+
+def _width(prefix: str) -> Callable[[Run, Results], float | None]:
+    """Distance between the mean 0.1 % and 99.9 % quantiles."""
+
+    def measure(run: Run, _: Results) -> float | None:
+        low, high = (_series(run, f"{prefix}/log_{name}") for name in ("q001", "q999"))
+        return float(np.mean(high) - np.mean(low)) if low and high else None
+
+    return measure
+
+
+def _lost(run: Run, _: Results) -> float | None:
+    """Validation accuracy lost since its best."""
+    values = _series(run, "validation/accuracy")
+    return max(values) - values[-1] if values else None
+
+
+def _pass(k: int) -> Callable[[Run, Results], float | None]:
+    def measure(run: Run, loaded: Results) -> float | None:
+        samples = run.evaluation.samples
+        if k > samples:
+            return None
+        correct = np.rint(run.evaluation.per_problem * samples).astype(int)
+        return loaded.mean(pass_at_k(samples, correct, k))
+
+    return measure
+
+
+MEASURES: dict[str, Callable[[Run, Results], float | None]] = {
+    "accuracy": lambda run, loaded: loaded.mean(run.evaluation.per_problem),
+    "lost": _lost,
+    "grad_norm": _mean("policy/grad_norm"),
+    "grad_norm_largest": _largest("policy/grad_norm"),
+    "kl_largest": _largest("rollout_corr/k3_kl"),
+    "entropy": _mean("policy/entropy"),
+    "mismatch_token": _mean("rollout_corr/token/log_std"),
+    "own_token": _width("ratio/token"),
+    "own_sequence": _width("ratio/sequence"),
+    "clean_token": _width("clean/token"),
+    "clean_sequence": _width("clean/sequence"),
+    "drift_token": _mean("clean/k3_kl"),
+    **{f"pass{k}": _pass(k) for k in (1, 4, 16, 64)},
+}
+
+
+def load_all() -> Evidence:
+    """Every kept file, by grid."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FILES.glob("*.json"))}
+
+
+def rendered(text: str, evidence: Evidence) -> str:
+    """``text`` with every block made anew. Raises KeyError for a block that nobody makes."""
+    return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]](evidence).strip()}\n{found[3]}", text)
+
+
+def main(arguments: list[str]) -> int:
+    verb, *names = arguments or ["check"]
+    if verb == "collect":
+        for name in names:
+            write_json(FILES / f"{name}.json", collect(name, Path("results")))
+            picture = Path("results", name, "figures", "accuracy.png")
+            if name == "quick":
+                shutil.copyfile(picture, ROOT / "docs" / "quick_accuracy.png")
+        return 0
+    evidence, stale = load_all(), []
+    for document in DOCUMENTS:
+        path = ROOT / document
+        text = path.read_text(encoding="utf-8")
+        made = rendered(text, evidence)
+        stale += [document] if made != text else []
+        if verb == "write":
+            write_text(path, made)
+    if verb == "check" and stale:
+        print(f"not what docs/evidence/ makes of them: {', '.join(stale)}; python -m benchmarks.evidence write")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""What stands in the marked blocks of README.md and docs/evidence.md, made from docs/evidence/*.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from alp.evaluation.statistics import paired_difference
+
+Evidence = dict[str, Any]  # docs/evidence/<grid>.json by grid
+MISSING = "*Not built yet: {}.*\n"
+
+POINTS, PLAIN, PERCENT = "points", "plain", "percent"
+# A measure of evidence.py: its heading, and how a difference of it is written.
+HEADINGS = {
+    "accuracy": ("Accuracy, points", POINTS),
+    "lost": ("Lost since best validation, points", POINTS),
+    "grad_norm": ("Gradient norm, mean", PLAIN),
+    "grad_norm_largest": ("Gradient norm, largest", PLAIN),
+    "kl_largest": ("Largest mismatch KL", PLAIN),
+    "entropy": ("Entropy", PLAIN),
+    "own_token": ("Own ratio, token", PLAIN),
+    "own_sequence": ("Own ratio, sequence", PLAIN),
+    "clean_token": ("Clean ratio, token", PLAIN),
+    "clean_sequence": ("Clean ratio, sequence", PLAIN),
+    "pass1": ("pass@1, points", POINTS),
+    "pass4": ("pass@4, points", POINTS),
+    "pass16": ("pass@16, points", POINTS),
+    "pass64": ("pass@64, points", POINTS),
+}
+
+
+def source(found: dict[str, Any]) -> str:
+    """Where a block's numbers come from."""
+    return (
+        f"*{found['title']}: `{found['command']}`, {found['seeds']} seeds, {found['problems']} problems ×"
+        f" {found['samples']} samples, commit {found['commit']}, {found['cpu']}.*"
+    )
+
+
+def values(found: dict[str, Any], arm: str, measure: str) -> list[float] | None:
+    """Of every seed; None where any seed has none."""
+    numbers = found["arms"].get(arm, {}).get(measure)
+    return None if not numbers or any(number is None for number in numbers) else [float(n) for n in numbers]
+
+
+def signed(value: float, kind: str) -> str:
+    """A difference as people read it."""
+    return f"{100 * value:+.1f}" if kind == POINTS else f"{value:+.3g}"
+
+
+def minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def difference(found: dict[str, Any], arm: str, control: str, measure: str) -> str:
+    """``arm`` minus ``control`` seed by seed with its 95 % interval (Student over seeds)."""
+    first, second = values(found, arm, measure), values(found, control, measure)
+    if first is None or second is None:
+        return ""
+    kind = HEADINGS[measure][1]
+    interval = paired_difference(np.array(first)[:, None], np.array(second)[:, None])
+    text = signed(interval.mean, kind)
+    if interval.low is not None and interval.high is not None:
+        text += f" [{signed(interval.low, kind)}, {signed(interval.high, kind)}]"
+    return minus(text)
+
+
+def paired_table(found: dict[str, Any], pairs: Sequence[tuple[str, str]], measures: Sequence[str]) -> str:
+    """One row per pair that the grid has, one column per measure that any pair has."""
+    known = [pair for pair in pairs if all(name in found["arms"] for name in pair)]
+    cells = {measure: [difference(found, *pair, measure) for pair in known] for measure in measures}
+    shown = [measure for measure in measures if any(cells[measure])]
+    lines = [
+        "| Arm | minus | " + " | ".join(HEADINGS[measure][0] for measure in shown) + " |",
+        "| :--- | :--- |" + " ---: |" * len(shown),
+    ]
+    for row, (arm, control) in enumerate(known):
+        words = [found["labels"][arm], found["labels"][control], *(cells[measure][row] for measure in shown)]
+        lines.append("| " + " | ".join(words) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def noise_pairs(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Every arm with noise and the arm that differs from it in the noise alone: Bypass of its level where the clip
+    range is the same, as the presets of both have it, else its own control without noise."""
+    pairs = []
+    for name in found["arms"]:
+        method, _, variant = name.partition("-")
+        if not method.endswith("_alp") or variant == "sigma0" or variant.startswith("clip"):
+            continue
+        control = next(
+            (other for other in (f"{method}-sigma0", "seq_bypass" if method == "seq_alp" else "") if other in found["arms"]),
+            None,
+        )
+        if control:
+            pairs.append((name, control))
+    return pairs
+
+
+def block(name: str, write: Callable[[dict[str, Any]], str]) -> Callable[[Evidence], str]:
+    """A block of one grid; says so where that grid was not built."""
+
+    def make(evidence: Evidence) -> str:
+        if name not in evidence:
+            return MISSING.format(f"`make grid GRID={name}`")
+        return f"{write(evidence[name]).rstrip()}\n\n{source(evidence[name])}\n"
+
+    return make
+
+
+def claim(*measures: str) -> Callable[[dict[str, Any]], str]:
+    return lambda found: paired_table(found, noise_pairs(found), measures)
+
+
+def main_table(found: dict[str, Any]) -> str:
+    return str(found["tables"]["main"])
+
+
+def sentences(found: dict[str, Any]) -> str:
+    """The findings as the report has them."""
+    return "\n".join(f"- {sentence}" for sentence in found["findings"]) + "\n"
+
+
+def results(found: dict[str, Any]) -> str:
+    return f"{main_table(found)}\n{sentences(found)}"
+
+
+def against(reference: str) -> Callable[[dict[str, Any]], str]:
+    """Accuracy of every other arm of the same method against the named variant (the whole preset where empty)."""
+
+    def write(found: dict[str, Any]) -> str:
+        pairs = []
+        for name in found["arms"]:
+            method, _, variant = name.partition("-")
+            control = f"{method}-{reference}" if reference else method
+            if name != control and control in found["arms"] and method.endswith("_alp"):
+                pairs.append((name, control))
+        return paired_table(found, pairs, ("accuracy", "own_token", "own_sequence"))
+
+    return write
+
+
+BLOCKS: dict[str, Callable[[Evidence], str]] = {
+    "quick_results": block("quick", results),
+    "stress_results": block("stress", results),
+    "smol_results": block("smol", results),
+    "noise_results": block("noise", results),
+    **{
+        f"{grid}_{name}": block(grid, claim(*measures))
+        for grid in ("quick", "stress", "noise")
+        for name, measures in (
+            ("stability", ("accuracy", "lost", "grad_norm", "kl_largest")),
+            ("tails", ("own_token", "clean_token", "own_sequence", "clean_sequence")),
+            ("exploration", ("pass1", "pass4", "pass16", "pass64", "entropy")),
+            ("accuracy", ("accuracy",)),
+        )
+    },
+    "layers": block("ablation_layers", against("")),
+    "sigma": block("ablation_sigma", against("")),
+}
