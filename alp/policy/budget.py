@@ -19,7 +19,8 @@ from .layers import LOGITS
 from .perturbation import LayerwisePerturbation
 from .streams import FIELD_BITS
 
-_FIRST = (1 << FIELD_BITS["update"]) - 2  # update index of the first draw, counting down; the sharpness probe has the last
+# Update index of the first draw, counting down: the last there is belongs to the sharpness probe.
+_FIRST = (1 << FIELD_BITS["update"]) - 2
 LEVELS = ("token", "sequence")
 
 # Noise of the standard deviations (layers,) on the layers named by indices, or by ``logits``; not learnable.
@@ -93,12 +94,14 @@ def noise_budget(
     std: Sequence[float],
     draws: int,
     most: int | None = None,
+    after: Callable[[int], object] = bool,
 ) -> Budget:
     """The budget of noise of the sizes ``std`` (layers,) on ``layers``, shallowest first.
 
     ``attach`` puts noise on the model that ``pieces`` run. With more than ``most`` layers the first stands by itself
-    and the others in ``most`` - 1 bands. Costs (bands + 2) forwards a draw or fewer. Raises ValueError for no draw, no
-    valid token, or sizes that do not fit the layers.
+    and the others in ``most`` - 1 bands. ``after`` is told how many sources are done, all together the last of them.
+    Costs a forward for each source and draw, and one. Raises ValueError for no draw, no valid token, or sizes that do
+    not fit the layers.
     """
     if draws < 1 or (most is not None and most < 2):
         raise ValueError(f"draws, most: at least 1 and 2 expected, got {draws} and {most}")
@@ -109,8 +112,13 @@ def noise_budget(
     if not any(bool(mask.any()) for mask in masks):
         raise ValueError("mask: no valid token")
     probe = _Probe(attach, pieces, clean, masks, draws)
-    sources = tuple(probe.source(layers[rows], std[rows]) for rows in bands(len(layers), most))
-    return Budget(sources, sources[0].spread if len(sources) == 1 else probe.source(layers, std).spread)
+    sources: list[Source] = []
+    for rows in bands(len(layers), most):
+        sources.append(probe.source(layers[rows], std[rows]))
+        after(len(sources))
+    together = sources[0].spread if len(sources) == 1 else probe.source(layers, std).spread
+    after(len(sources) + 1)
+    return Budget(tuple(sources), together)
 
 
 def bands(count: int, most: int | None) -> list[slice]:

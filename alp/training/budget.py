@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def budget_of(
     seed: int,
     most: int | None = None,
     head: Head | None = None,
+    after: Callable[[int], object] = bool,
 ) -> Budget:
     """The budget of noise of the kind of ``settings`` and of the sizes ``std`` on ``layers``, over the sequences of
     ``pieces``, a forward each."""
@@ -48,6 +49,7 @@ def budget_of(
         std=std,
         draws=draws,
         most=most,
+        after=after,
     )
 
 
