@@ -34,7 +34,8 @@ def noise(config: NoiseConfig) -> str:
     not those asked for, or log-probs that are no numbers."""
     with Claim(config.output, "noise", outputs=OUTPUTS, key=KEY, replace=config.replace) as claim:
         sampler = Sampler(config.sampling, log=claim.root / registry.log_name(config.rollout), scratch=claim.scratch)
-        origin = sampler.origin_of("noise", config)
+        # Where it goes is no part of what it is.
+        origin = sampler.origin_of("noise", config.model_copy(update={"output": "", "replace": False}))
         claim.begin(origin)
         try:
             measured = _measure(config, sampler)

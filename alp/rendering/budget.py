@@ -118,7 +118,8 @@ def _ticks(axes: Axes, names: Sequence[str], last: float) -> None:
     shown = [*range(0, len(names), every)]
     shown = [place for place in shown if last - place >= 0.06 * last or len(names) <= _MOST_TICKS]
     axes.set_xticks([*shown, last], [*(names[place] for place in shown), "all"])
-    axes.set_xlim(-0.6, last + 0.6)
+    margin = max(0.6, 0.05 * last)
+    axes.set_xlim(-margin, last + margin)
     axes.grid(visible=False, axis="x")
     axes.yaxis.set_major_locator(LogLocator(numticks=7))
     axes.yaxis.set_minor_locator(NullLocator())

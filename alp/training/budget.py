@@ -17,7 +17,6 @@ from alp.training.head import Head
 # What a probe of a training job costs: at most so many forwards a draw (the whole and the clean one aside) of so many
 # sequences. A perturbed layer beyond them is measured in a band.
 SOURCES, DRAWS, SEQUENCES = 6, 2, 32
-_WIDEST = {"std_min": 1e-30, "std_max": 1e30}  # a learned σ at its bound may round to beyond it
 
 
 def budget_of(
@@ -38,9 +37,9 @@ def budget_of(
     ``pieces``, a forward each."""
 
     def attach(chosen: Any, sizes: list[float]) -> LayerwisePerturbation:
-        return LayerwisePerturbation.of(
-            model, settings, seed=seed, layers=chosen, std=sizes, learnable=False, **_WIDEST
-        )
+        # A learned σ at its bound may round to beyond it.
+        bounds = {"std_min": settings.std_min / 2, "std_max": settings.std_max * 2}
+        return LayerwisePerturbation.of(model, settings, seed=seed, layers=chosen, std=sizes, learnable=False, **bounds)
 
     return noise_budget(
         attach,
