@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def _measure(config: NoiseConfig, sampler: Sampler) -> Measured:
     mismatch = _mismatch(model, pieces, temperature)
     _check_finite(budget, mismatch)
     return Measured(
-        model=config.model.name,
+        model=_name(config),
         method=config.method.name,
         engine=config.rollout.label,
         described=sampler.engine.describe(),
@@ -94,6 +95,12 @@ def _measure(config: NoiseConfig, sampler: Sampler) -> Measured:
         budget=budget,
         mismatch=mismatch,
     )
+
+
+def _name(config: NoiseConfig) -> str:
+    """Of the model, for people: its folder's, unless that is the one of a job of ours."""
+    folder = Path(config.model.path or "model").name
+    return config.model.name if folder == "model" else folder
 
 
 def _layers(noise: Perturbation, model: Any) -> list[int | str]:

@@ -82,7 +82,7 @@ def findings(measured: Measured) -> list[str]:
     return [
         f"{first}; {second}",
         f"all together: standard deviation of Δ log π {significant(sizes['token'])} per token,"
-        f" {significant(sizes['sequence'])} per sequence; {_TWO(added)} x the sum of the layers by themselves",
+        f" {significant(sizes['sequence'])} per sequence; {significant(added)} x the sum of the layers by themselves",
     ]
 
 

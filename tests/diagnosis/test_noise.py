@@ -21,7 +21,8 @@ from alp.evaluation.evaluate import Sampler
 from alp.models import load_model
 from alp.policy.budget import Budget, Source, Spread
 from alp.rendering import plots
-from alp.rendering.tables import to_csv
+from alp.rendering.tables import to_csv, to_latex
+from benchmarks import noise_budget
 from tests.conftest import TINY_TASK
 from tests.reporting.conftest import bytes_below
 from tests.reporting.test_figures import assert_legible
@@ -183,7 +184,7 @@ def test_the_verdict_in_words() -> None:
         "layer 0 makes 94 % of the variance; all layers together 10 x the mismatch's standard deviation per token"
         " (HF bf16)"
     )
-    assert second.startswith("all together: standard deviation of Δ log π 0.0319 per token, 0.101 per sequence; 1 x")
+    assert second.startswith("all together: standard deviation of Δ log π 0.0319 per token, 0.101 per sequence; 1.02 x")
     (lost,) = findings(measured([0.0, 0.0]))
     assert "lost in rounding" in lost
     assert "no mismatch to hold it against" in findings(measured([1e-3], mismatch=1e-13))[0]
@@ -205,3 +206,35 @@ def test_the_table_says_what_the_figure_draws() -> None:
     assert list(profile.variances) == [float(row["token_variance"]) for row in rows[:2]]
     assert profile.together == pytest.approx(float(rows[3]["token_variance"]))
     assert float(rows[3]["token_times_mismatch"]) == pytest.approx(math.sqrt(1.02e-3 / 1e-5), rel=1e-5)
+
+
+def test_latex_knows_every_letter() -> None:
+    assert to_latex(table(measured([9.5e-4, 5e-5]))).isascii()
+
+
+def test_the_page_is_given_its_tables(made: Path, tmp_path: Path) -> None:
+    page = tmp_path / "noise.md"
+    page.write_text("a\n<!-- embedded: alp noise -->\nearlier\n<!-- embedded: end -->\nb\n", encoding="utf-8")
+    noise_budget.publish("embedded", made, page)
+    text = page.read_text(encoding="utf-8")
+    assert (made / "tables" / "budget.md").read_text(encoding="utf-8") in text
+    assert text.startswith("a\n<!-- embedded: alp noise -->\n")
+    assert text.endswith("<!-- embedded: end -->\nb\n")
+    assert "earlier" not in text
+    picture = (tmp_path / "noise_budget_embedded.png").read_bytes()
+    assert picture == (made / "figures" / "budget.png").read_bytes()
+    with pytest.raises(ValueError, match="no place for the table of smollm2"):
+        noise_budget.publish("smollm2", made, page)
+
+
+@pytest.mark.parametrize("name", list(noise_budget.MODELS))
+def test_the_published_budgets_are_those_of_layer_0(name: str) -> None:
+    """What docs/noise.md shows: with one absolute size for all layers the noise is that of the first."""
+    text = noise_budget.PAGE.read_text(encoding="utf-8")
+    section = text.partition(f"<!-- {name}: alp noise -->")[2].partition(f"<!-- {name}: end -->")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in section.strip().splitlines()]
+    column = rows[0].index("share per token, %")
+    shares = {row[0]: float(row[column]) for row in rows[2:] if row[0].isdigit()}
+    assert shares["0"] >= 90
+    assert sum(shares.values()) == pytest.approx(100, abs=2)
+    assert noise_budget.PAGE.with_name(f"noise_budget_{name}.png").stat().st_size < 100_000
