@@ -16,7 +16,8 @@ from alp.rendering.numbers import significant
 
 MISMATCH_COLOUR = "#222222"
 ROUNDING = 1e-5  # standard deviation of a token's log π below which two codes differ by the rounding of float32 alone
-_APART = 0.09  # of the axis: labels of shares that are nearer would touch
+_APART = 0.12  # of the axis: labels of shares that are nearer would touch
+_LEAST = 0.01  # share that is worth a label where layers are many
 _MOST_TICKS = 12
 
 
@@ -90,13 +91,14 @@ def handles(colour: str, mismatch: str | None, *, unknown: str = "") -> list[Art
 
 
 def _label_shares(axes: Axes, profile: Profile, heights: Sequence[float], shift: float) -> None:
-    """Percentages above the dots, the largest first, where there is room for them."""
+    """Percentages above the dots, the largest first, where there is room for them; of many layers those that matter."""
     placed: list[int] = []
+    least = _LEAST if len(profile.names) > _MOST_TICKS else 0.0
     room = _APART * (len(profile.names) + 1)
     order = sorted(range(len(profile.names)), key=lambda place: -_finite(profile.shares[place]))
     for place in order:
         share = profile.shares[place]
-        if not math.isfinite(share) or not math.isfinite(heights[place]):
+        if not math.isfinite(share) or share < least or not math.isfinite(heights[place]):
             continue
         if all(abs(place - other) >= room for other in placed):
             placed.append(place)
