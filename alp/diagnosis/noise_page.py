@@ -162,8 +162,8 @@ def _figure_artefact() -> Artefact[Any, Measured, Figure]:
         title="Variance of Δ log π by layer",
         caption=(
             "Change of the log-probability of fixed tokens under the noise of one layer alone, and of all together"
-            " with the same draws; bars are two standard errors of the draws. Percentages are parts of the sum over layers"
-            " (of more than 12 layers those of 1 % and more). A layer above the dashed line moves the"
+            " with the same draws; bars are two standard errors of the draws. Percentages are parts of the sum over"
+            " layers (of more than 12 layers those of 1 % and more). A layer above the dashed line moves the"
             " log-probability further than the engine does."
         ),
         make=figure,
