@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alp.configuration.clean_schema import CleanConfig
     from alp.configuration.evaluate_schema import EvaluateConfig
     from alp.configuration.fetch_schema import FetchConfig
+    from alp.configuration.noise_schema import NoiseConfig
     from alp.configuration.prepare_schema import PrepareConfig
     from alp.configuration.pretrain_schema import PretrainConfig
     from alp.configuration.train_schema import TrainConfig
@@ -88,6 +89,21 @@ def evaluate(config: EvaluateConfig) -> str:
         log_summary()
     add_evaluation(Path(config.run.dir), config.run.tracking)
     return str(path)
+
+
+def noise(config: NoiseConfig) -> str:
+    from alp.preflight import check_noise
+    from alp.preload import load_libraries
+
+    check_noise(config)
+    load_libraries()
+    from alp.diagnosis.noise import noise
+    from alp.tasks.tally import log_summary
+
+    try:
+        return noise(config)
+    finally:
+        log_summary()
 
 
 def clean(config: CleanConfig) -> str:

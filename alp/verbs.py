@@ -90,6 +90,12 @@ VERBS = {
             "configuration",
         ),
         Verb(
+            "noise",
+            "how far each layer's noise moves log π, beside the engine's mismatch; no training",
+            "alp.commands:noise",
+            "configuration",
+        ),
+        Verb(
             "power",
             "how many seeds and problems a difference needs, from the variances of a built grid",
             "alp.reporting.power:power",

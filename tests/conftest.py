@@ -33,7 +33,7 @@ TINY_MODEL = ["model.hidden=32", "model.heads=1", "model.intermediate=64", "mode
 SLOW = (
     *("diagnosis", "examples", "faults", "parity", "training", "workflow"),
     *("configuration/test_resources.py", "evaluation/test_evaluate.py"),
-    *(f"policy/test_{name}.py" for name in ("alone", "architectures", "kernels")),
+    *(f"policy/test_{name}.py" for name in ("alone", "architectures", "budget", "kernels")),
     *(f"policy/test_perturbation_{name}.py" for name in ("cost", "gradients", "noise", "surroundings")),
     *(
         f"reporting/test_{name}.py"

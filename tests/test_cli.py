@@ -181,9 +181,10 @@ def test_refusals_wait_for_no_heavy_import(tmp_path: Path, model_files: Path) ->
     assert said == "alp: error: train: unknown method 'seq_apl'; did you mean 'seq_alp'?"
     assert imported == set()
     missing = {f"model.path='{tmp_path}/none'": "model.path: no model in", "task.data=none": "task.data: no none/"}
-    for verb in ("train", "evaluate"):
+    for verb in ("train", "evaluate", "noise"):
+        where = "output" if verb == "noise" else "run.dir"
         for word, message in missing.items():
-            said, imported = _refused(verb, f"model.path='{model_files}'", f"run.dir='{tmp_path}/run'", word)
+            said, imported = _refused(verb, f"model.path='{model_files}'", f"{where}='{tmp_path}/run'", word)
             assert message in said
             assert imported <= {"hydra", "numpy", "pydantic"}
     said, imported = _refused(

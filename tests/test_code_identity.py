@@ -135,6 +135,7 @@ TRAINING = {job for job in JOBS if job.startswith("train")}
         ("reporting/report.py", {"report"}),
         ("reporting/tracking.py", {"track"}),
         ("configuration/diagnose_schema.py", set()),
+        ("configuration/noise_schema.py", set()),
         ("cli.py", set()),
     ],
 )

@@ -46,6 +46,7 @@ SCHEMAS = {
     "diagnose": "alp.configuration.diagnose_schema:DiagnoseConfig",
     "clean": "alp.configuration.clean_schema:CleanConfig",
     "power": "alp.configuration.power_schema:PowerConfig",
+    "noise": "alp.configuration.noise_schema:NoiseConfig",
 }
 ENTRIES = {
     "prepare": "alp.tasks.prepare:prepare",
@@ -61,6 +62,7 @@ ENTRIES = {
     "diagnose": "alp.diagnosis.diagnose:diagnose",
     "clean": "alp.clean:clean",
     "power": "alp.reporting.power:power",
+    "noise": "alp.diagnosis.noise:noise",
 }
 _OF_A_GRID = ("prepare", "fetch", "pretrain", "train", "evaluate")  # verbs whose jobs a grid composes
 

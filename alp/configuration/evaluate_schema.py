@@ -28,6 +28,12 @@ class Evaluation(Strict):
     seed: NonNegative
 
 
+def check_set(task: Task, name: str, key: str) -> None:
+    """Refuse a set that the task has not. Raises ValueError."""
+    if name not in task.sets and not task.names_sets_late:
+        raise ValueError(f"{key}: the task has no set '{name}'{nearest(name, task.sets)}")
+
+
 class EvaluateConfig(Strict):
     """One model on one set."""
 
@@ -47,10 +53,6 @@ class EvaluateConfig(Strict):
 
     @model_validator(mode="after")
     def _long_enough(self) -> EvaluateConfig:
-        if self.evaluation.set not in self.task.sets and not self.task.names_sets_late:
-            raise ValueError(
-                "evaluation.set: the task has no set"
-                f" '{self.evaluation.set}'{nearest(self.evaluation.set, self.task.sets)}"
-            )
+        check_set(self.task, self.evaluation.set, "evaluation.set")
         self.task.check_limit(self.evaluation.max_new_tokens)
         return self

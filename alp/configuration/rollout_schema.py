@@ -194,4 +194,11 @@ class CustomRollout(EngineSettings):
         return {"rollout_dtype": self.dtype}
 
 
+def with_behaviour_policy(rollout: EngineSettings) -> EngineSettings:
+    """Refuse greedy decoding where the log-probs of what is sampled are used. Raises ValueError."""
+    if not rollout.temperature:
+        raise ValueError("temperature = 0 is greedy decoding, which has no behaviour policy; training needs one")
+    return rollout
+
+
 Rollout = Annotated[HFRollout | VLLMRollout | CustomRollout, Field(discriminator="engine")]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from alp.configuration.fields import Name, NonNegative, Positive, PositiveFloat, Strict
 from alp.configuration.method_schema import MethodField, filled
 from alp.configuration.model_schema import Model
-from alp.configuration.rollout_schema import EngineSettings, Rollout
+from alp.configuration.rollout_schema import Rollout, with_behaviour_policy
 from alp.configuration.run_schema import Run
 from alp.configuration.task_schema import Task
 
@@ -62,12 +62,6 @@ class Trainer(Strict):
         return self
 
 
-def _has_behaviour_policy(rollout: EngineSettings) -> EngineSettings:
-    if not rollout.temperature:
-        raise ValueError("temperature = 0 is greedy decoding, which has no behaviour policy; training needs one")
-    return rollout
-
-
 class TrainConfig(Strict):
     """One training job: ``rollout`` samples what is trained on, ``validation`` what is only scored."""
 
@@ -75,7 +69,7 @@ class TrainConfig(Strict):
     model: Model
     method: MethodField
     variant: Name | None
-    rollout: Annotated[Rollout, AfterValidator(_has_behaviour_policy)]
+    rollout: Annotated[Rollout, AfterValidator(with_behaviour_policy)]
     validation: Rollout
     trainer: Trainer
     run: Run

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from alp import models
 from alp.configuration.compose import code_of, identity, origin_of
 from alp.configuration.evaluate_schema import EvaluateConfig
+from alp.configuration.fields import Strict
 from alp.evaluation.passk import pass_at_k, powers_of_two
 from alp.evaluation.samples import Chunks, Sample, record
 from alp.evaluation.statistics import problem_interval
@@ -27,7 +28,7 @@ from alp.reproducibility import fix_threads, json_line, write_json, write_text
 from alp.rollout import contract, probe, registry
 from alp.rollout.ends import ends_of
 from alp.rollout.engine import Engine, Host, Probe, Purpose
-from alp.rollout.episodes import collect, response_text
+from alp.rollout.episodes import Trajectory, collect, response_text
 from alp.rollout.prompts import prompt_ids
 from alp.sharing import twins_of
 from alp.tasks.catalogue import load_task
@@ -92,14 +93,14 @@ class Sampler:
         check_finished(self._folder, "model.path")
         registry.check(config.rollout, self._folder)
         self._task = load_task(config.task)
-        self._device = models.resolve_device(config.evaluation.device)
+        self.device = models.resolve_device(config.evaluation.device)
         self.problems = self._task.problems(config.evaluation.set)
         fix_threads(config.evaluation.threads)
-        self._tokenizer = models.load_tokenizer(self._folder)
+        self.tokenizer = models.load_tokenizer(self._folder)
         self.problems = contract.short_enough(
-            self._tokenizer, self._task, config.evaluation.set, self.problems, config.model
+            self.tokenizer, self._task, config.evaluation.set, self.problems, config.model
         )
-        self._ends = ends_of(self._tokenizer, self._folder, config.model)
+        self._ends = ends_of(self.tokenizer, self._folder, config.model)
         self._ends.say()
         self._sampling = {
             greedy: self._ends.sampling(
@@ -108,28 +109,32 @@ class Sampler:
             )
             for greedy in (False, True)
         }
-        self._limits = contract.limits_of(self._folder, self._tokenizer, config.rollout.longest)
+        self._limits = contract.limits_of(self._folder, self.tokenizer, config.rollout.longest)
         contract.check_prompts(
-            self._tokenizer,
+            self.tokenizer,
             self._task,
             {config.evaluation.set: self.problems},
             model=config.model,
             limits=self._limits,
             max_new_tokens=config.rollout.max_new_tokens,
         )
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None
 
     @cached_property
     def origin(self) -> dict[str, Any]:
         """Hashes of everything a sample follows from, and ``identity`` over them: what may stand in one evaluation."""
+        return self.origin_of("evaluate", self._config)
+
+    def origin_of(self, verb: str, config: Strict) -> dict[str, Any]:
+        """The same of what another verb makes of these samples under its configuration."""
         parts = {
-            "config_hash": identity(self._config),
-            "code_hash": code_of("evaluate", self._config),
+            "config_hash": identity(config),
+            "code_hash": code_of(verb, config),
             "model_hash": models.content_hash(self._folder),
             "data_hash": content_hash(self.problems),
-            "device": self._device.type,  # not in the configuration: ``auto`` is another one on another machine
+            "device": self.device.type,  # not in the configuration: ``auto`` is another one on another machine
         }
-        return origin_of(parts, self._config)
+        return origin_of(parts, config)
 
     def expected(self, part: list[Problem]) -> list[tuple[str, int | None]]:
         """(problem, sample) of every line of a chunk, in order; the greedy answer is sample None."""
@@ -147,13 +152,27 @@ class Sampler:
 
     def _records(self, part: list[Problem], first: int, *, greedy: bool) -> list[list[str]]:
         samples = 1 if greedy else self._config.evaluation.samples
-        trajectories = collect(
-            self._loaded(),
+        trajectories = self.trajectories(part, first, greedy=greedy)
+        texts = [response_text(self.tokenizer, item.response_ids, finished=item.finished) for item in trajectories]
+        lines = [
+            record(part[number // samples], None if greedy else number % samples, trajectory, text)
+            for number, (trajectory, text) in enumerate(zip(trajectories, texts, strict=True))
+        ]
+        return [lines[start : start + samples] for start in range(0, len(lines), samples)]
+
+    def trajectories(self, part: list[Problem], first: int, *, greedy: bool = False) -> list[Trajectory]:
+        """Graded responses to a chunk whose first problem is number ``first`` of the set: the samples, or a greedy
+        one."""
+        if self.engine is None:
+            self.serve(self.load())
+        assert self.engine is not None
+        return collect(
+            self.engine,
             self._task,
-            self._tokenizer,
+            self.tokenizer,
             part,
             model=self._config.model,
-            samples=samples,
+            samples=1 if greedy else self._config.evaluation.samples,
             sampling=self._sampling[greedy],
             purpose=Purpose.EVALUATION,
             seed=self._config.evaluation.seed,
@@ -161,34 +180,29 @@ class Sampler:
             vocabulary=self._limits.vocabulary,
             ends=self._ends,
         )
-        texts = [response_text(self._tokenizer, item.response_ids, finished=item.finished) for item in trajectories]
-        lines = [
-            record(part[number // samples], None if greedy else number % samples, trajectory, text)
-            for number, (trajectory, text) in enumerate(zip(trajectories, texts, strict=True))
-        ]
-        return [lines[start : start + samples] for start in range(0, len(lines), samples)]
 
     def close(self) -> None:
         """Give back what the engine holds."""
-        if self._engine is not None:
-            self._engine.close()
+        if self.engine is not None:
+            self.engine.close()
 
-    def _loaded(self) -> Engine:
-        """The engine with the model's weights, which it answers with (``alp.rollout.probe``)."""
-        if self._engine is None:
-            config, seed = self._config, self._config.evaluation.seed
-            model = _in_own_memory(models.load_model(self._folder, self._device))
-            asked = [prompt_ids(self._tokenizer, self._task, problem, config.model) for problem in self.problems[:8]]
-            vocabulary = len(model.get_input_embeddings().weight)
-            fixed = Probe(
-                probe.sequences(asked, vocabulary, seed, self._limits.positions),
-                lambda sequences, temperature: probe.sequence_log_probs(model, sequences, temperature),
-                dtype="float32",
-            )
-            host = Host(model, self._folder, self._log, self._device, seed, fixed, self._scratch)
-            self._engine = registry.make(config.rollout, host)
-            self._engine.sync_weights(model.named_parameters(), version=0)
-        return self._engine
+    def load(self) -> Any:
+        """The model in float32. Not kept: an engine may have weights of its own."""
+        return _in_own_memory(models.load_model(self._folder, self.device))
+
+    def serve(self, model: Any) -> None:
+        """Make the engine of the model's weights, which it answers with (``alp.rollout.probe``)."""
+        config, seed = self._config, self._config.evaluation.seed
+        asked = [prompt_ids(self.tokenizer, self._task, problem, config.model) for problem in self.problems[:8]]
+        vocabulary = len(model.get_input_embeddings().weight)
+        fixed = Probe(
+            probe.sequences(asked, vocabulary, seed, self._limits.positions),
+            lambda sequences, temperature: probe.sequence_log_probs(model, sequences, temperature),
+            dtype="float32",
+        )
+        host = Host(model, self._folder, self._log, self.device, seed, fixed, self._scratch)
+        self.engine = registry.make(config.rollout, host)
+        self.engine.sync_weights(model.named_parameters(), version=0)
 
 
 def _in_own_memory(model: Any) -> Any:

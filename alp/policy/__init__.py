@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .budget import noise_budget
     from .correction import rollout_correction
     from .diagnostics import effective_sample_size, mismatch_diagnostics, ratio_diagnostics
     from .flatness import sharpness
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .ratio import log_ratio
 
 _MODULES = {
+    "budget": ["noise_budget"],
     "correction": ["rollout_correction"],
     "diagnostics": ["effective_sample_size", "mismatch_diagnostics", "ratio_diagnostics"],
     "method": ["Correction", "LossInputs", "LossOutputs", "Method", "Perturbation"],
@@ -40,6 +42,7 @@ __all__ = [
     "kl_penalty",
     "log_ratio",
     "mismatch_diagnostics",
+    "noise_budget",
     "policy_loss",
     "ratio_diagnostics",
     "rollout_correction",

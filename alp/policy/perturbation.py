@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -107,6 +108,13 @@ class LayerwisePerturbation:
             logs = torch.tensor([math.log(size) for size in sizes], dtype=wide, device=parameter.device)
             self._log_std = nn.Parameter(logs, requires_grad=self.learnable)
             self._attach(model, modules)
+
+    @classmethod
+    def of(cls, model: nn.Module, settings: Any, *, seed: int, **changes: Any) -> LayerwisePerturbation:
+        """The noise that a method's settings (:class:`alp.policy.method.Perturbation`) describe; ``changes`` are
+        arguments that differ from them. What is no argument here, the learning rate say, is the optimizer's."""
+        given = {name: value for name, value in vars(settings).items() if name in signature(cls).parameters}
+        return cls(model, **(given | changes), seed=seed)
 
     def _sizes(self, std: float | Sequence[float], std_min: float, std_max: float) -> list[float]:
         sizes = [float(std)] * len(self.layers) if isinstance(std, (int, float)) else [float(size) for size in std]

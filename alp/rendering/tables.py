@@ -22,6 +22,7 @@ _TEX = (  # plain text, its underscores escaped already, and what pdflatex knows
     ("π\\_θ,δ", r"$\pi_{\theta,\delta}$"), ("π\\_θ", r"$\pi_\theta$"),
     ("π\\_old", r"$\pi_{\mathrm{old}}$"), ("μ", r"$\mu$"),
     ("σ₀", r"$\sigma_0$"), ("σ", r"$\sigma$"), ("Π", r"$\prod$"), ("r²", "$r^2$"), ("∞", r"$\infty$"), ("<", "$<$"),
+    ("Δ", r"$\Delta$"), ("π", r"$\pi$"), ("×", r"$\times$"),
     ("†", r"$\dagger$"),    ("−", "$-$"), ("–", "--"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"),
 )
 # fmt: on

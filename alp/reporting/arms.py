@@ -43,6 +43,11 @@ def learns_noise(method: Method) -> bool:
     return noise is not None and noise.std > 0 and noise.learnable
 
 
+def adds_noise(method: Method) -> bool:
+    """Whether it trains under noise, learned or fixed."""
+    return method.perturbation is not None and method.perturbation.std > 0
+
+
 @cache
 def _job(words: tuple[str, ...]) -> TrainConfig:
     job: TrainConfig = compose.load("train", words)
@@ -74,6 +79,12 @@ def compares_engines(grid: Grid) -> bool:
 def has_learned_noise(grid: Grid) -> bool:
     """Whether an arm learns its noise."""
     return any(learns_noise(job_of(grid, arm).method) for arm in grid.arms)
+
+
+def has_noise_budget(grid: Grid) -> bool:
+    """Whether an arm's noise is measured layer by layer: every ``trainer.probe_every`` steps."""
+    jobs = (job_of(grid, arm) for arm in grid.arms)
+    return any(adds_noise(job.method) and 0 < job.trainer.probe_every <= job.trainer.steps for job in jobs)
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

@@ -200,6 +200,7 @@ class Job:
             shared=self.validator is self.engine,
             load_initial=lambda: models.load_model(models.check_model(self.config.model), self.device),
             head=self.head,
+            perturbation=self.perturbation,
         )
 
     def close(self) -> None:
@@ -212,15 +213,7 @@ class Job:
         if settings is None:
             return None
         try:
-            return LayerwisePerturbation(
-                self.model,
-                layers=settings.layers,
-                std=settings.std,
-                learnable=settings.learnable,
-                std_min=settings.std_min,
-                std_max=settings.std_max,
-                seed=self.config.trainer.seed,
-            )
+            return LayerwisePerturbation.of(self.model, settings, seed=self.config.trainer.seed)
         except ValueError as error:  # a model that cannot be perturbed
             raise UserError(f"train: method.perturbation: {error}") from None
 

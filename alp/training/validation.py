@@ -1,4 +1,5 @@
-"""Figures of a model in training that no update sees: accuracy on the validation set, and the sharpness probe."""
+"""Figures of a model in training that no update sees: accuracy on the validation set, the sharpness probe, and the
+noise budget."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from alp import adapters
 from alp.configuration.train_schema import TrainConfig
 from alp.policy.flatness import sharpness
+from alp.policy.perturbation import LayerwisePerturbation
 from alp.rollout.contract import Limits
 from alp.rollout.ends import Ends
 from alp.rollout.engine import Engine, Purpose, Sampling
 from alp.rollout.episodes import Trajectory, collect
 from alp.tasks.task import Problem, Task
 from alp.training.batch import Batch, collate
+from alp.training.budget import probe_metrics
 from alp.training.forward import token_log_probs
 from alp.training.head import Head
 
@@ -25,8 +28,8 @@ from alp.training.head import Head
 class Validation:
     """Samples ``problems`` with ``engine``, whose weights are synced before each use unless it is the training's own.
 
-    ``sampling`` is that of validation; ``load_initial`` reads the model that the job started from; ``head`` is of the
-    model in training.
+    ``sampling`` is that of validation; ``load_initial`` reads the model that the job started from; ``head`` and
+    ``perturbation`` are of the model in training.
     """
 
     def __init__(
@@ -44,18 +47,21 @@ class Validation:
         shared: bool,
         load_initial: Callable[[], Any],
         head: Head | None = None,
+        perturbation: LayerwisePerturbation | None = None,
     ) -> None:
         self.config, self.engine, self.task, self.problems = config, engine, task, problems
         self.tokenizer, self.sampling, self.limits, self.device = tokenizer, sampling, limits, device
         self.ends = ends
         self.shared, self.load_initial, self.head = shared, load_initial, head
-        self._probe: Batch | None = None
+        self.perturbation = perturbation
+        self._kept: Batch | None = None
 
     def figures(self, model: Any, step: int) -> dict[str, float]:
         """What ``trainer.probe_every`` and ``trainer.validate_every`` ask for after ``step``."""
         trainer, values = self.config.trainer, {}
         if trainer.probe_every and step % trainer.probe_every == 0:
             values["sharpness"] = self.sharpness(model)
+            values |= self.budget(model)
         if trainer.validate_every and (step % trainer.validate_every == 0 or step == trainer.steps):
             values |= self.accuracy(model, step)
         return values
@@ -72,8 +78,6 @@ class Validation:
 
     def sharpness(self, model: Any) -> float:
         """Specification §6, on a batch that stays the same."""
-        if self._probe is None:
-            self._probe = self._probe_batch()
         probe, temperature = self._probe, self.config.rollout.temperature
         return sharpness(
             model,
@@ -83,6 +87,27 @@ class Validation:
             attention_mask=probe.attention_mask,
             seed=self.config.trainer.seed,
         )
+
+    def budget(self, model: Any) -> dict[str, float]:
+        """What each layer's noise does to log π of the same batch; nothing where there is none (docs/noise.md)."""
+        noise, settings = self.perturbation, self.config.method.perturbation
+        if noise is None or settings is None or not noise.enabled:
+            return {}
+        return probe_metrics(
+            model,
+            noise,
+            settings,
+            self._probe,
+            temperature=self.config.rollout.temperature,
+            seed=self.config.trainer.seed,
+            head=self.head,
+        )
+
+    @property
+    def _probe(self) -> Batch:
+        if self._kept is None:
+            self._kept = self._probe_batch()
+        return self._kept
 
     def _probe_batch(self) -> Batch:
         """Responses of the *initial* model to the problems: the same batch whenever the job is started, and whatever

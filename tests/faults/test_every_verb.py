@@ -113,6 +113,7 @@ def _cases(base_model: Path, built: tuple[Grid, Path], wheel: Path) -> dict[str,
         "evaluation.batch_size=4",
         "evaluation.device=cpu",
     ]
+    measured = [*TINY_TASK, f"model.path='{base_model}'", "noise.problems=4", "noise.draws=2", "noise.device=cpu"]
     return {
         "prepare": Case("prepare", lambda place: [*TINY_TASK, f"run.dir='{place}/run'"], "run"),
         "pretrain": Case("pretrain", lambda place: [*tiny, f"run.dir='{place}/run'"], "run"),
@@ -120,6 +121,7 @@ def _cases(base_model: Path, built: tuple[Grid, Path], wheel: Path) -> dict[str,
         "diagnose": Case(
             "diagnose", lambda place: [f"input='{place}/dump.npz'", f"output='{place}/run'"], "run", _dump
         ),
+        "noise": Case("noise", lambda place: [*measured, f"output='{place}/run'"], "run"),
         "aggregate": Case("aggregate", grid_words, "results", copy),
         "figures": Case("figures", grid_words, "results", copy),
         "report": Case("report", grid_words, "results", pages),
@@ -135,7 +137,7 @@ def _cases(base_model: Path, built: tuple[Grid, Path], wheel: Path) -> dict[str,
 
 
 VERBS = ("evaluate", "fetch", "manifest")
-OTHERS = ("prepare", "pretrain", "diagnose", "aggregate", "figures", "report", "track")
+OTHERS = ("prepare", "pretrain", "diagnose", "noise", "aggregate", "figures", "report", "track")
 
 
 def _tracked(results: Path) -> Results:

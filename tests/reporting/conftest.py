@@ -200,6 +200,17 @@ def _metrics(step: int, steps: int, final: float, arm: Arm, noise: bool, rng: np
             line[f"ratio/{level}/log_{name}"] = scale * width * (normal + 0.15 * normal**3) * rng.uniform(0.9, 1.1)
     if noise:
         line |= {f"perturbation/std/{layer}": 0.02 * math.exp(-(0.6 + 0.3 * layer) * done) for layer in range(3)}
+        line |= _budget(done) if step % 5 == 0 else {}
+    return line
+
+
+def _budget(done: float) -> dict[str, float]:
+    """The budget of noise that is almost all that of layer 0."""
+    line = {}
+    for level, scale in (("token", 1.0), ("sequence", 10.0)):
+        parts = [scale * 3e-3 * 0.1**layer * math.exp(-done) for layer in range(3)]
+        line |= {f"budget/{level}_variance/{layer}": part for layer, part in enumerate(parts)}
+        line[f"budget/{level}_variance/all"] = 1.05 * sum(parts)
     return line
 
 
@@ -207,6 +218,7 @@ def _mismatch(gap: float, rng: np.random.Generator) -> dict[str, float]:
     """What the trainer logs of π_old against μ at that distance per token."""
     line = {"rollout_corr/kl": gap**2 * rng.uniform(0.3, 0.7), "rollout_corr/k3_kl": gap**2 * rng.uniform(0.45, 0.55)}
     for level, scale in (("token", 1.0), ("sequence", 4.0)):
+        line[f"rollout_corr/{level}/log_std"] = scale * gap
         for name, probability in QUANTILES.items():
             line[f"rollout_corr/{level}/log_{name}"] = (
                 scale * gap * NormalDist().inv_cdf(probability) * rng.uniform(0.9, 1.1)

@@ -171,6 +171,22 @@ def test_ratio_tails_compare_with_bypass_of_the_level(tables: Path) -> None:
     assert table["token_alp", "sequence"]["reference"] == table["token_alp", "sequence"]["width_reduction"] == ""
 
 
+def test_noise_budgets_hold_both_probes_and_add_up(tables: Path) -> None:
+    table = rows(tables, "noise_budget")
+    layers = ["0", "1", "2", "all together", "mismatch"]
+    assert [(row["method"], row["step"], row["layer"]) for row in table] == [
+        ("token_alp", step, layer) for step in ("5", "10") for layer in layers
+    ]
+    for rows_of_probe in (table[:5], table[5:]):
+        parts = [float(row["token_variance"]) for row in rows_of_probe[:3]]
+        assert [float(row["token_share"]) for row in rows_of_probe[:3]] == pytest.approx(
+            [part / sum(parts) for part in parts], rel=1e-4
+        )
+        assert float(rows_of_probe[3]["token_share"]) == pytest.approx(1.05, rel=1e-4)
+        assert float(rows_of_probe[4]["token_variance"]) == pytest.approx(1e-6)
+        assert rows_of_probe[4]["token_share"] == ""
+
+
 def test_controls_say_what_differs(tables: Path) -> None:
     found = [(row["method"], row["control"], row["changed"]) for row in rows(tables, "controls")]
     assert found == [("token_alp", "token_alp-sigma0", "noise"), ("token_alp", "token_bypass", "noise, clip range")]

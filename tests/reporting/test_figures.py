@@ -20,6 +20,7 @@ from alp.ownership import claimed
 from alp.rendering import plots
 from alp.rendering.plots import envelope_bins
 from alp.reporting import registry, runs
+from alp.reporting.budget import first_and_last
 from alp.reporting.draw import figures
 from alp.reporting.figures.sigma import noise_map
 from alp.reporting.looks import looks
@@ -126,7 +127,7 @@ def test_sigma_needs_learned_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(plots, "save", lambda figure, stem: saved.append(stem.name))
     figures(grid, results)
     assert "sigma" not in registry.names("figures", grid)
-    assert saved == [name for name in ONE_ENGINE if name != "sigma"]
+    assert saved == [name for name in ONE_ENGINE if name not in ("sigma", "noise_budget")]
     assert not stale.exists()
 
 
@@ -208,3 +209,26 @@ def test_equal_accuracies_are_not_told_apart_by_rounding(tmp_path: Path) -> None
     with plots.style():
         for axes in ALL["accuracy"].make(loaded).axes:
             assert axes.get_xlim() == pytest.approx((-0.5, 0.5))
+
+
+def test_the_noise_budget_is_of_the_first_probe_and_the_last(finished: Finished) -> None:
+    """Means over seeds, the mismatch of the same step, shares of the sum; one panel per arm with noise."""
+    loaded = runs.load(*finished)
+    arm = loaded.find("token_alp")
+    assert arm is not None
+    first, last = first_and_last(arm)
+    assert (first.step, last.step) == (5, 10)
+    for probed in (first, last):
+        lines = [next(line for line in run.metrics if line["step"] == probed.step) for run in arm.runs]
+        for level, profile in probed.profiles.items():
+            expected = [np.mean([line[f"budget/{level}_variance/{layer}"] for line in lines]) for layer in range(3)]
+            assert list(profile.names) == ["0", "1", "2"]
+            assert list(profile.variances) == pytest.approx(expected)
+            assert profile.shares == pytest.approx([part / sum(expected) for part in expected])
+            assert profile.together == pytest.approx(1.05 * sum(expected))
+            deviation = np.mean([line[f"rollout_corr/{level}/log_std"] for line in lines])
+            assert profile.mismatch == pytest.approx(deviation**2)
+    with plots.style():
+        figure = ALL["noise_budget"].make(loaded)
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["Token-ALP"]
+    assert {axes.get_yscale() for axes in figure.axes} == {"log"}

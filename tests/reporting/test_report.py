@@ -83,7 +83,7 @@ def test_page_holds_every_figure_and_table(finished: Finished, page: str) -> Non
     for svg in embedded:  # nothing to fetch from inside a figure either
         references = re.findall(rb'(?:xlink:)?href="([^"]*)"', svg)
         assert all(one.startswith((b"#", b"data:")) for one in references)
-    assert parsed.tags.count("table") == 5 + 3
+    assert parsed.tags.count("table") == 6 + 3
 
 
 def test_page_says_where_it_comes_from(finished: Finished, page: str) -> None:

@@ -196,7 +196,7 @@ def test_records_follow_the_documented_form(train_config: Make, tmp_path: Path) 
             key
             if f"`{key}`" in documented
             else key.rsplit("/", 1)[0]
-            if key.startswith("perturbation")
+            if key.startswith(("perturbation", "budget"))
             else key.split("/log_")[0]
         )
         parts = head.split("/")
@@ -207,6 +207,8 @@ def test_records_follow_the_documented_form(train_config: Make, tmp_path: Path) 
         "perturbation/std/0",
         "perturbation/realised_rms/2",
         "sharpness",
+        "budget/token_share/0",
+        "budget/sequence_variance/all",
         "ratio/sequence/log_q999",
     ):
         assert key in lines[2], key

@@ -91,7 +91,7 @@ def test_every_documented_output_is_there(house: Path) -> None:
         for name in names:
             assert (run / name).is_file(), run / name
         assert not (run / "checkpoints").exists()
-    for name in ("main", "pass_at_k", "ratio_tails", "controls"):
+    for name in ("main", "pass_at_k", "ratio_tails", "noise_budget", "controls"):
         for ending in ("csv", "md", "tex"):
             assert (house / f"results/smoke/tables/{name}.{ending}").is_file()
     with (house / "results/smoke/tables/main.csv").open() as stream:
