@@ -215,8 +215,10 @@ class Job:
             return LayerwisePerturbation(
                 self.model,
                 layers=settings.layers,
+                scale=settings.scale,
                 std=settings.std,
                 learnable=settings.learnable,
+                dtype=settings.dtype,
                 std_min=settings.std_min,
                 std_max=settings.std_max,
                 seed=self.config.trainer.seed,

@@ -45,13 +45,14 @@ def envelope(mini: Batch, raw: Tensor) -> dict[str, list[float]]:
 
 
 def noise_metrics(perturbation: LayerwisePerturbation | None, results: list[UpdateResult]) -> dict[str, float]:
-    """Per layer: σ after the step, gradient, realised and hidden RMS as means over the step's updates."""
+    """Per layer: σ after the step, gradient, realised and hidden RMS as means over the step's updates; of relative
+    noise c after the step, and σ as the mean over its updates."""
     if perturbation is None or not perturbation.enabled:
         return {}
     figures: dict[str, float] = {}
-    stds = perturbation.std.tolist()
+    stds, relative = perturbation.std.tolist(), perturbation.scale == "relative"
     for row, layer in enumerate(perturbation.layers):
-        figures[f"perturbation/std/{layer}"] = stds[row]
-        for name in ("grad", "realised_rms", "hidden_rms"):
+        figures[f"perturbation/{'relative_' if relative else ''}std/{layer}"] = stds[row]
+        for name in ("grad", "realised_rms", "hidden_rms", *(["std"] if relative else [])):
             figures[f"perturbation/{name}/{layer}"] = sum(result.noise[name][row] for result in results) / len(results)
     return figures
