@@ -42,13 +42,15 @@ def resolve_layers(layers: str | Sequence[int], depth: int) -> list[int]:
     """Indices, ascending, of the layers that a selection means in a model of ``depth`` decoder layers.
 
     A string is a name or a band (``bands.py``); a tuple of two is the band [start, end), negative numbers counting from
-    the end too; any other sequence of integers lists indices. Raises ValueError for the unknown, the empty, the out-of-range, the repeated and the wrongly typed.
+    the end too; any other sequence of integers lists indices. Raises ValueError for the unknown, the empty, the
+    out-of-range, the repeated and the wrongly typed.
     """
     if isinstance(layers, str):
         if layers in NAMED:
             return _named_band(layers, depth)
         if not is_band(layers):
-            raise ValueError(f"layers: unknown '{layers}', choose from {', '.join((*NAMED, LOGITS))}, {FORM}, or a list")
+            known = ", ".join((*NAMED, LOGITS))
+            raise ValueError(f"layers: unknown '{layers}', choose from {known}, {FORM}, or a list")
         return in_band(layers, depth)
     if not isinstance(layers, Sequence) or isinstance(layers, (bytes, bytearray)):
         raise ValueError(
@@ -76,7 +78,8 @@ def _named_band(name: str, depth: int) -> list[int]:
 def _band(ends: list[int], depth: int) -> list[int]:
     if len(ends) != 2:
         raise ValueError(f"layers: a tuple is a band (start, end), got {len(ends)} numbers; write indices as a list")
-    return between(*ends, depth, f"{ends[0]}:{ends[1]}")
+    start, end = ends
+    return between(start, end, depth, f"{start}:{end}")
 
 
 def _index(value: Any) -> int:

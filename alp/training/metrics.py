@@ -34,14 +34,20 @@ def update_metrics(results: list[UpdateResult]) -> dict[str, float]:
     return means
 
 
-def envelope(mini: Batch, raw: Tensor) -> dict[str, list[float]]:
-    """Per sequence with a valid token: summed log-ratio, and mean token probability under μ."""
+def envelope(mini: Batch, raw: Tensor, clean: Tensor) -> dict[str, list[float]]:
+    """Per sequence with a valid token: summed log-ratio, that of the clean policy, and mean token probability under
+    μ."""
     mask = mini.response_mask
     rows = mask.any(-1)
     probability = torch.where(mask, mini.rollout_log_probs.double().exp(), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
-    summed = raw.double().sum(-1)
-    rows &= summed.isfinite() & probability.isfinite()  # JSON has no word for the others
-    return {"log_ratio": summed[rows].tolist(), "mean_probability": probability[rows].tolist()}
+    values = {
+        "log_ratio": raw.double().sum(-1),
+        "clean_log_ratio": clean.double().sum(-1),
+        "mean_probability": probability,
+    }
+    for value in values.values():
+        rows &= value.isfinite()  # JSON has no word for the others
+    return {name: value[rows].tolist() for name, value in values.items()}
 
 
 def noise_metrics(perturbation: LayerwisePerturbation | None, results: list[UpdateResult]) -> dict[str, float]:
