@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from alp.configuration.prepare_schema import PrepareConfig
     from alp.configuration.pretrain_schema import PretrainConfig
     from alp.configuration.train_schema import TrainConfig
-    from alp.policy.method import Correction, Method
+    from alp.policy.method import Correction, Method, Perturbation
 
 
 def prepare(config: PrepareConfig) -> str:
@@ -149,8 +149,13 @@ def _preset(method: Method) -> list[str]:
         f"{method.clip_low:g} / {method.clip_high:g}",
         "–" if method.dual_clip is None else f"{method.dual_clip:g}",
         " and ".join(map(_correction, method.corrections)) or "–",
-        "–" if noise is None else f"{noise.layers}, σ_0 = {noise.std:g}, lr {noise.lr:g}",
+        "–" if noise is None else _noise(noise),
     ]
+
+
+def _noise(noise: Perturbation) -> str:
+    size = f"c_0 = {noise.std:g} · RMS" if noise.scale == "relative" else f"σ_0 = {noise.std:g}"
+    return f"{noise.layers}, {size}, lr {noise.lr:g}"
 
 
 def _correction(correction: Correction) -> str:

@@ -28,6 +28,7 @@ class Block:
     valid: Tensor = field(default_factory=lambda: torch.empty(0))  # (rows,) bool
     noise_square: dict[int, Tensor] = field(default_factory=dict)
     hidden_square: dict[int, Tensor] = field(default_factory=dict)
+    mean_std: dict[int, Tensor] = field(default_factory=dict)
     backward: bool = False  # whether a backward of the noise ran inside
     thread: int = field(default_factory=threading.get_ident)
 

@@ -110,10 +110,32 @@ def _draw(words, column, inside, HALF: tl.constexpr, a, b, c, d):
 
 
 @triton.jit
-def _add_to(hidden, result, at, inside, noise, std):
+def _rounded(x, dtype: tl.constexpr):
+    """float32 ``x`` as ``dtype`` holds it."""
+    return tl.cast(tl.cast(x, dtype), tl.float32)
+
+
+@triton.jit
+def _row_rms(row, count: tl.constexpr, PAIRS: tl.constexpr):
+    """The root mean square of the ``count`` numbers from ``row`` on."""
+    HALF: tl.constexpr = (count + 1) // 2
+    squares = tl.zeros((PAIRS,), tl.float32)
+    for start in range(0, HALF, PAIRS):
+        column = start + tl.arange(0, PAIRS)
+        first = tl.cast(tl.load(row + column, mask=column < HALF, other=0.0), tl.float32)
+        second = tl.cast(tl.load(row + HALF + column, mask=column + HALF < count, other=0.0), tl.float32)
+        squares += first * first + second * second
+    return tl.sqrt_rn(tl.sum(squares, axis=0) * (1.0 / count))
+
+
+@triton.jit
+def _add_to(hidden, result, at, inside, noise, std, NARROW: tl.constexpr):
     """Writes the sum at offsets ``at``; returns the squares of what was really added and of what was there."""
     before = tl.cast(tl.load(hidden + at, mask=inside, other=0.0), tl.float32)
-    after = tl.cast(before + std * noise, result.dtype.element_ty)
+    added = std * noise
+    if NARROW:
+        added = _rounded(std * _rounded(noise, result.dtype.element_ty), result.dtype.element_ty)
+    after = tl.cast(before + added, result.dtype.element_ty)
     tl.store(result + at, after, mask=inside)
     added = tl.where(inside, tl.cast(after, tl.float32) - before, 0.0)
     return added * added, before * before
@@ -121,22 +143,27 @@ def _add_to(hidden, result, at, inside, noise, std):
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _add(
-    hidden, result, std, names, valid, words, squares, count, seed_low, seed_high, update, layer,
-    CHANNELS: tl.constexpr, PAIRS: tl.constexpr,
+    hidden, result, std, names, valid, words, squares, sizes, count, seed_low, seed_high, update, layer,
+    CHANNELS: tl.constexpr, PAIRS: tl.constexpr, RELATIVE: tl.constexpr, NARROW: tl.constexpr,
 ):  # fmt: skip
     row = tl.cast(tl.program_id(0), tl.int64)  # rows times channels may exceed 32 bits
     HALF: tl.constexpr = (CHANNELS + 1) // 2
     sequence, position = tl.load(names + row), tl.load(names + count + row)
     a, b, c, d = row_key(position, sequence, layer, update, seed_low, seed_high)
     size = tl.load(std)
+    if RELATIVE:
+        size = size * _row_rms(hidden + row * CHANNELS, CHANNELS, PAIRS)
+        if NARROW:
+            size = _rounded(size, result.dtype.element_ty)
+        tl.store(sizes + row, size)
     added, present = tl.zeros((PAIRS,), tl.float32), tl.zeros((PAIRS,), tl.float32)
     for start in range(0, HALF, PAIRS):
         column = start + tl.arange(0, PAIRS)
         first, second = _draw(words, column, column < HALF, HALF, a, b, c, d)
         at = row * CHANNELS + column
-        more, there = _add_to(hidden, result, at, column < HALF, first, size)
+        more, there = _add_to(hidden, result, at, column < HALF, first, size, NARROW)
         added, present = added + more, present + there
-        more, there = _add_to(hidden, result, at + HALF, column + HALF < CHANNELS, second, size)
+        more, there = _add_to(hidden, result, at + HALF, column + HALF < CHANNELS, second, size, NARROW)
         added, present = added + more, present + there
     real = tl.load(valid + row) != 0
     tl.store(squares + row, tl.where(real, tl.sum(added, axis=0), 0.0))
@@ -145,8 +172,9 @@ def _add(
 
 @triton.jit(do_not_specialize=_SCALARS)
 def _dot(
-    grad, names, words, dots, count, seed_low, seed_high, update, layer, CHANNELS: tl.constexpr, PAIRS: tl.constexpr
-):
+    grad, names, words, dots, count, seed_low, seed_high, update, layer,
+    CHANNELS: tl.constexpr, PAIRS: tl.constexpr, NARROW: tl.constexpr,
+):  # fmt: skip
     row = tl.cast(tl.program_id(0), tl.int64)
     HALF: tl.constexpr = (CHANNELS + 1) // 2
     sequence, position = tl.load(names + row), tl.load(names + count + row)
@@ -155,39 +183,54 @@ def _dot(
     for start in range(0, HALF, PAIRS):
         column = start + tl.arange(0, PAIRS)
         first, second = _draw(words, column, column < HALF, HALF, a, b, c, d)
+        if NARROW:
+            first, second = _rounded(first, grad.dtype.element_ty), _rounded(second, grad.dtype.element_ty)
         at = grad + row * CHANNELS + column
         total += tl.cast(tl.load(at, mask=column < HALF, other=0.0), tl.float32) * first
         total += tl.cast(tl.load(at + HALF, mask=column + HALF < CHANNELS, other=0.0), tl.float32) * second
     tl.store(dots + row, tl.sum(total, axis=0))
 
 
-def add(hidden: Tensor, std: Tensor, names: RowNames, valid: Tensor, result: Tensor) -> Tensor:
+def add(
+    hidden: Tensor,
+    std: Tensor,
+    names: RowNames,
+    valid: Tensor,
+    result: Tensor,
+    sizes: Tensor | None = None,
+    *,
+    narrow: bool = False,
+) -> Tensor:
     """Writes hidden + std ε into ``result``; returns the sums of squares (2, rows) float32 of what was really added
     and of ``hidden``, 0 for rows that are not ``valid``.
 
     ``hidden`` and ``result`` (rows, channels) contiguous, of one dtype, half precision or float32; ``std`` one float32
-    on the device; ``valid`` (rows,) bool.
+    on the device; ``valid`` (rows,) bool. With ``sizes`` (rows,) float32 the noise of a row is relative to its RMS, and
+    its size is written there. ``narrow``: size, ε, their product and the sum are each rounded to the dtype of
+    ``hidden``.
     """
     rows, channels = hidden.shape
     squares = torch.empty(2, rows, dtype=torch.float32, device=hidden.device)
     if rows:
         with torch.cuda.device_of(hidden):  # a model's layers may lie on several devices
             _add[(rows,)](
-                hidden, result, std, names.rows, valid, _words(channels, hidden.device), squares, *_scalars(names),
-                CHANNELS=channels, PAIRS=_pairs(channels),
+                hidden, result, std, names.rows, valid, _words(channels, hidden.device), squares,
+                squares if sizes is None else sizes, *_scalars(names),
+                CHANNELS=channels, PAIRS=_pairs(channels), RELATIVE=sizes is not None, NARROW=narrow,
             )  # fmt: skip
     return squares
 
 
-def dots(grad: Tensor, names: RowNames) -> Tensor:
-    """(rows,) float32: the dot product of each row of ``grad`` (rows, channels), contiguous, with its noise."""
+def dots(grad: Tensor, names: RowNames, *, narrow: bool = False) -> Tensor:
+    """(rows,) float32: the dot product of each row of ``grad`` (rows, channels), contiguous, with its noise, which
+    ``narrow`` rounds to the dtype of ``grad``."""
     rows, channels = grad.shape
     found = torch.empty(rows, dtype=torch.float32, device=grad.device)
     if rows:
         with torch.cuda.device_of(grad):
             _dot[(rows,)](
                 grad, names.rows, _words(channels, grad.device), found, *_scalars(names),
-                CHANNELS=channels, PAIRS=_pairs(channels),
+                CHANNELS=channels, PAIRS=_pairs(channels), NARROW=narrow,
             )  # fmt: skip
     return found
 
@@ -203,8 +246,12 @@ def trial(device: torch.device) -> None:
         squares = add(hidden, one, names, rows >= 0, found)
         expected = Normals(97, 64, device).draw(names.keys())
         sums = expected.square().sum(-1)
+        relative, sizes = torch.empty_like(hidden), torch.empty_like(sums)
+        add(torch.ones_like(hidden), one, names, rows >= 0, relative, sizes)
         worst = max(
             float((found - expected).abs().max()),
+            float((relative - 1 - expected).abs().max()),
+            float((sizes - 1).abs().max()),
             float((squares[0] / sums - 1).abs().max()),
             float((dots(expected.contiguous(), names) / sums - 1).abs().max()),
         )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
+from .bands import FORM, between, in_band, is_band
+
 LOGITS = "logits"
 NAMED = ("all", "early", "middle", "late")
-_BAND = re.compile(r"(-?[0-9]+):(-?[0-9]+)")
 _BAND_SHARE = 5  # a named band is one fifth of the layers, rounded up
 
 # Models whose class generates text one way or another, but not by one causal residual stream; by the type in their
@@ -41,18 +41,17 @@ _LIMITS: dict[str, tuple[float, str]] = {
 def resolve_layers(layers: str | Sequence[int], depth: int) -> list[int]:
     """Indices, ascending, of the layers that a selection means in a model of ``depth`` decoder layers.
 
-    A string is a name or ``start:end``; a tuple of two is the band [start, end); any other sequence of integers lists
-    indices. Raises ValueError for the unknown, the empty, the out-of-range, the repeated and the wrongly typed.
+    A string is a name or a band (``bands.py``); a tuple of two is the band [start, end), negative numbers counting from
+    the end too; any other sequence of integers lists indices. Raises ValueError for the unknown, the empty, the
+    out-of-range, the repeated and the wrongly typed.
     """
     if isinstance(layers, str):
         if layers in NAMED:
             return _named_band(layers, depth)
-        match = _BAND.fullmatch(layers)
-        if match is None:
-            raise ValueError(
-                f"layers: unknown '{layers}', choose from {', '.join((*NAMED, LOGITS))}, start:end, or a list"
-            )
-        layers = (int(match[1]), int(match[2]))
+        if not is_band(layers):
+            known = ", ".join((*NAMED, LOGITS))
+            raise ValueError(f"layers: unknown '{layers}', choose from {known}, {FORM}, or a list")
+        return in_band(layers, depth)
     if not isinstance(layers, Sequence) or isinstance(layers, (bytes, bytearray)):
         raise ValueError(
             f"layers: a name, start:end, (start, end) or a list of indices expected, got {type(layers).__name__}"
@@ -80,9 +79,7 @@ def _band(ends: list[int], depth: int) -> list[int]:
     if len(ends) != 2:
         raise ValueError(f"layers: a tuple is a band (start, end), got {len(ends)} numbers; write indices as a list")
     start, end = ends
-    if not 0 <= start < end <= depth:
-        raise ValueError(f"layers: band {start}:{end} is empty or outside the model's {depth} layers (0:{depth})")
-    return list(range(start, end))
+    return between(start, end, depth, f"{start}:{end}")
 
 
 def _index(value: Any) -> int:

@@ -7,20 +7,19 @@ and checked where there is no torch. Specification: docs/method.md.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from . import losses
+from .bands import FORM, in_band, is_band
 from .choices import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _LATER = ("between", "statistic", "reduce", "weight", "when", "batch_normalise")  # of a correction: names without uses
-_BAND = re.compile(r"-?[0-9]+:-?[0-9]+")
 Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn"]
 
 
@@ -87,22 +86,31 @@ class Perturbation:
     """Layerwise noise (specification §2)."""
 
     layers: str | list[int] = "all"
-    """``all``, ``early``, ``middle``, ``late``, ``logits``, a band ``start:end`` (end exclusive), or a list."""
+    """``all``, ``early``, ``middle``, ``late``, ``logits``, a band ``start:end`` (end exclusive; ``1:`` leaves out the
+    first layer, ``-2:`` takes the last two), or a list."""
+    scale: Literal["absolute", "relative"] = "absolute"
+    """``absolute``: noise of size σ_l; ``relative``: of size c_l times the RMS of the token's own hidden state."""
     std: float = bounded(0.02, ge=0)
-    """σ_0 of every layer; 0 switches the noise off: the control."""
+    """σ_0 of every layer, c_0 where it is relative; 0 switches the noise off: the control."""
     learnable: bool = True
-    """Whether the policy loss trains log σ."""
+    """Whether the policy loss trains log σ (log c)."""
     lr: float = bounded(0.01, gt=0)
     """Learning rate of log σ."""
+    weight_decay: float = bounded(0.0, ge=0)
+    """AdamW's decay of log σ; it pulls σ towards 1."""
+    in_global_norm: bool = False
+    """Whether the gradient of log σ counts in the clipped global norm, and is clipped with it."""
+    dtype: Literal["wide", "hidden"] = "wide"
+    """In which log σ, the noise and the sum are held: float32 at least, or the dtype of the hidden state."""
     std_min: float = bounded(1e-8, gt=0)
-    """Lower bound that σ is projected to after each step."""
+    """Lower bound that σ (c) is projected to after each step."""
     std_max: float = bounded(1.0, gt=0)
-    """Upper bound that σ is projected to after each step."""
+    """Upper bound that σ (c) is projected to after each step."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if isinstance(self.layers, str) and not _is_band(self.layers):
-            check_choice("layers", self.layers, ("all", "early", "middle", "late", "logits", "start:end"))
+        if isinstance(self.layers, str) and not is_band(self.layers):
+            check_choice("layers", self.layers, ("all", "early", "middle", "late", "logits", FORM))
         if self.std_min >= self.std_max:
             raise ValueError(f"std_min = {self.std_min} must be below std_max = {self.std_max}")
         if self.std and not self.std_min <= self.std <= self.std_max:
@@ -110,14 +118,13 @@ class Perturbation:
 
     def check_depth(self, depth: int) -> None:
         """Refuse bands and lists outside a model of ``depth`` layers. Raises ValueError."""
-        if isinstance(self.layers, list):
-            chosen = self.layers
-        elif _is_band(self.layers):
-            start, end = map(int, self.layers.split(":"))
-            chosen = [*range(start, end)] if start >= 0 and end <= depth else []
-        else:
-            return
-        if not chosen or not all(0 <= layer < depth for layer in chosen):
+        if isinstance(self.layers, str):
+            if is_band(self.layers):
+                try:
+                    in_band(self.layers, depth)
+                except ValueError as error:
+                    raise ValueError(f"method.perturbation.{error}") from None
+        elif not self.layers or not all(0 <= layer < depth for layer in self.layers):
             raise ValueError(
                 f"method.perturbation.layers: {self.layers} is empty or outside the model's {depth} layers (0:{depth})"
             )
@@ -299,8 +306,3 @@ def _composition() -> Any:
 
 
 _HINTS: dict[type[Any], dict[str, Any]] = {}
-
-
-def _is_band(text: str) -> bool:
-    """``start:end``, whole numbers."""
-    return _BAND.fullmatch(text) is not None

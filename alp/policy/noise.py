@@ -1,5 +1,7 @@
 """The sum of a hidden state and its noise, as one step of autograd (specification §2).
 
+Of size σ, or relative to what it is added to: of size c · RMS of the row, where the RMS counts as a constant.
+
 Noise is a function of its names, so the backward can draw it again. On a GPU it always does: two Triton kernels where
 Triton is, elementwise operations of torch where it is not. On a CPU a draw is what the noise costs, so as long as a
 fixed 64 MB of a thread last, the noise of the forward is kept for the backward; the numbers are the same either way.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -43,7 +46,8 @@ def device_kernels(device: torch.device) -> ModuleType | None:
 
 
 class AddNoise(torch.autograd.Function):
-    """hidden + exp(log_std) ε, with the same ε in the backward: ∂loss/∂s = σ Σ(g ⊙ ε)."""
+    """hidden + σ ε, with the same ε in the backward: the gradient of ``hidden`` is the identity, and ∂loss/∂s =
+    Σ_t σ_t (g_t · ε_t). σ_t is exp(log_std), or exp(log_std) · RMS(hidden_t) where it is ``relative``."""
 
     @staticmethod
     def forward(
@@ -54,75 +58,112 @@ class AddNoise(torch.autograd.Function):
         valid: Tensor,
         saw_backward: Callable[[], None],
         keep: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum, and the mean squares over ``valid`` (rows,) of what was really added and of ``hidden``.
+        relative: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The sum; the mean squares over ``valid`` (rows,) of what was really added and of ``hidden``; the mean of σ_t.
 
-        ``hidden`` (batch, tokens, channels); ``log_std`` one number, in the wider of its dtype and float32; ``keep``
+        ``hidden`` (batch, tokens, channels); ``log_std`` one number, in the wider of its dtype and float32, or in the
+        dtype of a half-precision ``hidden``: then σ_t, ε, their product and the sum are each rounded to that; ``keep``
         says that a backward may follow.
         """
         ctx.names, ctx.saw_backward, ctx.kept = names, saw_backward, None
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        ctx.narrow = hidden.dtype if log_std.dtype is not wide else None
         ctx.kernels = device_kernels(hidden.device) if hidden.dtype in _KERNEL_DTYPES else None
         flat = hidden.reshape(-1, hidden.shape[-1])
         whole = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)  # no view: models may write into it
-        result, std = whole.view(flat.shape), log_std.exp()
+        result, std = whole.view(flat.shape), log_std.exp().to(wide)
+        sizes = std.new_empty(flat.shape[0]) if relative else None
         with torch.autocast(hidden.device.type, enabled=False):
             if ctx.kernels is not None:
-                ctx.save_for_backward(log_std)
-                squares = ctx.kernels.add(flat.contiguous(), std, names, valid, result)
+                ctx.save_for_backward(log_std, sizes)
+                squares = ctx.kernels.add(
+                    flat.contiguous(), std, names, valid, result, sizes, narrow=ctx.narrow is not None
+                )
             else:
                 keys = names.keys()
-                ctx.save_for_backward(log_std, keys)
+                ctx.save_for_backward(log_std, sizes, keys)
                 if keep and ctx.needs_input_grad[1] and hidden.device.type == "cpu":
                     ctx.kept = _room(flat.shape)
-                squares = _add(flat, std, keys, result, ctx.kept)
+                squares = _add(flat, std, keys, result, ctx.kept, sizes, ctx.narrow)
                 squares = torch.where(valid, squares, squares.new_zeros(()))
-        count = valid.sum().clamp(min=1) * flat.shape[1]
-        added, present = (squares.sum(-1) / count).unbind()
-        ctx.mark_non_differentiable(added, present)
-        return whole, added, present
+        count = valid.sum().clamp(min=1)
+        added, present = (squares.sum(-1) / (count * flat.shape[1])).unbind()
+        mean = std if sizes is None else torch.where(valid, sizes, sizes.new_zeros(())).sum() / count
+        ctx.mark_non_differentiable(added, present, mean)
+        return whole, added, present, mean
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
-        log_std, *keys = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        log_std, sizes, *keys = ctx.saved_tensors
         ctx.saw_backward()
         if not ctx.needs_input_grad[1]:
-            return grad, None, None, None, None, None
+            return grad, *[None] * 6
         flat = grad.reshape(-1, grad.shape[-1])
         kept, ctx.kept = ctx.kept, None  # a second backward of the same graph draws
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.kernels is not None:
-                dots = ctx.kernels.dots(flat.contiguous(), ctx.names)
+                dots = ctx.kernels.dots(flat.contiguous(), ctx.names, narrow=ctx.narrow is not None)
             else:
-                dots = _dots(flat, log_std.dtype, keys[0], kept)
+                wide = torch.promote_types(log_std.dtype, torch.float32)
+                dots = _dots(flat, wide, keys[0], kept, ctx.narrow)
         # One sum per token and the rest in float64: the total then hardly depends on how tokens are split into batches.
-        total = dots.sum(dtype=torch.float64) * log_std.double().exp()
-        return grad, total.to(log_std.dtype), None, None, None, None
+        if sizes is not None:
+            # A token that the loss does not reach adds nothing, whatever its hidden state (padding may hold NaN).
+            total = torch.where(dots == 0, 0.0, dots.double() * sizes.double()).sum()
+        else:
+            scale = log_std.double().exp() if ctx.narrow is None else log_std.exp().double()
+            total = dots.sum(dtype=torch.float64) * scale
+        return grad, total.to(log_std.dtype), *[None] * 5
 
 
-def _add(flat: Tensor, std: Tensor, keys: Tensor, result: Tensor, kept: Tensor | None) -> Tensor:
+def _add(
+    flat: Tensor,
+    std: Tensor,
+    keys: Tensor,
+    result: Tensor,
+    kept: Tensor | None,
+    sizes: Tensor | None,
+    narrow: torch.dtype | None,
+) -> Tensor:
     """Writes ``flat`` + ``std`` ε into ``result``, ε into ``kept``; returns the sums of squares (2, rows) of what was
-    really added and of ``flat``."""
+    really added and of ``flat``.
+
+    With ``sizes`` (rows,) the noise is relative, and σ_t is written there. With ``narrow`` each step is rounded to that
+    dtype.
+    """
     norms = std.new_empty(2, flat.shape[0])
     for rows, drawn in _draws(flat, keys):
         if kept is not None:
             kept[rows] = drawn
-        before, noise = flat[rows].to(std.dtype), drawn.to(std.dtype)
-        if result.dtype is std.dtype:
-            torch.addcmul(before, noise, std, out=result[rows])
+        before, noise, size = flat[rows].to(std.dtype), drawn.to(std.dtype), std
+        torch.linalg.vector_norm(before, dim=-1, out=norms[1, rows])
+        if sizes is not None:
+            size = std * (norms[1, rows] / math.sqrt(flat.shape[1]))
+            if narrow is not None:
+                size = size.to(narrow).to(std.dtype)
+            sizes[rows] = size
+            size = size.unsqueeze(-1)
+        if narrow is not None:
+            torch.add(flat[rows], drawn.to(narrow) * size.to(narrow), out=result[rows])
+        elif result.dtype is std.dtype:
+            torch.addcmul(before, noise, size, out=result[rows])
         else:
-            result[rows] = torch.addcmul(before, noise, std)
+            result[rows] = torch.addcmul(before, noise, size)
         torch.sub(result[rows], before, out=noise)  # what was really added, after rounding
         torch.linalg.vector_norm(noise, dim=-1, out=norms[0, rows])
-        torch.linalg.vector_norm(before, dim=-1, out=norms[1, rows])
     return norms.square_()
 
 
-def _dots(flat: Tensor, dtype: torch.dtype, keys: Tensor, kept: Tensor | None) -> Tensor:
-    """(rows,) in ``dtype``: the dot products of the rows of ``flat`` with their noise."""
+def _dots(
+    flat: Tensor, dtype: torch.dtype, keys: Tensor, kept: Tensor | None, narrow: torch.dtype | None = None
+) -> Tensor:
+    """(rows,) in ``dtype``: the dot products of the rows of ``flat`` with their noise, as ``narrow`` rounded it."""
     dots = torch.empty(flat.shape[0], dtype=dtype, device=flat.device)
     for rows, noise in _draws(flat, keys, kept):
-        dots[rows] = torch.linalg.vecdot(flat[rows].to(dtype), noise.to(dtype))
+        rounded = noise if narrow is None else noise.to(narrow)
+        dots[rows] = torch.linalg.vecdot(flat[rows].to(dtype), rounded.to(dtype))
     return dots
 
 

@@ -2,6 +2,8 @@
 
     h_l <- h_l + exp(s_l) ε_l      before the layer's norm and residual branch, inside ``active(...)`` only
 
+or, relative to each token's own hidden state, h_lt <- h_lt + exp(s_l) RMS(h_lt) ε_lt, the RMS detached.
+
 The noise is a function of keys of 16 bytes a token, drawn again wherever it is needed: on a GPU nothing of its size is
 ever kept, on a CPU at most 64 MB of it from forward to backward (``noise.py``). Nothing is added to the model itself:
 no parameter, buffer or state-dict key.
@@ -20,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Block, Origins
+from .choices import check_choice
 from .layers import LOGITS, decoder_layers, resolve_layers
 from .noise import AddNoise, device_kernels
 from .streams import FIELD_BITS
 
+SCALES, DTYPES = ("absolute", "relative"), ("wide", "hidden")
 _LOGITS_KEY = (1 << FIELD_BITS["layer"]) - 1
 
 
@@ -70,8 +74,10 @@ class LayerwisePerturbation:
 
     ``layers``: ``all``, ``early``, ``middle``, ``late``, a band ``(start, end)`` or ``"start:end"``, a list, or
     ``logits``. ``std`` is σ_0, one number (or one per layer, shallowest first); 0 means off: no hooks, no parameters.
-    ``learnable`` makes s_l = log σ_l a parameter. Raises ValueError for unknown models and layers, an empty band, a std
-    outside its bounds.
+    With ``scale`` ``relative`` it is c_0: the noise of a token has the size c_l times the RMS over channels of that
+    token's own hidden state. ``learnable`` makes s_l = log σ_l (log c_l) a parameter. ``dtype`` ``hidden`` holds s_l,
+    noise and sum in the dtype of the hidden state. Raises ValueError for unknown models and layers, an empty band, a
+    std outside its bounds.
     """
 
     def __init__(
@@ -79,8 +85,10 @@ class LayerwisePerturbation:
         model: nn.Module,
         *,
         layers: str | Sequence[int] = "all",
+        scale: str = "absolute",
         std: float | Sequence[float] = 0.02,
         learnable: bool = True,
+        dtype: str = "wide",
         std_min: float = 1e-8,
         std_max: float = 1.0,
         seed: int = 0,
@@ -90,6 +98,9 @@ class LayerwisePerturbation:
         self.layers: list[int | str] = (
             [LOGITS] if isinstance(layers, str) and layers == LOGITS else list(resolve_layers(layers, len(modules)))
         )
+        check_choice("scale", scale, SCALES)
+        check_choice("dtype", dtype, DTYPES)
+        self.scale, self.dtype = scale, dtype
         sizes = self._sizes(std, std_min, std_max)
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed: {seed} must lie in [0, 2^64)")
@@ -104,8 +115,8 @@ class LayerwisePerturbation:
         # A compiled model calls it as it stands: what it decides changes with every block.
         self._act: Any = torch.compiler.disable(self._perturb)
         if any(sizes):
-            wide = torch.promote_types(parameter.dtype, torch.float32)
-            logs = torch.tensor([math.log(size) for size in sizes], dtype=wide, device=parameter.device)
+            held = parameter.dtype if dtype == "hidden" else torch.promote_types(parameter.dtype, torch.float32)
+            logs = torch.tensor([math.log(size) for size in sizes], dtype=held, device=parameter.device)
             self._log_std = nn.Parameter(logs, requires_grad=self.learnable)
             self._attach(model, modules)
 
@@ -192,11 +203,12 @@ class LayerwisePerturbation:
         self._prepare(context, hidden)
         assert self._log_std is not None
         # A model's layers may lie on several devices.
-        log_std = self._log_std[row].to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))
+        held = hidden.dtype if self.dtype == "hidden" else torch.promote_types(hidden.dtype, torch.float32)
+        log_std = self._log_std[row].to(hidden.device, held)
         layer = _LOGITS_KEY if self.layers == [LOGITS] else int(self.layers[row])
         names, valid = context.names(self.seed, layer, hidden.device), context.valid.to(hidden.device)
-        result, context.noise_square[row], context.hidden_square[row] = AddNoise.apply(
-            hidden, log_std, names, valid, self._saw_backward, torch.is_grad_enabled()
+        result, context.noise_square[row], context.hidden_square[row], context.mean_std[row] = AddNoise.apply(
+            hidden, log_std, names, valid, self._saw_backward, torch.is_grad_enabled(), self.scale == "relative"
         )
         return result  # type: ignore[no-any-return]
 
@@ -257,7 +269,7 @@ class LayerwisePerturbation:
 
     @property
     def std(self) -> Tensor:
-        """σ_l, (layers,), detached."""
+        """σ_l, or c_l where it is relative, (layers,), detached."""
         return torch.zeros(len(self.layers)) if self._log_std is None else self._log_std.detach().exp()
 
     @property
@@ -268,22 +280,28 @@ class LayerwisePerturbation:
         return self._log_std.grad.detach()
 
     @property
+    def mean_std(self) -> Tensor:
+        """The size of the noise, in the units of the hidden state: the mean of σ_l, or of c_l · RMS, over real tokens
+        of the last forward, (layers,)."""
+        return self._of_last("mean_std")
+
+    @property
     def realised_rms(self) -> Tensor:
         """RMS of what was really added, after rounding to the hidden dtype, over real tokens of the last forward,
         (layers,)."""
-        return self._rms("noise_square")
+        return self._of_last("noise_square").sqrt()
 
     @property
     def hidden_rms(self) -> Tensor:
         """RMS of the hidden state the noise was added to, over real tokens of the last forward, (layers,)."""
-        return self._rms("hidden_square")
+        return self._of_last("hidden_square").sqrt()
 
-    def _rms(self, name: str) -> Tensor:
+    def _of_last(self, name: str) -> Tensor:
         context = self._active or self._last
-        squares: dict[int, Tensor] = getattr(context, name) if context is not None else {}
-        if len(squares) != len(self.layers):
+        values: dict[int, Tensor] = getattr(context, name) if context is not None else {}
+        if len(values) != len(self.layers):
             return torch.zeros(len(self.layers))
-        return torch.stack([squares[row].to(squares[0].device) for row in range(len(self.layers))]).sqrt()
+        return torch.stack([values[row].to(values[0].device) for row in range(len(self.layers))])
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -300,14 +318,17 @@ class LayerwisePerturbation:
     def state_dict(self) -> dict[str, Any]:
         """σ's logarithms and what they belong to."""
         logs = torch.zeros(0) if self._log_std is None else self._log_std.detach().clone()
-        return {"layers": list(self.layers), "log_std": logs, "seed": self.seed}
+        state = {"layers": list(self.layers), "log_std": logs, "seed": self.seed}
+        return state | ({"scale": self.scale} if self.scale != "absolute" else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError when the state is of other layers or another seed."""
+        """Raises ValueError when the state is of other layers, another seed or another scale."""
         if list(state["layers"]) != list(self.layers) or state["seed"] != self.seed:
             raise ValueError(
                 f"state: of layers {state['layers']} and seed {state['seed']}, not {self.layers} and {self.seed}"
             )
+        if state.get("scale", "absolute") != self.scale:
+            raise ValueError(f"state: of scale {state.get('scale', 'absolute')}, not {self.scale}")
         if (self._log_std is None) != (len(state["log_std"]) == 0):
             raise ValueError("state: noise on in one and off in the other")
         if self._log_std is not None:

@@ -69,6 +69,7 @@ HUES = {
     "seq_alp": "#35268f",
 }
 BASE_COLOUR = "#000000"
+CLEAN: dict[str, Any] = {"color": "#1a1a1a", "linestyle": (0, (2.6, 1.3)), "linewidth": 1.0}  # over bands of any hue
 FAN = (
     ("q001", "q999", 0.16),
     ("q01", "q99", 0.2),
@@ -208,6 +209,11 @@ def binned_band(axes: Axes, binned: Floats, colour: str) -> None:
     """An envelope: rows of ``binned`` hold the middle of a bin, then the lower end, median and upper end there."""
     axes.fill_between(binned[:, 0], binned[:, 1], binned[:, 3], color=colour, alpha=0.3, linewidth=0)
     axes.plot(binned[:, 0], binned[:, 2], color=colour, linewidth=1.2, marker="o", markersize=2.2)
+
+
+def clean_handle(label: str) -> Line2D:
+    """Legend entry of what is drawn of the clean policy over a method's own ratio."""
+    return Line2D([], [], label=label, **CLEAN)
 
 
 def binned_band_handles(bins: int) -> list[Artist]:

@@ -69,10 +69,13 @@ def _correction(value: Any) -> str:
 def _noise(value: Any) -> str:
     if not isinstance(value, Mapping) or value.get("hooks") == 0 or not value.get("std"):
         return "none"
-    return (
-        f"σ₀ = {value['std']:g}, {'learned' if value.get('learnable') else 'fixed'}, layers"
-        f" {_layers(value.get('layers'))}"
-    )
+    relative = value.get("scale") == "relative"
+    words = [f"{'c₀' if relative else 'σ₀'} = {value['std']:g}{' of the RMS' if relative else ''}"]
+    words.append("learned" if value.get("learnable") else "fixed")
+    words += [f"decay {value['weight_decay']:g}"] if value.get("weight_decay") else []
+    words += ["in the global norm"] if value.get("in_global_norm") else []
+    words += ["in the hidden dtype"] if value.get("dtype") == "hidden" else []
+    return ", ".join([*words, f"layers {_layers(value.get('layers'))}"])
 
 
 def _layers(value: Any) -> str:

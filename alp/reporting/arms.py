@@ -20,6 +20,9 @@ _ACRONYMS = {"grpo", "gspo", "mis", "tis", "alp"}
 _VARIANTS = {
     "sigma0": "σ₀ = 0",
     "fixed_sigma": "fixed σ",
+    "relative": "relative σ",
+    "skip_first": "not layer 0",
+    "authors": "authors' σ",
     "clip_wide": "wide clip",
     "clip_tight": "tight clip",
     "hf_fp32": "HF fp32",

@@ -77,19 +77,23 @@ def _noise_alone(perturbed: Sequence[str], controls: Sequence[Row]) -> list[str]
 
 
 def _tails(loaded: Results, perturbed: Sequence[str], ratio_tails: Sequence[Row]) -> list[str]:
-    """Whether the tails of an ALP arm's own ratio are narrower than Bypass's."""
+    """Whether the tails of an ALP arm's own ratio, and of its clean one, are narrower than Bypass's."""
     sentences = []
     for row in ratio_tails:
         arm = loaded.find(str(row["method"]))
         if arm and arm.name in perturbed and arm.ratio_level == row["level"] and row["width_reduction"] is not None:
-            change = 100 * _value(row, "width_reduction")
-            comparison = (
-                f"{abs(change):.0f} % {'narrower' if change >= 0 else 'wider'} than {label(str(row['reference']))}'s"
-            )
+            comparison = f"{_narrower(row, 'width_reduction')} than {label(str(row['reference']))}'s"
+            if row["clean_width_reduction"] is not None:
+                comparison += f", of the clean policy {_narrower(row, 'clean_width_reduction')} than its"
             sentences.append(
                 f"{label(arm.name)}: log-ratio tails (0.1 % to 99.9 %, {row['level']} level) {comparison}."
             )
     return sentences
+
+
+def _narrower(row: Row, name: str) -> str:
+    change = 100 * _value(row, name)
+    return f"{abs(change):.0f} % {'narrower' if change >= 0 else 'wider'}"
 
 
 def _caution(loaded: Results) -> str:

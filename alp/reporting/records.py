@@ -28,6 +28,7 @@ class _Update(TypedDict):
 
     step: int
     log_ratio: list[Number]
+    clean_log_ratio: list[Number]
     mean_probability: list[Number]
 
 

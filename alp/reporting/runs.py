@@ -82,10 +82,10 @@ class ArmRuns:
         means = [float(of_seed.mean()) for of_seed in known if of_seed.size]
         return math.fsum(means) / len(means) if means else None
 
-    def tail_width(self, level: str) -> float | None:
-        """Distance between the mean q001 and q999 of the method's own log-ratio at a level (``token`` or
-        ``sequence``)."""
-        low, high = (self.step_mean(f"ratio/{level}/log_{name}") for name in ("q001", "q999"))
+    def tail_width(self, level: str, of: str = "ratio") -> float | None:
+        """Distance between the mean q001 and q999 of the method's own log-ratio at a level (``token`` or ``sequence``),
+        or of another one that is logged with the same figures: ``clean``, ``perturbed``."""
+        low, high = (self.step_mean(f"{of}/{level}/log_{name}") for name in ("q001", "q999"))
         return None if low is None or high is None else high - low
 
 

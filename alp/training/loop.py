@@ -19,6 +19,7 @@ from alp.policy.diagnostics import ratio_diagnostics
 from alp.progress import Progress
 from alp.reproducibility import json_bytes
 from alp.sharing import TakenOver, twins_of
+from alp.training import clean
 from alp.training.job import OUTPUTS, Job
 from alp.training.metrics import envelope, noise_metrics, rollout_metrics, update_metrics
 from alp.training.pending import Clock, PendingStep
@@ -80,6 +81,8 @@ def step(job: Job, number: int) -> dict[str, Any]:
     metrics = pending.metrics | update_metrics(pending.results)
     metrics |= ratio_diagnostics(pending.raw, pending.batch.response_mask)
     metrics |= noise_metrics(job.perturbation, pending.results)
+    metrics |= clean.metrics(job, pending)
+    clock.lap("probe")
     synced = job.engine.sync_weights(adapters.served(job.model), version=number)
     clock.lap("sync")
     metrics |= job.validation.figures(job.model, number)
@@ -109,14 +112,20 @@ def update(job: Job, pending: PendingStep) -> None:
     for index in range(len(pending.results), len(mini_batches)):
         stop_if_asked(job)
         rows, mini = mini_batches[index]
+        last = index + 1 == len(mini_batches)
+        log_probs = clean.unperturbed(job, mini) if last else None
         raw, result = job.updater.update(mini, (pending.step - 1) * trainer.updates_per_batch + index)
         pending.raw[rows, : mini.input_ids.shape[1]] = raw
+        if last:
+            pending.clean = clean.against_rollout(job, mini, log_probs, raw)
         pending.results.append(result)
     stop_if_asked(job)
     if trainer.probe_every and pending.step % trainer.probe_every == 0:
-        rows, mini = mini_batches[-1]
         logged = {"step": pending.step, "update": pending.step * trainer.updates_per_batch}
-        job.records.append("updates.jsonl", logged | envelope(mini, pending.raw[rows, : mini.input_ids.shape[1]]))
+        rows, mini = mini_batches[-1]
+        raw = pending.raw[rows, : mini.input_ids.shape[1]]
+        assert pending.clean is not None
+        job.records.append("updates.jsonl", logged | envelope(mini, raw, pending.clean))
 
 
 def stop_if_asked(job: Job) -> None:

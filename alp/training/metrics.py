@@ -34,24 +34,31 @@ def update_metrics(results: list[UpdateResult]) -> dict[str, float]:
     return means
 
 
-def envelope(mini: Batch, raw: Tensor) -> dict[str, list[float]]:
-    """Per sequence with a valid token: summed log-ratio, and mean token probability under μ."""
+def envelope(mini: Batch, raw: Tensor, clean: Tensor) -> dict[str, list[float]]:
+    """Per sequence with a valid token: summed log-ratio, that of the clean policy, and mean token probability under
+    μ."""
     mask = mini.response_mask
     rows = mask.any(-1)
     probability = torch.where(mask, mini.rollout_log_probs.double().exp(), 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
-    summed = raw.double().sum(-1)
-    rows &= summed.isfinite() & probability.isfinite()  # JSON has no word for the others
-    return {"log_ratio": summed[rows].tolist(), "mean_probability": probability[rows].tolist()}
+    values = {
+        "log_ratio": raw.double().sum(-1),
+        "clean_log_ratio": clean.double().sum(-1),
+        "mean_probability": probability,
+    }
+    for value in values.values():
+        rows &= value.isfinite()  # JSON has no word for the others
+    return {name: value[rows].tolist() for name, value in values.items()}
 
 
 def noise_metrics(perturbation: LayerwisePerturbation | None, results: list[UpdateResult]) -> dict[str, float]:
-    """Per layer: σ after the step, gradient, realised and hidden RMS as means over the step's updates."""
+    """Per layer: σ after the step, gradient, realised and hidden RMS as means over the step's updates; of relative
+    noise c after the step, and σ as the mean over its updates."""
     if perturbation is None or not perturbation.enabled:
         return {}
     figures: dict[str, float] = {}
-    stds = perturbation.std.tolist()
+    stds, relative = perturbation.std.tolist(), perturbation.scale == "relative"
     for row, layer in enumerate(perturbation.layers):
-        figures[f"perturbation/std/{layer}"] = stds[row]
-        for name in ("grad", "realised_rms", "hidden_rms"):
+        figures[f"perturbation/{'relative_' if relative else ''}std/{layer}"] = stds[row]
+        for name in ("grad", "realised_rms", "hidden_rms", *(["std"] if relative else [])):
             figures[f"perturbation/{name}/{layer}"] = sum(result.noise[name][row] for result in results) / len(results)
     return figures

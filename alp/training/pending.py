@@ -19,7 +19,8 @@ class PendingStep:
     """Step ``step``.
 
     ``batch`` is scored; ``results`` are those of the mini-batches that are done, ``raw`` their log-ratios (batch,
-    tokens); ``metrics`` and ``seconds`` are what the step has so far.
+    tokens); ``clean`` is that of the last mini-batch without noise, against μ (``clean.py``); ``metrics`` and
+    ``seconds`` are what the step has so far.
     """
 
     step: int
@@ -27,6 +28,7 @@ class PendingStep:
     metrics: dict[str, float]
     raw: Tensor
     results: list[UpdateResult] = field(default_factory=list)
+    clean: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
@@ -39,7 +41,8 @@ class PendingStep:
         """The inverse of ``state_dict``, with its tensors on ``device``."""
         batch = Batch(**{name: value.to(device) for name, value in state["batch"].items()})
         results = [UpdateResult(**result) for result in state["results"]]
-        return cls(**(state | {"batch": batch, "raw": state["raw"].to(device), "results": results}))
+        tensors = {name: value.to(device) for name in ("raw", "clean") if (value := state[name]) is not None}
+        return cls(**(state | tensors | {"batch": batch, "results": results}))
 
 
 class Clock:

@@ -62,10 +62,10 @@ def score(job: Job, batch: Batch) -> tuple[Batch, dict[str, float]]:
     for rows, mini in batch.split(len(batch) // trainer.updates_per_batch):
         width = mini.input_ids.shape[1]
         if trainer.old_log_probs:
-            old[rows, :width], entropy[rows, :width] = _frozen(job, job.model, mini, job.head, job.compiled)
+            old[rows, :width], entropy[rows, :width] = frozen(job, job.model, mini, job.head, job.compiled)
         if trainer.kl:
             with job.initial_policy() as (initial, head):
-                reference[rows, :width], _ = _frozen(job, initial, mini, head, job.reference_compiled)
+                reference[rows, :width], _ = frozen(job, initial, mini, head, job.reference_compiled)
     corrected = job.config.method.correct(
         old if trainer.old_log_probs else None, batch.rollout_log_probs, batch.response_mask
     )
@@ -89,7 +89,7 @@ def _of_old(batch: Batch, old: Tensor, entropy: Tensor) -> dict[str, float]:
     return metrics | {"policy/entropy": float(entropy[batch.response_mask].double().mean())}
 
 
-def _frozen(
+def frozen(
     job: Job, model: Any, mini: Batch, head: Head | None, compiled: CompiledLayers | None
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy of a mini-batch, in the pieces that its update takes."""

@@ -12,6 +12,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alp import adapters
 from alp.configuration.train_schema import TrainConfig
+from alp.policy.method import Perturbation
+from alp.policy.perturbation import LayerwisePerturbation
 from alp.rollout.engine import Engine
 from alp.training import attention
 from alp.training.scoring import FIGURES_OF_OLD
@@ -41,9 +43,11 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
             "layers": noise.layers,
             "hooks": noise.hooks,
             "kernel": noise.kernel,
+            "scale": noise.scale,
             "std": settings.std,
             "learnable": noise.learnable,
             "lr": settings.lr,
+            **_held_and_trained(noise, updater),
         },
         "lora": adapters.describe(model),
         **_arithmetic(model, updater),
@@ -61,6 +65,17 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
             {"lr": group["lr"], "weight_decay": group["weight_decay"], "tensors": len(group["params"])}
             for group in updater.optimizer.param_groups
         ],
+    }
+
+
+def _held_and_trained(noise: LayerwisePerturbation, updater: Updater) -> dict[str, Any]:
+    """What log σ is held in and how it is trained; null where there is none, or it is fixed."""
+    logs, groups = next(noise.parameters(), None), updater.optimizer.param_groups
+    return {
+        "dtype": noise.dtype,
+        "log_std_dtype": None if logs is None else _dtypes([logs]),
+        "weight_decay": None if logs is None else groups[1]["weight_decay"],
+        "in_global_norm": None if logs is None else any(weight is logs for weight in updater.clipped),
     }
 
 
@@ -118,12 +133,24 @@ def check_active(config: TrainConfig, active: dict[str, Any]) -> None:
             None if "log_probs_whole_because" in active else config.trainer.logits_chunk,
         ),
     }
+    if active["perturbation"] and settings is not None:
+        checks |= _of_noise(settings, active["perturbation"])
     checks |= {f"rollout: {name}": (active.get(name), value) for name, value in config.rollout.active.items()}
     if config.rollout.quantised is not None:
         checks["quantised"] = (active["quantised_weights"] > 0, config.rollout.quantised)
     for name, (running, configured) in checks.items():
         if running != configured:
             raise RuntimeError(f"{name}: {running!r} is active, the configuration says {configured!r}")
+
+
+def _of_noise(settings: Perturbation, active: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What the noise is and what it was configured to be; of training only where log σ is trained."""
+    checks = {name: (active[name], getattr(settings, name)) for name in ("scale", "dtype")}
+    if active["log_std_dtype"] is not None:
+        names = ("weight_decay", "in_global_norm")
+        checks |= {name: (active[name], getattr(settings, name)) for name in names}
+        checks["wide log σ"] = (active["log_std_dtype"] == "float32" or settings.dtype == "hidden", True)
+    return {f"perturbation: {name}": pair for name, pair in checks.items()}
 
 
 def check_perturbed(config: TrainConfig, perturbed: int) -> None:

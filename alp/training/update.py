@@ -25,7 +25,7 @@ from alp.training.masters import Masters
 
 @dataclass
 class UpdateResult:
-    """What one update did; ``noise`` per perturbed layer: realised and hidden RMS, gradient of log σ."""
+    """What one update did; ``noise`` per perturbed layer: realised and hidden RMS, mean σ, gradient of log σ."""
 
     metrics: dict[str, float]
     skipped: bool
@@ -61,9 +61,12 @@ class Updater:
             }
         ]
         noise = list(perturbation.parameters()) if perturbation is not None else []
+        self.clipped = groups[0]["params"]  # together, to the global norm
         if noise and method.perturbation is not None:
-            # No decay: it would pull σ towards 1. Not part of the clipped norm either.
-            groups.append({"params": noise, "lr": method.perturbation.lr, "weight_decay": 0.0})
+            settings = method.perturbation
+            groups.append({"params": noise, "lr": settings.lr, "weight_decay": settings.weight_decay})
+            if settings.in_global_norm:
+                self.clipped = [*self.clipped, *noise]
         self.optimizer = torch.optim.AdamW(groups, fused=True)
 
     def _weights(self) -> list[nn.Parameter]:
@@ -93,10 +96,9 @@ class Updater:
             raw[rows, :width] = outputs.raw_log_ratio[:, :width]
             for name, value in outputs.metrics.items():
                 totals[name] = totals.get(name, zero) + value
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._weights() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.clipped if p.grad is not None])
         totals["policy/grad_norm"] = norm.double()
-        rms = (squares / batch.lengths.sum()).sqrt() if squares.dim() else None
-        metrics, noise = self._to_host(totals, rms)
+        metrics, noise = self._to_host(totals, squares / batch.lengths.sum() if squares.dim() else None)
         skipped = self._finish(norm, metrics["policy/grad_norm"], noise, empty=not counts.normaliser)
         # A figure that is not finite belongs to a skip, and skips are counted.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -109,10 +111,10 @@ class Updater:
 
     @staticmethod
     def _squares(noise: LayerwisePerturbation, piece: Batch) -> Tensor:
-        """Realised and hidden squares of the last forward, summed over its tokens, (2, layers): means are over
+        """Realised and hidden squares of the last forward, and σ, summed over its tokens, (3, layers): means are over
         tokens."""
-        rms = torch.stack([noise.realised_rms, noise.hidden_rms]).to(piece.lengths.device)
-        return rms.double().square() * piece.lengths.sum()
+        sizes = torch.stack([noise.realised_rms, noise.hidden_rms]).to(piece.lengths.device).double().square()
+        return torch.cat([sizes, noise.mean_std.to(sizes)[None]]) * piece.lengths.sum()
 
     def _backward(self, piece: Batch, index: int, counts: Counts) -> LossOutputs:
         """Forward and backward of one micro-batch, as its share of the mini-batch's loss."""
@@ -143,14 +145,17 @@ class Updater:
         return outputs
 
     def _to_host(
-        self, totals: dict[str, Tensor], rms: Tensor | None
+        self, totals: dict[str, Tensor], means: Tensor | None
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """The metrics, and the noise per layer: ``rms`` (2, layers), or as its last forward left it."""
+        """The metrics, and the noise per layer: ``means`` of squares and of σ (3, layers), or as its last forward left
+        it."""
         noise = self._noise
         layers: dict[str, Tensor] = {}
         if noise is not None:
-            realised, hidden = (noise.realised_rms, noise.hidden_rms) if rms is None else rms
-            layers = {"realised_rms": realised, "hidden_rms": hidden, "grad": noise.std_grad}
+            layers = {"realised_rms": noise.realised_rms, "hidden_rms": noise.hidden_rms, "std": noise.mean_std}
+            if means is not None:
+                layers = dict(zip(layers, [*means[:2].sqrt(), means[2]], strict=True))
+            layers["grad"] = noise.std_grad
         device = totals["policy/grad_norm"].device
         parts = [torch.stack(list(totals.values())), *(value.double().to(device) for value in layers.values())]
         values = iter(torch.cat(parts).tolist())
@@ -173,7 +178,7 @@ class Updater:
                 )
             return True
         self.skipped_in_a_row = 0
-        torch.nn.utils.clip_grads_with_norm_(self._weights(), self.trainer.max_grad_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(self.clipped, self.trainer.max_grad_norm, norm)
         self.optimizer.step()
         if self.masters is not None:
             self.masters.copy_back()

@@ -172,7 +172,9 @@ def _results(root: Path, kinds: dict[str, Kind]) -> None:
     kinds["updates.jsonl"] = Kind(
         run / "updates.jsonl", "json", call=lambda: read_lines(run / "updates.jsonl", UPDATE, "…")
     )
-    (run / "updates.jsonl").write_text('{"step": 1, "log_ratio": [0.5, 0.1], "mean_probability": [0.5, 1.0]}\n')
+    (run / "updates.jsonl").write_text(
+        '{"step": 1, "log_ratio": [0.5, 0.1], "clean_log_ratio": [0.4, 0.1], "mean_probability": [0.5, 1.0]}\n'
+    )
     for name in ("config.yaml", "provenance.json"):
         kinds[name] = Kind(run / name, "binary" if name == "config.yaml" else "json", call=lambda: describe(run))
 

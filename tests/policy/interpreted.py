@@ -62,6 +62,10 @@ CASES = [
 ]
 
 
+FORMS = [(False, True), (True, False), (True, True)]  # relative, narrow; the fourth form is a case's own sum
+UPDATES = [(checkpointing, scale) for scale in ("absolute", "relative") for checkpointing in (False, True)]
+
+
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "update", "layer"])
 def _words(names, words, found, count, seed_low, seed_high, update, layer, HALF: tl.constexpr, WIDTH: tl.constexpr):
     """The key of each row, and the words of its channels."""
@@ -94,18 +98,28 @@ def run(case: Case, device: torch.device) -> dict[str, Tensor]:
     kernels.add(torch.zeros_like(drawn), torch.ones_like(log_std), names, valid, drawn)
     squares = kernels.add(hidden, log_std.exp(), names, valid, result)
     found = {"words": words, "normals": drawn, "sum": result, "squares": squares, "dots": kernels.dots(grad, names)}
+    found["narrow dots"] = kernels.dots(grad, names, narrow=True)
+    for relative, narrow in FORMS:
+        name = f"{'relative' if relative else 'absolute'} {'narrow' if narrow else 'wide'}"
+        std = log_std.to(case.dtype).exp().float() if narrow else log_std.exp()
+        result, sizes = torch.empty_like(hidden), torch.empty_like(drawn[:, 0]) if relative else None
+        found[f"{name} squares"] = kernels.add(hidden, std, names, valid, result, sizes, narrow=narrow)
+        found[f"{name} sum"] = result
+        if sizes is not None:
+            found[f"{name} sizes"] = sizes
     return {name: value.cpu() for name, value in found.items()}
 
 
-def model_update(device: torch.device, checkpointing: bool) -> dict[str, Tensor]:
+def model_update(device: torch.device, checkpointing: bool, scale: str = "absolute") -> dict[str, Tensor]:
     """Gradients of weights and scales of a perturbed model, and what its layers got, on the CPU."""
     model, batch = qwen2(layers=2).to(device), collate(range(4), side="left")
     batch = Batch(*(value.to(device) for value in vars(batch).values()))
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     weights, trained = gradients(model, perturbation, [batch])
     found = {"weights": weights, "scales": trained, "rms": perturbation.realised_rms, "there": perturbation.hidden_rms}
+    found["sizes"] = perturbation.mean_std
     return {name: value.cpu() for name, value in found.items()}
 
 
@@ -114,7 +128,7 @@ def everything(device: torch.device) -> dict[str, list[dict[str, Tensor]]]:
     kernels.trial(device)
     return {
         "cases": [run(case, device) for case in CASES],
-        "updates": [model_update(device, checkpointing) for checkpointing in (False, True)],
+        "updates": [model_update(device, *form) for form in UPDATES],
     }
 
 

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from alp.policy import LayerwisePerturbation
 
+both_scales = pytest.mark.parametrize("scale", ["absolute", "relative"])
 VOCABULARY, HIDDEN, LAYERS, CONTEXT = 50, 32, 3, 256
 
 

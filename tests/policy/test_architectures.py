@@ -338,6 +338,55 @@ def test_checkpointing_changes_no_bit(name: str, reentrant: bool) -> None:
     assert torch.equal(s, trained)
 
 
+def relative_by_hand(
+    name: str, model: nn.Module, logs: Tensor, noise: list[Tensor], seen: dict[int, Tensor]
+) -> list[Any]:
+    """h + exp(s_l) · sg[RMS(h_t)] · ε by plain autograd in front of every layer; ``seen`` gets what is added."""
+
+    def change(layer: int, hidden: Tensor) -> Tensor:
+        size = hidden.detach().square().mean(-1, keepdim=True).sqrt()
+        added = logs[layer].exp() * size * noise[layer]
+        seen[layer] = added.detach()
+        return hidden + added
+
+    return pre_hooks(layers_of(name, model), change)
+
+
+@every_architecture
+def test_relative_noise_is_the_definition(name: str) -> None:
+    """A hidden state whose last axis is not its channels, an RMS that lets the gradient through, a recomputation with
+    another RMS; and σ = 0."""
+    model, batch = build(name), collate(WHICH)
+    real = batch.attention_mask.bool()
+    noise = exact_noise(name, model, batch)
+    with torch.no_grad():
+        plain = logits_of(model, batch)
+    off = LayerwisePerturbation(model, scale="relative", std=0.0)
+    with torch.no_grad(), active(off, batch):
+        assert torch.equal(logits_of(model, batch), plain)
+    logs, seen = torch.full((len(noise),), 0.05).log().requires_grad_(), dict[int, Tensor]()
+    with removed(relative_by_hand(name, model, logs, noise, seen)):
+        with torch.no_grad():
+            by_hand = logits_of(model, batch)
+        model.zero_grad()
+        loss_of(model, batch).backward()
+    assert logs.grad is not None
+    expected = flat([p.grad for p in model.parameters() if p.grad is not None]), logs.grad.clone()
+    perturbation = LayerwisePerturbation(model, scale="relative", std=0.05)
+    with torch.no_grad(), active(perturbation, batch):
+        assert relative_gap(logits_of(model, batch)[real], by_hand[real]) < 1e-4
+    sizes = [float(seen[layer][real].square().mean().sqrt()) for layer in range(len(noise))]
+    assert perturbation.realised_rms.tolist() == pytest.approx(sizes, rel=1e-3)
+    weights, trained = gradients(model, perturbation, batch)
+    assert relative_gap(weights, expected[0]) < 1e-3
+    assert relative_gap(trained, expected[1]) < 1e-3
+    if ARCHITECTURES[name].checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        again = gradients(model, perturbation, batch)
+        assert torch.equal(again[0], weights)
+        assert torch.equal(again[1], trained)
+
+
 @pytest.mark.parametrize("name", ATTENTION)
 def test_gradients_do_not_depend_on_the_batching(name: str) -> None:
     """Noise that follows a row, a column or a micro-batch instead of the token, where the model itself does not."""

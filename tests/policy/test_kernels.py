@@ -6,6 +6,7 @@ Where Triton is not installed only the first of the four runs; where there is no
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import math
 import os
@@ -26,7 +27,7 @@ from alp.policy import LayerwisePerturbation
 from alp.policy.noise import AddNoise, device_kernels
 from alp.policy.streams import Normals, channel_words, row_keys
 
-from .models import collate, gradients, qwen2, relative_gap
+from .models import both_scales, collate, gradients, qwen2, relative_gap
 
 CPU = torch.device("cpu")
 SOURCE = Path(alp.policy.noise.__file__).with_name("kernels.py")
@@ -136,7 +137,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 def compare(found: Found, *, gpu: bool) -> None:
     """Every figure against the CPU's way. The interpreter cuts bfloat16 off where a GPU rounds."""
-    from .interpreted import CASES, model_update
+    from .interpreted import CASES, UPDATES, model_update
 
     for case, got in zip(CASES, found["cases"], strict=True):
         names, (hidden, grad, log_std, valid) = case.names(CPU), case.inputs(CPU)
@@ -162,10 +163,43 @@ def compare(found: Found, *, gpu: bool) -> None:
         dots = (grad.double() * noise.double()).sum(-1)
         scale = grad.double().norm(dim=-1) * noise.double().norm(dim=-1)
         assert bool(((got["dots"].double() - dots).abs() <= 1e-6 * scale).all()), case
-    for checkpointing, got in zip((False, True), found["updates"], strict=True):
-        expected_update = model_update(CPU, checkpointing)
+        compare_forms(case, got, hidden, grad, log_std, valid)
+    for form, got in zip(UPDATES, found["updates"], strict=True):
+        expected_update = model_update(CPU, *form)
         for name, value in expected_update.items():
-            assert relative_gap(got[name], value) <= (1e-4 if gpu else 1e-5), name  # there, products differ too
+            # There, products differ too; the gradient of the scales of relative noise is small against its terms.
+            loose = 10 if (name, form[1]) == ("scales", "relative") else 1
+            assert relative_gap(got[name], value) <= loose * (1e-4 if gpu else 1e-5), (name, form)
+
+
+def compare_forms(
+    case: Any, got: dict[str, Tensor], hidden: Tensor, grad: Tensor, log_std: Tensor, valid: Tensor
+) -> None:
+    """Relative and narrow noise against ``AddNoise`` on a CPU, and its sizes against the RMS in float64."""
+    from .interpreted import FORMS
+
+    names, step = case.names(CPU), torch.finfo(case.dtype).eps
+    noise = Normals(case.channels, case.rows, CPU).draw(names.keys()).clone().to(case.dtype)
+    dots = (grad.double() * noise.double()).sum(-1)
+    scale = grad.double().norm(dim=-1) * noise.double().norm(dim=-1)
+    half = case.dtype is not torch.float32
+    assert bool(((got["narrow dots"].double() - dots).abs() <= (2 * step if half else 1e-6) * scale).all()), case
+    for relative, narrow in FORMS:
+        form = f"{'relative' if relative else 'absolute'} {'narrow' if narrow else 'wide'}"
+        logs = log_std.to(case.dtype) if narrow else log_std
+        expected = AddNoise.apply(hidden, logs, names, valid, lambda: None, False, relative)[0]
+        found = got[f"{form} sum"].double()
+        # Of narrow noise each of σ, ε and their product may be cut off where the other rounds.
+        size = (expected.double() - hidden.double()).abs()
+        allowed = step * expected.double().abs().maximum(hidden.double().abs()) + (4 * step * size if narrow else 0)
+        assert bool(((found - expected.double()).abs() <= allowed + 4 * CLOSE).all()), (case, form)
+        wide = hidden.double()
+        squares = torch.stack([(found - wide).square().sum(-1), wide.square().sum(-1)])
+        squares = torch.where(valid, squares, 0.0)
+        assert torch.allclose(got[f"{form} squares"].double(), squares, rtol=1e-5), (case, form)
+        if relative:
+            sizes = logs.exp().double() * wide.square().mean(-1).sqrt()
+            assert torch.allclose(got[f"{form} sizes"].double(), sizes, rtol=step if narrow else 1e-6), (case, form)
 
 
 @needs_triton
@@ -206,8 +240,12 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     scalars = dict.fromkeys(kernels._SCALARS, "i32") | {"seed_high": "i64"}
     pointers = {"hidden": dtype, "result": dtype, "grad": dtype, "names": "i64", "valid": "i1", "words": "i32"}
-    for function, channels in ((kernels._add, 1536), (kernels._dot, 97)):
-        sizes = {"CHANNELS": channels, "PAIRS": kernels._pairs(channels)}
+    forms = [
+        dict(zip(("RELATIVE", "NARROW"), form, strict=True)) for form in itertools.product([False, True], repeat=2)
+    ]
+    calls = [(kernels._add, 1536, form) for form in forms]
+    for function, channels, form in [*calls, *((kernels._dot, 97, {"NARROW": narrow}) for narrow in (False, True))]:
+        sizes = {"CHANNELS": channels, "PAIRS": kernels._pairs(channels)} | form
         types = {
             name: "constexpr" if name in sizes else scalars.get(name, "*" + pointers.get(name, "fp32"))
             for name in function.arg_names
@@ -236,29 +274,45 @@ def test_torch_does_it_on_a_cpu_and_where_triton_does_not_run(
     assert "cuda:5 without Triton" in caplog.text
 
 
-def test_a_step_with_kernels_is_the_step_without(monkeypatch: pytest.MonkeyPatch) -> None:
+@both_scales
+def test_a_step_with_kernels_is_the_step_without(scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is handed to the kernels, and what is made of their answers: rows in another order, a mask left out, σ
     twice."""
     model, batch = qwen2(), collate(range(5), side="left")
-    perturbation = LayerwisePerturbation(model, std=0.2)
-    expected = (*gradients(model, perturbation, [batch]), perturbation.realised_rms, perturbation.hidden_rms)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
+
+    def figures() -> tuple[Tensor, ...]:
+        sizes = (perturbation.realised_rms, perturbation.hidden_rms, perturbation.mean_std)
+        return (*gradients(model, perturbation, [batch]), *sizes)
+
+    figures()  # sizes are those of the forward before
+    expected = figures()
     calls: list[str] = []
 
     def drawn(hidden: Tensor, names: Any) -> Tensor:
         return Normals(hidden.shape[1], hidden.shape[0], CPU).draw(names.keys()).clone()
 
-    def add(hidden: Tensor, std: Tensor, names: Any, valid: Tensor, result: Tensor) -> Tensor:
+    def add(
+        hidden: Tensor, std: Tensor, names: Any, valid: Tensor, result: Tensor, sizes: Tensor | None, *, narrow: bool
+    ) -> Tensor:
         calls.append("add")
+        assert not narrow
+        assert (sizes is not None) == (scale == "relative")
+        if sizes is not None:
+            torch.mul(hidden.square().mean(-1).sqrt(), std, out=sizes)
+            std = sizes[:, None]
         torch.addcmul(hidden, drawn(hidden, names), std, out=result)
         return torch.stack([(result - hidden).square().sum(-1), hidden.square().sum(-1)]) * valid
 
-    def dots(grad: Tensor, names: Any) -> Tensor:
+    def dots(grad: Tensor, names: Any, *, narrow: bool) -> Tensor:
         calls.append("dots")
+        assert not narrow
         return torch.linalg.vecdot(grad, drawn(grad, names))
 
     choose: Callable[[torch.device], Any] = lambda _: SimpleNamespace(add=add, dots=dots)  # noqa: E731
     monkeypatch.setattr(alp.policy.noise, "device_kernels", choose)
-    got = (*gradients(model, perturbation, [batch]), perturbation.realised_rms, perturbation.hidden_rms)
+    got = figures()
     assert calls == ["add"] * 3 + ["dots"] * 3
+    got = figures()
     for mine, plain in zip(got, expected, strict=True):
         assert relative_gap(mine, plain) <= 1e-6

@@ -35,6 +35,31 @@ def test_bands_and_lists(depth: int) -> None:
     assert resolve_layers([0, depth - 1] if depth > 1 else [0], depth) == sorted({0, depth - 1})
 
 
+@pytest.mark.parametrize("depth", [1, 2, 7, 36])
+def test_bands_are_slices(depth: int) -> None:
+    """An end left out or counted from the end that means another layer than Python's slice, or reaches outside."""
+    for start in [None, *range(-depth - 1, depth + 2)]:
+        for end in [None, *range(-depth - 1, depth + 2)]:
+            if start is end is None:
+                continue
+            text = f"{'' if start is None else start}:{'' if end is None else end}"
+            expected = list(range(depth))[start:end]
+            reaches_out = any(value is not None and not -depth <= value <= depth for value in (start, end))
+            if expected and not reaches_out:
+                assert resolve_layers(text, depth) == expected, text
+                if start is not None and end is not None:
+                    assert resolve_layers((start, end), depth) == expected, text
+            else:
+                with pytest.raises(ValueError, match=f"^layers: band {text} is empty or outside the model's"):
+                    resolve_layers(text, depth)
+
+
+def test_a_band_without_the_first_layer_needs_another() -> None:
+    """`1:` of a model of one layer: noise nowhere."""
+    with pytest.raises(ValueError, match=r"layers: band 1: is empty or outside the model's one layer \(0:1\)"):
+        resolve_layers("1:", 1)
+
+
 @pytest.mark.parametrize(
     "kind",
     [int, np.int64, np.int32, np.uint8, lambda n: torch.tensor(n)],
@@ -56,7 +81,13 @@ def test_integers_of_every_kind(kind: Any) -> None:
         ("some", "unknown"),
         ("All", "unknown"),
         ("logits", "unknown"),
-        ("1:", "unknown"),
+        (":", "unknown"),
+        ("1:x", "unknown"),
+        ("4:", "band 4: is empty or outside"),
+        (":0", "band :0 is empty"),
+        ("-5:", "band -5: is empty or outside the model's 4 layers"),
+        (":5", "band :5"),
+        ("-1:-2", "band -1:-2 is empty"),
         ("a:b", "unknown"),
         ("1:2:3", "unknown"),
         ("1:3\n", "unknown"),

@@ -14,6 +14,7 @@ from .models import (
     BUILDERS,
     LAYERS,
     active,
+    both_scales,
     collate,
     gpt2,
     gradients,
@@ -44,24 +45,26 @@ def anatomy(model: nn.Module) -> dict[str, Any]:
     }
 
 
+@both_scales
 @both_models
-def test_zero_std_is_off_bit_for_bit(name: str) -> None:
+def test_zero_std_is_off_bit_for_bit(name: str, scale: str) -> None:
     """The control sigma = 0: no parameters, and forward and gradients equal to the untouched model in every bit."""
     model, batch = BUILDERS[name](), collate(EIGHT)
     logits, (weights, _) = logits_of(model, batch), gradients(model, None, [batch])
-    perturbation = LayerwisePerturbation(model, std=0.0)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.0)
     assert scales(perturbation) == []
     with active(perturbation, batch):
         assert torch.equal(logits_of(model, batch), logits)
     assert torch.equal(gradients(model, perturbation, [batch])[0], weights)
 
 
+@both_scales
 @both_models
-def test_outside_the_context_nothing_changes(name: str) -> None:
+def test_outside_the_context_nothing_changes(name: str, scale: str) -> None:
     """Noise in rollouts, evaluation or old log-probs, before or after an update, or after an exception inside."""
     model, batch = BUILDERS[name](), collate(EIGHT)
     logits, (weights, _) = logits_of(model, batch), gradients(model, None, [batch])
-    perturbation = LayerwisePerturbation(model, std=0.5)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.5)
     assert torch.equal(logits_of(model, batch), logits)
     with active(perturbation, batch):
         assert not torch.equal(logits_of(model, batch), logits)
@@ -71,13 +74,14 @@ def test_outside_the_context_nothing_changes(name: str) -> None:
     assert torch.equal(gradients(model, None, [batch])[0], weights)
 
 
+@both_scales
 @both_models
-def test_detach_leaves_no_trace(name: str) -> None:
+def test_detach_leaves_no_trace(name: str, scale: str) -> None:
     """A hook, attribute, parameter, buffer or state-dict key that stays, or that appears while attached."""
     model, batch = BUILDERS[name](), collate(EIGHT)
     logits_of(model, batch)
     bare, logits = anatomy(model), logits_of(model, batch)
-    perturbation = LayerwisePerturbation(model, std=0.5)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.5)
     gradients(model, perturbation, [batch])
     attached = anatomy(model)
     for part in ("state", "parameters", "buffers"):
@@ -88,11 +92,12 @@ def test_detach_leaves_no_trace(name: str) -> None:
     assert torch.equal(logits_of(model, batch), logits)
 
 
+@both_scales
 @both_models
-def test_noise_enters_before_norm_and_residual(name: str) -> None:
+def test_noise_enters_before_norm_and_residual(name: str, scale: str) -> None:
     """Noise on the norm's input alone, or on the branch alone: the residual stream must carry it too."""
     model, batch = BUILDERS[name](), collate([0, 1])
-    perturbation = LayerwisePerturbation(model, std=0.5)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.5)
     blocks = model.transformer.h if name == "gpt2" else model.model.layers
     branches: list[Tensor] = []
 
@@ -110,11 +115,12 @@ def test_noise_enters_before_norm_and_residual(name: str) -> None:
     assert relative_gap(seen.before[0], seen.after[0]) > 0.1
 
 
+@both_scales
 @both_models
-def test_same_arguments_same_forward(name: str) -> None:
+def test_same_arguments_same_forward(name: str, scale: str) -> None:
     """A stateful generator: the draw must repeat, whatever the global generator does, and leave that one alone."""
     model, batch = BUILDERS[name](), collate(EIGHT)
-    perturbation = LayerwisePerturbation(model, std=0.3)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.3)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     with active(perturbation, batch):
@@ -128,7 +134,7 @@ def test_same_arguments_same_forward(name: str) -> None:
     assert torch.equal(again, first)
     assert torch.equal(third, first)
     twin = BUILDERS[name]()
-    copy = LayerwisePerturbation(twin, std=0.3)
+    copy = LayerwisePerturbation(twin, scale=scale, std=0.3)
     with active(copy, batch):
         assert torch.equal(logits_of(twin, batch), first)
 
@@ -164,27 +170,29 @@ def test_nested_contexts_fail_or_restore_the_outer(masked: bool) -> None:
     assert torch.equal(after, expected)
 
 
-def test_fixed_scales() -> None:
+@both_scales
+def test_fixed_scales(scale: str) -> None:
     """`learnable=False`: the same noise and weight gradients, nothing to train."""
     model, batch = gpt2(), collate(EIGHT)
-    learned = LayerwisePerturbation(model, std=0.2)
+    learned = LayerwisePerturbation(model, scale=scale, std=0.2)
     weights, _ = gradients(model, learned, [batch])
     learned.detach()
-    fixed = LayerwisePerturbation(model, std=0.2, learnable=False)
+    fixed = LayerwisePerturbation(model, scale=scale, std=0.2, learnable=False)
     assert not any(p.requires_grad for p in scales(fixed))
     assert relative_gap(gradients(model, fixed, [batch])[0], weights) < 1e-14
     assert torch.allclose(fixed.std.double(), torch.full((LAYERS,), 0.2, dtype=torch.float64), rtol=1e-6)
 
 
-def test_projection_applies_the_bounds() -> None:
+@both_scales
+def test_projection_applies_the_bounds(scale: str) -> None:
     """Bounds applied to s instead of sigma, to some layers only, or not at all."""
-    perturbation = LayerwisePerturbation(gpt2(), std=0.02, std_min=1e-3, std_max=0.5)
+    perturbation = LayerwisePerturbation(gpt2(), scale=scale, std=0.02, std_min=1e-3, std_max=0.5)
     for index, delta in enumerate((50.0, -50.0, 0.1)):
         nudge(perturbation, index, delta)
     perturbation.project_()
     expected = torch.tensor([0.5, 1e-3, 0.02 * 2.718281828459045**0.1], dtype=torch.float64)
     assert torch.allclose(perturbation.std.detach().double(), expected, rtol=1e-5)
-    default = LayerwisePerturbation(gpt2())
+    default = LayerwisePerturbation(gpt2(), scale=scale)
     assert torch.allclose(default.std.detach().double(), torch.full((LAYERS,), 0.02, dtype=torch.float64), rtol=1e-6)
     for index, delta in enumerate((50.0, -50.0)):
         nudge(default, index, delta)
@@ -192,16 +200,17 @@ def test_projection_applies_the_bounds() -> None:
     assert torch.allclose(default.std.detach().double()[:2], torch.tensor([1.0, 1e-8]).double(), rtol=1e-5)
 
 
-def test_state_dict_round_trip() -> None:
+@both_scales
+def test_state_dict_round_trip(scale: str) -> None:
     """Scales that a resumed run starts afresh, or a state that the safe loader refuses."""
     batch = collate(EIGHT)
-    first = LayerwisePerturbation(model := gpt2(), std=0.2, seed=3)
+    first = LayerwisePerturbation(model := gpt2(), scale=scale, std=0.2, seed=3)
     for index in range(LAYERS):
         nudge(first, index, 0.5 * index)
     buffer = io.BytesIO()
     torch.save(first.state_dict(), buffer)
     buffer.seek(0)
-    second = LayerwisePerturbation(other := gpt2(), std=0.01, seed=3)
+    second = LayerwisePerturbation(other := gpt2(), scale=scale, std=0.01, seed=3)
     second.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(second.std, first.std)
     assert first.std[2] > 2 * first.std[0]
@@ -213,7 +222,7 @@ def test_state_dict_round_trip() -> None:
 @pytest.mark.parametrize(
     ("layers", "share"),
     [("all", (0, 3)), ("early", (0, 1)), ("middle", (1, 2)), ("late", (2, 3)), ((1, 3), None), ("1:3", None),
-     ("0:1", None), ([0, 2], None), ([2], None)],
+     ("0:1", None), ("1:", None), (":2", None), ("-2:", None), ("1:-1", None), ([0, 2], None), ([2], None)],
 )  # fmt: skip
 def test_layer_selection(depth: int, layers: Any, share: tuple[int, int] | None) -> None:
     """A band whose end counts, thirds that miss or share layers, a list taken for a band."""
@@ -222,7 +231,9 @@ def test_layer_selection(depth: int, layers: Any, share: tuple[int, int] | None)
     elif isinstance(layers, list):
         expected = layers
     else:
-        expected = {(1, 3): [1, 2], "1:3": [1, 2], "0:1": [0]}[layers]
+        known = {(1, 3): [1, 2], "1:3": [1, 2], "0:1": [0], ":2": [0, 1]}
+        open_ends = {"1:": range(1, depth), "-2:": range(depth - 2, depth), "1:-1": range(1, depth - 1)}
+        expected = known[layers] if layers in known else list(open_ends[layers])
     model = gpt2(layers=depth)
     perturbation = LayerwisePerturbation(model, layers=layers, std=0.3)
     noise = injected(model, perturbation, collate([0, 1]))
@@ -266,7 +277,26 @@ def test_logits_selection() -> None:
 
 @pytest.mark.parametrize(
     "layers",
-    [[], (1, 1), (2, 1), "2:2", "", "some", "1:", "a:b", (0, 4), "0:4", (-1, 2), [0, 3], [-1], (3, 5), [0.5]],
+    [
+        [],
+        (1, 1),
+        (2, 1),
+        "2:2",
+        "",
+        "some",
+        ":",
+        "3:",
+        ":0",
+        "-4:",
+        "a:b",
+        (0, 4),
+        "0:4",
+        (-1, 2),
+        [0, 3],
+        [-1],
+        (3, 5),
+        [0.5],
+    ],
 )
 def test_bad_layers_are_refused(layers: Any) -> None:
     """An empty, unknown or out-of-range selection that perturbs nothing, or something else, in silence."""

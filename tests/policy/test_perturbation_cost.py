@@ -14,7 +14,7 @@ import alp.policy.noise
 from alp.policy import LayerwisePerturbation
 from benchmarks.memory import peak_bytes
 
-from .models import BUILDERS, Batch, active, collate, gradients, logits_of, loss_of, relative_gap
+from .models import BUILDERS, Batch, active, both_scales, collate, gradients, logits_of, loss_of, relative_gap
 
 EIGHT = list(range(8))
 # The largest relative distance from eager. Inductor compiles C++ on a CPU: it is tried where there is a compiler.
@@ -38,6 +38,7 @@ def larger() -> tuple[Qwen2ForCausalLM, Batch]:
     return model, Batch(ids, torch.ones_like(ids), torch.arange(16), torch.ones(ids.shape))
 
 
+@both_scales
 @pytest.mark.parametrize(
     "checkpointing",
     [None, pytest.param(False, marks=pytest.mark.long), True],
@@ -45,7 +46,7 @@ def larger() -> tuple[Qwen2ForCausalLM, Batch]:
 )
 @pytest.mark.parametrize("kept", [0, 10], ids=["nothing_kept", "ten_layers_kept"])
 def test_peak_memory_of_a_perturbed_update(
-    checkpointing: bool | None, kept: int, monkeypatch: pytest.MonkeyPatch
+    checkpointing: bool | None, kept: int, monkeypatch: pytest.MonkeyPatch, scale: str
 ) -> None:
     """Noise, or a sum of hidden size, that lives until the backward: at most 2 % above the unperturbed update, as
     allocated, and the noise that may be kept on a CPU; of which 64 MB at most.
@@ -55,7 +56,7 @@ def test_peak_memory_of_a_perturbed_update(
     model, batch = larger()
     if checkpointing is not None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": checkpointing})
-    perturbation = LayerwisePerturbation(model, std=0.02)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.02)
     hidden = batch.ids.numel() * 128 * 4
     assert alp.policy.noise.KEPT_BYTES == 64 * 2**20
     monkeypatch.setattr(alp.policy.noise, "KEPT_BYTES", kept * hidden)
@@ -82,12 +83,13 @@ def test_peak_memory_of_a_perturbed_update(
             handle.remove()
 
 
+@both_scales
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_model_is_the_eager_one(backend: str) -> None:
+def test_compiled_model_is_the_eager_one(backend: str, scale: str) -> None:
     """Guards that do not see a block begin or end: noise that stays, stays away, or stays that of the first update."""
     torch._dynamo.reset()
     model, batch = BUILDERS["qwen2"](torch.float32), collate(EIGHT)
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     plain = gradients(model, None, [batch])[0]
     expected = {update: gradients(model, perturbation, [batch], update) for update in (5, 6)}
     compiled = torch.compile(model, backend=backend)
@@ -98,7 +100,7 @@ def test_compiled_model_is_the_eager_one(backend: str) -> None:
     assert relative_gap(gradients(compiled, None, [batch])[0], plain) <= BACKENDS[backend]
     perturbation.detach()
     # Attaching to what torch.compile returned is attaching to the model inside.
-    again = LayerwisePerturbation(compiled, std=0.2)
+    again = LayerwisePerturbation(compiled, scale=scale, std=0.2)
     assert again.hooks == 3
     assert torch.equal(gradients(model, again, [batch])[0], expected[5][0])
     torch._dynamo.reset()
@@ -136,11 +138,12 @@ def test_a_block_that_perturbs_nothing_is_an_error() -> None:
         forward_that_stops_early()
 
 
-def test_backward_may_have_a_block_of_its_own() -> None:
+@both_scales
+def test_backward_may_have_a_block_of_its_own(scale: str) -> None:
     """The check of the block must not refuse what is right: forward in one block, backward in the next of the same
     arguments."""
     model, batch = BUILDERS["gpt2"](), collate(EIGHT)
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     weights, trained = gradients(model, perturbation, [batch])
     model.zero_grad()
     for parameter in perturbation.parameters():

@@ -20,6 +20,7 @@ from .models import (
     LAYERS,
     Batch,
     active,
+    both_scales,
     collate,
     flat,
     gpt2,
@@ -37,15 +38,16 @@ either_checkpoint = pytest.mark.parametrize("reentrant", [True, False])
 EIGHT, SIXTEEN = list(range(8)), list(range(16))
 
 
+@both_scales
 @pytest.mark.parametrize(
     ("name", "tolerance"), [("gpt2", 1e-12), ("gpt_neox", 1e-12), ("qwen2", 1e-5), ("gpt2 in float32", 1e-5)]
 )
 @pytest.mark.parametrize("layers", ["all", "logits", (1, 3)])
-def test_gradients_do_not_depend_on_the_batching(name: str, tolerance: float, layers: Any) -> None:
+def test_gradients_do_not_depend_on_the_batching(name: str, tolerance: float, layers: Any, scale: str) -> None:
     """Noise keyed by the row or column of a tensor: micro-batches, order, side and width of the padding."""
     family, _, single = name.partition(" in ")
     model = (BUILDERS | EXACT)[family](torch.float32) if single else (BUILDERS | EXACT)[family]()
-    perturbation = LayerwisePerturbation(model, layers=layers, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, layers=layers, std=0.2)
     weights, trained = gradients(model, perturbation, [collate(SIXTEEN)])
     assert trained.norm() > 0
     mixed = [11, 3, 7, 1, 15, 0, 2, 6, 12, 5, 4, 9, 14, 8, 13, 10]
@@ -61,7 +63,8 @@ def test_gradients_do_not_depend_on_the_batching(name: str, tolerance: float, la
     for what, batches in splits.items():
         w, s = gradients(model, perturbation, batches)
         assert relative_gap(w, weights) < tolerance, what
-        assert relative_gap(s, trained) < tolerance, what
+        # In float32 what is left of a sum that all but cancels, as it does here, has fewer digits.
+        assert relative_gap(s, trained) < tolerance * (10 if scale == "relative" and tolerance > 1e-6 else 1), what
     other = gradients(model, perturbation, [collate(SIXTEEN)], update=6)
     assert relative_gap(other[0], weights) > 1e-3
     assert relative_gap(other[1], trained) > 1e-3
@@ -169,13 +172,14 @@ def test_gradient_of_the_weights_is_the_finite_difference(layers: str) -> None:
     assert float(weights @ flat(direction)) == pytest.approx(slope, rel=1e-6)
 
 
+@both_scales
 @both_models
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("layers", ["all", (1, 2)])
-def test_checkpointing_changes_no_bit(name: str, reentrant: bool, layers: Any) -> None:
+def test_checkpointing_changes_no_bit(name: str, reentrant: bool, layers: Any, scale: str) -> None:
     """Recomputed layers that draw other noise: silently wrong gradients of weights and scales."""
     model, batches = BUILDERS[name](), [collate(EIGHT[:5]), collate(EIGHT[5:])]
-    perturbation = LayerwisePerturbation(model, layers=layers, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, layers=layers, std=0.2)
     weights, trained = gradients(model, perturbation, batches)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     w, s = gradients(model, perturbation, batches)
@@ -282,7 +286,8 @@ def test_plain_backward_survives_an_update_in_between(name: str, reentrant: bool
     assert torch.equal(trained, stage.plain[1])
 
 
-def test_autograd_saves_no_full_size_noise() -> None:
+@both_scales
+def test_autograd_saves_no_full_size_noise(scale: str) -> None:
     """Memory: nothing of hidden size per layer is among what autograd saves."""
     model, batch = gpt2(), collate(EIGHT)
 
@@ -299,21 +304,22 @@ def test_autograd_saves_no_full_size_noise() -> None:
         return sum(sizes.values())
 
     bare = stored()
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     with active(perturbation, batch):
         extra = stored() - bare
     assert extra < batch.ids.numel() * HIDDEN
 
 
+@both_scales
 @both_models
 @pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointing", "reentrant"])
 @pytest.mark.parametrize("kept", [0, 1, 100])
 def test_noise_kept_or_drawn_again_is_the_same(
-    name: str, checkpointing: bool | None, kept: int, monkeypatch: pytest.MonkeyPatch
+    name: str, checkpointing: bool | None, kept: int, monkeypatch: pytest.MonkeyPatch, scale: str
 ) -> None:
     """Kept noise that is not what would be drawn: gradients would depend on the memory that there happened to be."""
     model, batches = BUILDERS[name](), [collate(EIGHT[:5]), collate(EIGHT[5:])]
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     draws = 0
     draw = Normals.draw
 
@@ -336,10 +342,11 @@ def test_noise_kept_or_drawn_again_is_the_same(
         assert draws == 2 * LAYERS + {0: 2 * LAYERS, 1: 2 * (LAYERS - 1), 100: 0}[kept]
 
 
-def test_a_second_backward_draws_again_and_room_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@both_scales
+def test_a_second_backward_draws_again_and_room_is_given_back(monkeypatch: pytest.MonkeyPatch, scale: str) -> None:
     """Room that is never free again: after some updates nothing would be kept, for good."""
     model, batch = BUILDERS["gpt2"](), collate(EIGHT)
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     monkeypatch.setattr(alp.policy.noise, "KEPT_BYTES", LAYERS * batch.ids.numel() * HIDDEN * 4)
     shape = torch.Size((LAYERS * batch.ids.numel(), HIDDEN))
     with active(perturbation, batch):

@@ -22,6 +22,7 @@ from .models import (
     VOCABULARY,
     Batch,
     active,
+    both_scales,
     collate,
     gpt2,
     gradients,
@@ -174,10 +175,11 @@ def test_other_scales_same_draw() -> None:
         assert relative_gap(after[layer], (2.0 + layer) * before[layer]) < 1e-12, layer
 
 
-def test_padding_side_and_missing_mask() -> None:
+@both_scales
+def test_padding_side_and_missing_mask(scale: str) -> None:
     """Position = number of real tokens before: left, right, wide and no padding, and no mask at all, agree."""
     model = gpt2()
-    perturbation = LayerwisePerturbation(model, std=0.5)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.5)
 
     def real(batch: Batch) -> Tensor:
         return torch.stack(
@@ -196,10 +198,11 @@ def test_padding_side_and_missing_mask() -> None:
     assert torch.equal(without, with_mask)
 
 
-def test_packed_rows_get_the_noise_of_unpacked_ones() -> None:
+@both_scales
+def test_packed_rows_get_the_noise_of_unpacked_ones(scale: str) -> None:
     """Several sequences in one row: keys per token, whatever the place in the row."""
     model = gpt2()
-    perturbation = LayerwisePerturbation(model, std=0.5)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.5)
     alone = grid([40, 41, 42], 6)
     with torch.no_grad(), probe(model) as seen, active(perturbation, alone):
         logits_of(model, alone)

@@ -23,6 +23,7 @@ from .models import (
     LAYERS,
     Batch,
     active,
+    both_scales,
     collate,
     flat,
     gpt2,
@@ -63,10 +64,11 @@ def test_default_dtype_does_not_reach_the_noise() -> None:
     assert torch.equal(drawn, expected)
 
 
-def test_inference_mode_leaves_nothing_behind() -> None:
+@both_scales
+def test_inference_mode_leaves_nothing_behind(scale: str) -> None:
     """Scratch made under inference mode cannot be written outside it: every later update of the thread would fail."""
     model, batch = gpt2(), collate(EIGHT)
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     weights, trained = gradients(model, perturbation, [batch])
 
     def probe_then_update() -> tuple[Tensor, Tensor]:
@@ -79,11 +81,12 @@ def test_inference_mode_leaves_nothing_behind() -> None:
     assert torch.equal(s, trained)
 
 
+@both_scales
 @pytest.mark.parametrize("inside", [True, False], ids=["backward inside", "backward outside"])
-def test_autocast_does_not_lower_the_gradient_of_the_scales(inside: bool) -> None:
+def test_autocast_does_not_lower_the_gradient_of_the_scales(inside: bool, scale: str) -> None:
     """Sums over the noise in bf16 where the backward runs under autocast."""
     model, batch = qwen2(), collate(EIGHT)
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     found = []
     for cast_backward in (False, inside):
         model.zero_grad()
@@ -99,12 +102,13 @@ def test_autocast_does_not_lower_the_gradient_of_the_scales(inside: bool) -> Non
     assert found[0].abs().sum() > 0
 
 
-def test_logits_may_be_divided_in_place() -> None:
+@both_scales
+def test_logits_may_be_divided_in_place(scale: str) -> None:
     """Noise that comes as a view: `logits.div_(T)`, common in trainers, would fail under the noise alone."""
     batch, found = collate(EIGHT), []
     for in_place in (False, True):
         model = gpt2()
-        perturbation = LayerwisePerturbation(model, layers="logits", std=0.2)
+        perturbation = LayerwisePerturbation(model, scale=scale, layers="logits", std=0.2)
         with active(perturbation, batch):
             logits = logits_of(model, batch)
             (logits.div_(0.7) if in_place else logits / 0.7).log_softmax(-1).square().mean().backward()
@@ -138,11 +142,12 @@ def test_another_thread_is_outside_the_block() -> None:
         assert not torch.equal(logits_of(model, batch), plain)
 
 
-def test_backward_in_another_thread_is_the_same() -> None:
+@both_scales
+def test_backward_in_another_thread_is_the_same(scale: str) -> None:
     """Recomputation and draws in a worker of autograd."""
     model, batch = BUILDERS["gpt2"](), collate(EIGHT)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     weights, trained = gradients(model, perturbation, [batch])
     model.zero_grad()
     for parameter in scales(perturbation):
@@ -240,9 +245,10 @@ def test_one_input_with_two_noises_is_refused(own: OwnForCausalLM) -> None:
         losses[5].backward()
 
 
-def test_one_input_with_one_noise_and_slices_of_one_input_are_right(own: OwnForCausalLM) -> None:
+@both_scales
+def test_one_input_with_one_noise_and_slices_of_one_input_are_right(own: OwnForCausalLM, scale: str) -> None:
     """What can be told apart is: the same forward twice, and micro-batches that are slices of one tensor."""
-    perturbation, ids = LayerwisePerturbation(own, std=0.2), torch.arange(4)
+    perturbation, ids = LayerwisePerturbation(own, scale=scale, std=0.2), torch.arange(4)
 
     def gradient(work: Callable[[Tensor], None]) -> Tensor:
         shared = embeddings()
@@ -281,10 +287,11 @@ def test_one_input_with_one_noise_and_slices_of_one_input_are_right(own: OwnForC
         assert torch.allclose(gradient(work), expected, rtol=1e-12, atol=1e-12), work.__name__
 
 
-def test_padding_does_not_count_in_the_reported_sizes() -> None:
+@both_scales
+def test_padding_does_not_count_in_the_reported_sizes(scale: str) -> None:
     """Realised and hidden RMS over every token of a padded batch would follow its padding."""
     model = gpt2()
-    perturbation = LayerwisePerturbation(model, std=0.5)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.5)
     sizes = []
     for batch in (collate(EIGHT), collate(EIGHT, width=40), collate(EIGHT, side="left", width=23)):
         noise = injected(model, perturbation, batch)
@@ -361,11 +368,12 @@ def test_what_does_not_fit_is_refused_in_use() -> None:
         model(input_ids=batch.ids, attention_mask=batch.attention_mask, labels=batch.ids)
 
 
-def test_compiled_and_checkpointed() -> None:
+@both_scales
+def test_compiled_and_checkpointed(scale: str) -> None:
     """Recomputation inside a compiled model."""
     torch._dynamo.reset()
     model, batch = qwen2(), collate(EIGHT)
-    perturbation = LayerwisePerturbation(model, std=0.2)
+    perturbation = LayerwisePerturbation(model, scale=scale, std=0.2)
     expected = gradients(model, perturbation, [batch])
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     found = gradients(torch.compile(model, backend="aot_eager"), perturbation, [batch])

@@ -198,6 +198,7 @@ def _metrics(step: int, steps: int, final: float, arm: Arm, noise: bool, rng: np
         for name, probability in QUANTILES.items():
             normal = NormalDist().inv_cdf(probability)
             line[f"ratio/{level}/log_{name}"] = scale * width * (normal + 0.15 * normal**3) * rng.uniform(0.9, 1.1)
+    line |= _clean(step, width, noise=noise)
     if noise:
         line |= {f"perturbation/std/{layer}": 0.02 * math.exp(-(0.6 + 0.3 * layer) * done) for layer in range(3)}
         line |= _budget(done) if step % 5 == 0 else {}
@@ -211,6 +212,19 @@ def _budget(done: float) -> dict[str, float]:
         parts = [scale * 3e-3 * 0.1**layer * math.exp(-done) for layer in range(3)]
         line |= {f"budget/{level}_variance/{layer}": part for layer, part in enumerate(parts)}
         line[f"budget/{level}_variance/all"] = 1.05 * sum(parts)
+    return line
+
+
+def _clean(step: int, width: float, *, noise: bool) -> dict[str, float]:
+    """The clean policy's log-ratio, and under noise the perturbed one's, of the last mini-batch; now and then of the
+    batch."""
+    sizes = {"clean": 0.8} | ({"perturbed": 1.2} if noise else {}) | ({"clean_batch": 0.9} if step % 5 == 0 else {})
+    line = {}
+    for level, scale in (("token", 1.0), ("sequence", 4.0)):
+        for of, size in sizes.items():
+            line |= {f"{of}/{level}/log_mean": 0.0, f"{of}/{level}/log_std": size * scale * width}
+            for name, probability in QUANTILES.items():
+                line[f"{of}/{level}/log_{name}"] = size * scale * width * NormalDist().inv_cdf(probability)
     return line
 
 
@@ -229,10 +243,12 @@ def _mismatch(gap: float, rng: np.random.Generator) -> dict[str, float]:
 def _update(step: int, arm: Arm, rng: np.random.Generator) -> dict[str, Any]:
     probability = rng.beta(8, 2, size=64)
     spread = WIDTH.get(arm.method, 0.08) * 12 * (1 - probability)
+    ratio = spread * rng.standard_t(4, size=64)
     return {
         "step": step,
         "update": 8 * step,
-        "log_ratio": (spread * rng.standard_t(4, size=64)).tolist(),
+        "log_ratio": ratio.tolist(),
+        "clean_log_ratio": (0.6 * ratio).tolist(),
         "mean_probability": probability.tolist(),
     }
 

@@ -145,6 +145,7 @@ def test_findings_have_no_preferred_sign(finished: Finished) -> None:
         **loss,
     }
     tail: Row = {"method": "token_alp", "level": "token", "reference": "token_bypass", "width_reduction": -0.5}
+    tail["clean_width_reduction"] = 0.25
     found = headline(loaded, {"main": main, "controls": [control], "ratio_tails": [tail]})
     alone = "Token-ALP minus GRPO: −10.0 points [−20.0, −5.0]; the interval excludes zero"
     assert f"{alone}, and it stays clear of zero over all 2 comparisons of the main table at once." in found

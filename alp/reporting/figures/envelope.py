@@ -19,8 +19,9 @@ ARTEFACT = Declaration(
         "token probability under the rollout policy. This definition is ours, because the binning of the paper's "
         "figure is not known: the sequences of all logged updates and all seeds are pooled, sorted by mean token "
         "probability and cut into 12 bins of equal count; each bin stands at its median probability and shows the "
-        "median and the band from the 2nd to the 98th percentile of the log-ratio. All panels share one scale, which "
-        "is linear around zero and logarithmic beyond where one arm dwarfs the others."
+        "median and the band from the 2nd to the 98th percentile of the log-ratio. Dashed is the clean policy, log π_θ "
+        "− log μ without noise, of the same sequences with the same weights: both ends of its band. All "
+        "panels share one scale, which is linear around zero and logarithmic beyond where one arm dwarfs the others."
     ),
 )
 
@@ -36,14 +37,16 @@ def make(loaded: Results) -> Figure:
     axes_of = list(zip(plots.panels(drawing, len(loaded.arms), columns), loaded.arms, strict=True))
     for axes, arm in axes_of:
         updates = [update for run in arm.runs for update in run.updates]
-        probability, ratio = (
+        probability, ratio, clean = (
             np.array([value for update in updates for value in update[key]], float)
-            for key in ("mean_probability", "log_ratio")
+            for key in ("mean_probability", "log_ratio", "clean_log_ratio")
         )
         binned, look = plots.envelope_bins(probability, ratio), arm_looks[arm.name]
         if len(binned):
             plots.binned_band(axes, binned, look.colour)
-            everything.append(binned[:, 1:])
+            unperturbed = plots.envelope_bins(probability, clean)
+            axes.plot(unperturbed[:, 0], unperturbed[:, [1, 3]], **plots.CLEAN)
+            everything += [binned[:, 1:], unperturbed[:, [1, 3]]]
         else:
             plots.empty(axes, "not logged")
         axes.axhline(0, color="#555555", linewidth=0.7, zorder=0.9)
@@ -52,5 +55,6 @@ def make(loaded: Results) -> Figure:
         plots.fit_scale(axes, everything)
     drawing.supxlabel("mean token probability under the rollout policy", fontsize=8.5)
     drawing.supylabel("sequence log-ratio, nats", fontsize=8.5)
-    plots.legend_below(figure, plots.binned_band_handles(plots.BINS))
+    clean_handle = plots.clean_handle("clean: 2 %, 98 %")
+    plots.legend_below(figure, [*plots.binned_band_handles(plots.BINS), clean_handle])
     return figure

@@ -19,7 +19,9 @@ ARTEFACT = Declaration(
         "Quantiles of each method's own log-ratio (numerator over denominator, before clipping) against training "
         "step, over all updates of a step and averaged over seeds. Token-level methods show the ratio per token, "
         "sequence-level methods the sum over the sequence; each group shares one scale, which is linear around zero "
-        "and logarithmic beyond where one arm dwarfs the others."
+        "and logarithmic beyond where one arm dwarfs the others. Dashed is the clean policy: log π_θ − log μ without "
+        "noise, the same for every method, on the last mini-batch of a step, whose weights are the furthest from those "
+        "that sampled; so dashed lines compare with dashed ones, not with the bands around them."
     ),
 )
 
@@ -43,12 +45,14 @@ def make(loaded: Results) -> Figure:
         part.supylabel("log-ratio, nats", fontsize=8.5)
         part.suptitle(title if arms[0].ratio_level == "token" else f"{title}, summed over the sequence", fontsize=9)
     parts[-1].supxlabel("step (rollout batch)", fontsize=8.5)
-    plots.legend_below(figure, plots.fan_handles(), columns=5)
+    clean_handle = plots.clean_handle("clean: 0.1 %, 99.9 %")
+    plots.legend_below(figure, [*plots.fan_handles(), clean_handle], columns=3)
     return figure
 
 
 def _fan(axes: Axes, arm: ArmRuns, look: Look) -> list[Floats]:
-    """Draw one fan, averaged over seeds; returns the outermost quantiles for the choice of scale."""
+    """Draw one fan, averaged over seeds, and the clean policy over it; returns the outermost quantiles for the choice
+    of scale."""
     prefix = f"ratio/{arm.ratio_level}/log_"
     axes.set_title(look.label, fontsize=8)
     plots.step_ticks(axes, 4)
@@ -56,8 +60,18 @@ def _fan(axes: Axes, arm: ArmRuns, look: Look) -> list[Floats]:
         plots.empty(axes, "not logged")
         return []
     names = ["q50", *(name for low, high, _ in plots.FAN for name in (low, high))]
-    curves = {name: arm.series(prefix + name) for name in names}
-    return plots.fan(axes, {name: (steps, _seed_mean(values)) for name, (steps, values) in curves.items()}, look.colour)
+    curves = {name: _mean_curve(arm, prefix + name) for name in names}
+    outer = plots.fan(axes, curves, look.colour)
+    for name in ("q001", "q999"):
+        steps, values = _mean_curve(arm, f"clean/{arm.ratio_level}/log_{name}")
+        axes.plot(*plots.stretched(steps, values), **plots.CLEAN)
+        outer.append(values)
+    return outer
+
+
+def _mean_curve(arm: ArmRuns, key: str) -> tuple[Floats, Floats]:
+    steps, values = arm.series(key)
+    return steps, _seed_mean(values)
 
 
 def _seed_mean(values: Floats) -> Floats:

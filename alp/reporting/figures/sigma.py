@@ -19,7 +19,8 @@ ARTEFACT = Declaration(
     title="Learned noise per layer",
     caption=(
         "Learned noise level of every perturbed layer after each training step, averaged over seeds, for the arms "
-        "that learn their noise. All panels share one logarithmic colour scale."
+        "that learn their noise; of noise relative to the hidden state, the mean absolute level that it makes. All "
+        "panels share one logarithmic colour scale."
     ),
     condition="has_learned_noise",
 )

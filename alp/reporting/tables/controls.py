@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from alp.configuration.method_schema import Method
 from alp.rendering.numbers import Cell, percent, points
 from alp.rendering.tables import Column, Table, frame, words
@@ -54,15 +56,27 @@ def make(loaded: Results) -> Table:
 
 
 def _controls_of(arm: ArmRuns, loaded: Results) -> list[ArmRuns]:
-    """Control variants of the same method, and Bypass (with its own control variants) at the same level."""
+    """Control variants of the same method, with its very noise but that it may be off or fixed; and Bypass (with its
+    own control variants) at the same level."""
     bypass = arms.BYPASS[arm.ratio_level]
-    variants = [other for other in loaded.arms if other.arm.method == arm.arm.method and arms.is_control(other.arm)]
+    variants = [
+        other
+        for other in loaded.arms
+        if other.arm.method == arm.arm.method and arms.is_control(other.arm) and _same_noise(arm.method, other.method)
+    ]
     bypasses = [
         other
         for other in loaded.arms
         if other.arm.method == bypass and (other.arm.variant is None or arms.is_control(other.arm))
     ]
     return variants + bypasses
+
+
+def _same_noise(first: Method, second: Method) -> bool:
+    """Whether their noise is one, or off in the second, or learned in one of them alone."""
+    noise, other = first.perturbation, second.perturbation
+    assert noise is not None
+    return other is None or not other.std or replace(other, learnable=noise.learnable) == noise
 
 
 def changed_settings(first: Method, second: Method) -> str:
@@ -73,7 +87,15 @@ def changed_settings(first: Method, second: Method) -> str:
     if (noise is not None and noise.std > 0) != (other is not None and other.std > 0):
         changed.append("noise")
     elif noise is not None and other is not None and noise != other:
-        names = {"std": "σ₀", "learnable": "learning of σ", "lr": "learning rate of σ", "layers": "layers"}
+        names = {
+            "std": "σ₀",
+            "scale": "scale of σ",
+            "learnable": "learning of σ",
+            "lr": "learning rate of σ",
+            "weight_decay": "decay of σ",
+            "in_global_norm": "clipping of σ's gradient",
+            "dtype": "dtype of σ",
+        }
         changed += [names.get(key, key) for key in vars(noise) if getattr(noise, key) != getattr(other, key)]
     if (first.clip_low, first.clip_high) != (second.clip_low, second.clip_high):
         changed.append("clip range")
