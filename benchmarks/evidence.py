@@ -47,7 +47,7 @@ def collect(name: str, results: Path) -> dict[str, Any]:
         "title": loaded.grid.title,
         "command": f"make grid GRID={name}",
         "commit": provenance["commit"][:7],
-        "cpu": provenance["cpu"],
+        "cpu": cpu_kind(),
         "seeds": len(loaded.grid.seeds),
         "problems": loaded.base.problems,
         "samples": loaded.base.samples,
@@ -60,6 +60,13 @@ def collect(name: str, results: Path) -> dict[str, Any]:
             for arm in loaded.arms
         },
     }
+
+
+def cpu_kind() -> str:
+    """Kind of the CPU that this runs on, by what decides a result's bytes: torch's own word for its instructions."""
+    import torch
+
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _number(value: float | None) -> float | None:
@@ -121,7 +128,9 @@ MEASURES: dict[str, Callable[[Run, Results], float | None]] = {
     "own_sequence": _width("ratio/sequence"),
     "clean_token": _width("clean/token"),
     "clean_sequence": _width("clean/sequence"),
-    "drift_token": _mean("clean/k3_kl"),
+    "perturbed_token": _width("perturbed/token"),
+    "perturbed_sequence": _width("perturbed/sequence"),
+    "drift_sequence": _mean("clean_batch/sequence/log_std"),
     **{f"pass{k}": _pass(k) for k in (1, 4, 16, 64)},
 }
 

@@ -25,6 +25,9 @@ HEADINGS = {
     "own_sequence": ("Own ratio, sequence", PLAIN),
     "clean_token": ("Clean ratio, token", PLAIN),
     "clean_sequence": ("Clean ratio, sequence", PLAIN),
+    "perturbed_token": ("Clean ratio with the noise, token", PLAIN),
+    "perturbed_sequence": ("Clean ratio with the noise, sequence", PLAIN),
+    "drift_sequence": ("Drift, sequence", PLAIN),
     "pass1": ("pass@1, points", POINTS),
     "pass4": ("pass@4, points", POINTS),
     "pass16": ("pass@16, points", POINTS),
@@ -92,7 +95,11 @@ def noise_pairs(found: dict[str, Any]) -> list[tuple[str, str]]:
         if not method.endswith("_alp") or variant == "sigma0" or variant.startswith("clip"):
             continue
         control = next(
-            (other for other in (f"{method}-sigma0", "seq_bypass" if method == "seq_alp" else "") if other in found["arms"]),
+            (
+                other
+                for other in (f"{method}-sigma0", "seq_bypass" if method == "seq_alp" else "")
+                if other in found["arms"]
+            ),
             None,
         )
         if control:
@@ -134,13 +141,21 @@ def against(reference: str) -> Callable[[dict[str, Any]], str]:
     def write(found: dict[str, Any]) -> str:
         pairs = []
         for name in found["arms"]:
-            method, _, variant = name.partition("-")
+            method = name.partition("-")[0]
             control = f"{method}-{reference}" if reference else method
             if name != control and control in found["arms"] and method.endswith("_alp"):
                 pairs.append((name, control))
         return paired_table(found, pairs, ("accuracy", "own_token", "own_sequence"))
 
     return write
+
+
+def regime(evidence: Evidence) -> str:
+    """What the pilot found (benchmarks/regime.py)."""
+    if "regime" not in evidence:
+        return MISSING.format("`python -m benchmarks.regime`")
+    found = evidence["regime"]
+    return minus(found["table"]) + f"\n*{found['source']}*\n"
 
 
 BLOCKS: dict[str, Callable[[Evidence], str]] = {
@@ -153,11 +168,12 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
         for grid in ("quick", "stress", "noise")
         for name, measures in (
             ("stability", ("accuracy", "lost", "grad_norm", "kl_largest")),
-            ("tails", ("own_token", "clean_token", "own_sequence", "clean_sequence")),
+            ("tails", ("own_token", "own_sequence", "clean_token", "clean_sequence", "drift_sequence")),
             ("exploration", ("pass1", "pass4", "pass16", "pass64", "entropy")),
             ("accuracy", ("accuracy",)),
         )
     },
     "layers": block("ablation_layers", against("")),
     "sigma": block("ablation_sigma", against("")),
+    "regime": regime,
 }

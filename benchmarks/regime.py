@@ -36,7 +36,13 @@ def grid_file(name: str, settings: dict[str, Any], out: Path) -> Path:
     overrides = {**candidate, "evaluate": [f"evaluation.samples={settings['samples']}", *candidate.get("evaluate", [])]}
     path = out / "grids" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**arms, "title": f"Pilot {name}", "description": f"Candidate {name} of benchmarks/regime.yaml.", "seeds": settings["seeds"], "overrides": overrides}
+    content = {
+        **arms,
+        "title": f"Pilot {name}",
+        "description": f"Candidate {name} of benchmarks/regime.yaml.",
+        "seeds": settings["seeds"],
+        "overrides": overrides,
+    }
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
 
@@ -75,14 +81,19 @@ def measure(name: str, path: Path, settings: dict[str, Any], out: Path) -> dict[
     ]
     found["resolved_points"] = 100 * pooled(parts).deviation() * smallest_difference(GRID_SEEDS, power=0.8)
     found["job_seconds"] = _seconds(out / name)
-    found["arms"] = {arm.name: [round(float(v), 4) for v in part.mean(1)] for arm, part in zip(loaded.arms, fractions, strict=True)}
+    found["arms"] = {
+        arm.name: [round(float(v), 4) for v in part.mean(1)] for arm, part in zip(loaded.arms, fractions, strict=True)
+    }
     return found
 
 
 def _seconds(folder: Path) -> float:
     """Wall seconds of a training job, their median: a busy machine stretches them all alike."""
     totals = [
-        sum(sum(v for k, v in json.loads(line).items() if k.startswith("seconds/")) for line in path.read_text().splitlines())
+        sum(
+            sum(v for k, v in json.loads(line).items() if k.startswith("seconds/"))
+            for line in path.read_text().splitlines()
+        )
         for path in folder.glob("*/*/*/seed*/timings.jsonl")
     ]
     return float(np.median(totals)) if totals else float("nan")
@@ -97,7 +108,14 @@ def main(arguments: list[str]) -> None:
     for name in settings["candidates"]:
         path = grid_file(name, settings, out)
         if name in chosen:
-            command = [str(Path(sys.executable).with_name("snakemake")), "--cores", cores, "--config", f"grid={path}", f"results={out}"]
+            command = [
+                str(Path(sys.executable).with_name("snakemake")),
+                "--cores",
+                cores,
+                "--config",
+                f"grid={path}",
+                f"results={out}",
+            ]
             subprocess.run(command, check=True)
         if (out / name / "report.html").is_file():
             results[name] = measure(name, path, settings, out)
@@ -110,7 +128,8 @@ def main(arguments: list[str]) -> None:
 def table(results: dict[str, Any]) -> str:
     """One row a candidate."""
     rows = [
-        "| Candidate | Base, % | Arms, % | With room | Collapsed | Between arms | Between seeds | Signal | 5 seeds resolve | Job, s |",
+        "| Candidate | Base, % | Arms, % | With room | Collapsed | Between arms | Between seeds | Signal"
+        " | 5 seeds resolve | Job, s |",
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, found in results.items():
