@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from alp.configuration import compose
-from alp.policy import Correction, LossInputs, Method, group_advantages
+from alp.errors import UserError
+from alp.policy import Correction, LossInputs, Method, Perturbation, group_advantages
 from alp.policy.composition import count
 
 # name: numerator, denominator, level, clip low, clip high, dual clip, corrections (kind, level, upper, lower)
@@ -96,6 +97,49 @@ def test_sigma0_differs_from_alp_in_sigma_alone(level: str) -> None:
     assert control["perturbation"].pop("std") == 0.0
     plain["perturbation"].pop("std")
     assert control == plain
+
+
+@pytest.mark.parametrize("level", ["token", "seq"])
+@pytest.mark.parametrize(
+    ("variant", "changed"),
+    [
+        ("relative", {"scale": "relative", "std": 0.01}),
+        ("skip_first", {"layers": "1:"}),
+        ("authors", {"weight_decay": 0.01, "in_global_norm": True, "dtype": "hidden"}),
+        ("sigma0", {"std": 0.0}),
+        ("fixed_sigma", {"learnable": False}),
+    ],
+)
+def test_noise_variants_change_the_noise_alone(level: str, variant: str, changed: dict[str, object]) -> None:
+    plain = asdict(_load(f"method={level}_alp"))
+    job = compose.load("train", [f"method={level}_alp", f"variant={variant}"])
+    assert asdict(job.method) == plain | {"perturbation": plain["perturbation"] | changed}
+    assert job.run.arm == f"{level}_alp-{variant}"
+
+
+@pytest.mark.parametrize("variant", ["relative", "skip_first", "authors", "sigma0", "fixed_sigma"])
+@pytest.mark.parametrize("method", sorted(name for name in TABLE if not name.endswith("alp")))
+def test_noise_variants_of_methods_without_noise_are_refused(method: str, variant: str) -> None:
+    with pytest.raises(UserError, match=f"method '{method}' has no perturbation: choose token_alp or seq_alp"):
+        _load(f"method={method}", f"variant={variant}")
+
+
+@pytest.mark.parametrize("word", ["1:", ":2", "-2:", "1:-1", "1:3"])
+def test_bands_of_a_command_line(word: str) -> None:
+    noise = _load("method=seq_alp", f"method.perturbation.layers={word}").perturbation
+    assert noise is not None
+    assert noise.layers == word
+    noise.check_depth(3)
+
+
+@pytest.mark.parametrize(("word", "depth"), [("1:", 1), ("3:", 3), (":4", 3), ("-4:", 3), (":-3", 3)])
+def test_a_band_outside_the_model_is_refused(word: str, depth: int) -> None:
+    noise = Perturbation(layers=word)
+    with pytest.raises(
+        ValueError, match=rf"^method\.perturbation\.layers: band {word} is empty or outside the model's"
+    ):
+        noise.check_depth(depth)
+    noise.check_depth(5)
 
 
 def test_fixed_sigma_and_common_clip_ranges() -> None:

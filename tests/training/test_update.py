@@ -59,7 +59,13 @@ def _step(
     noise = None
     if settings is not None:
         noise = LayerwisePerturbation(
-            model, layers=settings.layers, std=settings.std, learnable=settings.learnable, seed=9
+            model,
+            layers=settings.layers,
+            scale=settings.scale,
+            std=settings.std,
+            learnable=settings.learnable,
+            dtype=settings.dtype,
+            seed=9,
         )
     updater = Updater(model, job.method, job.trainer, perturbation=noise, temperature=1.0, reference=job.trainer.kl > 0)
     for number in range(index, index + updates):
@@ -98,6 +104,8 @@ def _same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
     [
         (["method=seq_alp", "variant=sigma0"], ["method=seq_bypass"]),
         (["method=token_alp", "variant=sigma0"], ["method=token_bypass", "variant=clip_wide"]),
+        (["method=seq_alp", "variant=relative", "method.perturbation.std=0"], ["method=seq_bypass"]),
+        (["method=seq_alp", "variant=authors", "method.perturbation.std=0"], ["method=seq_bypass"]),
     ],
 )
 def test_sigma0_is_bypass_bit_for_bit(base_model: Path, alp: list[str], bypass: list[str]) -> None:
