@@ -18,7 +18,7 @@ from alp.training.job import Job
 from alp.training.loop import run, train
 
 Make = Callable[..., Any]
-PROBED = ("sharpness", "budget/")
+PROBED = ("sharpness", "budget/", "clean_batch/")
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
