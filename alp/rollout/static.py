@@ -57,16 +57,14 @@ class Preallocated:
         if memory is None:
             memory = self._made(self._begun, self._mask, self._rows)
         elif self._columns == memory.columns:
-            memory = self._made(memory.pairs, memory.mask, torch.arange(memory.rows, device=tokens.device))
+            memory = self._made(memory.pairs, memory.mask, torch.arange(len(tokens), device=tokens.device))
         self._memory = memory
         self.logits = memory.step(tokens)
         self._columns += 1
 
     def _held(self, rows: int, before: int) -> int:
         """Rows of memory for so many sequences: without graphs no more than there are."""
-        while self._graphs and before // 2 >= max(rows, _FEWEST):
-            before //= 2
-        return before if self._graphs else rows
+        return halved(rows, before) if self._graphs else rows
 
     def _made(self, pairs: list[Pair], mask: Tensor, rows: Tensor) -> _Memory:
         """Memory for one column more, filled with these rows; ``pairs`` is emptied."""
@@ -185,6 +183,13 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """Columns."""
         return int(self.keys.shape[2])
+
+
+def halved(rows: int, before: int) -> int:
+    """``before``, halved as long as that leaves room for ``rows`` and is worth it."""
+    while before // 2 >= max(rows, _FEWEST):
+        before //= 2
+    return before
 
 
 def _moved(old: Tensor, rows: Tensor, filled: int, columns: int) -> Tensor:
