@@ -40,7 +40,8 @@ SLOW = (
         for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tracking")
     ),
     *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
-    *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "folders", "hf", "vllm")),
+    *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "folders", "hf", "static", "transport")),
+    *(f"rollout/test_{name}.py" for name in ("vllm", "vllm_gpu")),
     *(
         f"tasks/test_{name}.py"
         for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "mathematics", "reasoning")

@@ -127,6 +127,7 @@ TRAINING = {job for job in JOBS if job.startswith("train")}
         ("tasks/grading_worker.py", {"train mathematics"}),
         ("rollout/vllm.py", {"train vllm"}),
         ("rollout/vllm_server.py", {"train vllm"}),
+        ("rollout/transport.py", {"train vllm"}),
         ("policy/objective.py", TRAINING),
         ("training/update.py", TRAINING),
         ("training/pretrain.py", {"pretrain"}),

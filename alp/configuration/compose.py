@@ -205,7 +205,7 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
     """Compose the configuration of ``verb`` as plain data, refusing unknown groups, choices and keys in one line."""
     if verb not in SCHEMAS:
         raise UserError(f"unknown verb '{verb}'{nearest(verb, SCHEMAS)}")
-    overrides = settled(overrides)
+    overrides = settled(overrides, verb)
     _check_words(verb, overrides)
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -81,6 +81,7 @@ class HFRollout(EngineSettings):
     dtype: Literal["float32", "bfloat16", "int8"]
     batch_size: Positive  # sequences sampled at a time
     weight_noise: Annotated[float, Field(ge=0, lt=1)]  # relative size of multiplicative noise on the engine's weights
+    static_cache: bool | None = None  # a cache of fixed size where the model goes with one; null: on a GPU
 
     @property
     def quantised(self) -> bool:

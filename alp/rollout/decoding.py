@@ -36,6 +36,8 @@ _TRIAL_PROMPTS, _TRIAL_STEPS = (3, 8, 8, 13), 6  # tokens of each prompt; tokens
 class Way(StrEnum):
     """The ways, in the order of their speed."""
 
+    GRAPHED = "cache of fixed size, CUDA graphs"  # padded in front (``alp.rollout.static``)
+    STATIC = "cache of fixed size"  # the same without graphs
     PADDED = "cache"  # prompts of any length in one batch, padded in front
     BY_LENGTH = "cache, prompts of one length at a time"
     RECOMPUTED = "no cache"  # every step computes the whole sequences, padded behind, as the trainer scores them
@@ -66,41 +68,42 @@ class Cached:
         """Raises Unusable where the model gives no cache whose rows can be chosen."""
         device = next(model.parameters()).device
         self._model, self._named, self._padded = model, _parameters(model), padded
-        self._key = next((key for key in ("past_key_values", "cache_params") if key in self._named), None)
-        if self._key is None:
+        key = next((key for key in ("past_key_values", "cache_params") if key in self._named), None)
+        if key is None:
             raise Unusable("takes no cache")
+        self.key = key  # the model's word for its cache
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), pad_token_id)
         mask = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in enumerate(prompts):  # all prompts end in the same column
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        ids, self._mask = ids.to(device), mask.to(device)
-        outputs = self._forward(ids, (self._mask.cumsum(-1) - 1).clamp(min=0))
-        made = getattr(outputs, self._key, None)
+        ids, self.mask = ids.to(device), mask.to(device)
+        outputs = self._forward(ids, (self.mask.cumsum(-1) - 1).clamp(min=0))
+        made = getattr(outputs, key, None)
         if not isinstance(made, Cache):
             raise Unusable(f"gives a {type(made).__name__} for a cache")
-        self._cache: Any = made
+        self.cache: Any = made
         self.logits = outputs.logits[:, -1]
 
     def _forward(self, ids: Tensor, position_ids: Tensor, **cache: Any) -> Any:
         """Mask and positions are given where there is padding; otherwise the model is left to what it was trained with
         (recurrent ones take a mask for one of this step's tokens)."""
-        given: dict[str, Any] = {"attention_mask": self._mask, "position_ids": position_ids} if self._padded else {}
+        given: dict[str, Any] = {"attention_mask": self.mask, "position_ids": position_ids} if self._padded else {}
         if "logits_to_keep" in self._named:
             given["logits_to_keep"] = 1
         return self._model(input_ids=ids, use_cache=True, **given, **cache)
 
     def select(self, rows: Tensor) -> None:
         """See Decoding."""
-        self._cache.reorder_cache(rows)
-        self._mask, self.logits = self._mask[rows], self.logits[rows]
+        self.cache.reorder_cache(rows)
+        self.mask, self.logits = self.mask[rows], self.logits[rows]
 
     def advance(self, tokens: Tensor) -> None:
         """See Decoding."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(self._mask.shape[0], 1)], dim=-1)
-        position = self._mask.sum(-1, keepdim=True) - 1
-        self.logits = self._forward(tokens.unsqueeze(-1), position, **{str(self._key): self._cache}).logits[:, -1]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], 1)], dim=-1)
+        position = self.mask.sum(-1, keepdim=True) - 1
+        self.logits = self._forward(tokens.unsqueeze(-1), position, **{self.key: self.cache}).logits[:, -1]
 
 
 class Recomputed:
@@ -134,10 +137,14 @@ class Recomputed:
         self.logits = self._forward()
 
 
-def start(way: Way, model: Any, prompts: Prompts, pad_token_id: int) -> Decoding:
-    """Begin with these prompts, each at least one token long."""
+def start(way: Way, model: Any, prompts: Prompts, pad_token_id: int, room: int) -> Decoding:
+    """Begin with these prompts, each at least one token long, behind which ``room`` tokens are fed at most."""
     if way is Way.RECOMPUTED:
         return Recomputed(model, prompts, pad_token_id)
+    if way in (Way.STATIC, Way.GRAPHED):
+        from alp.rollout.static import Preallocated
+
+        return Preallocated(model, prompts, pad_token_id, room=room, graphs=way is Way.GRAPHED)
     return Cached(model, prompts, pad_token_id, padded=way is Way.PADDED)
 
 
@@ -166,19 +173,20 @@ class _Trial:
 
 
 @torch.no_grad()
-def choose(model: Any, pad_token_id: int = 0) -> Way:
+def choose(model: Any, pad_token_id: int = 0, *, static: bool = False) -> Way:
     """The fastest way that gives what plain forwards give, found on random tokens; the model is in evaluation mode.
 
     Recomputing differs from plain forwards by padding and batch alone: what it differs is the model's rounding, and no
-    other way may differ by much more. The log says why a way was left. Raises Unusable where padding changes a
-    sequence, so that the trainer's own batches would.
+    other way may differ by much more. The log says why a way was left. ``static``: one with a cache of fixed size is
+    among them, first. Raises Unusable where padding changes a sequence, so that the trainer's own batches would.
     """
     trial = _trial(model, pad_token_id)
     floor, ceiling = _SAME.get(next(model.parameters()).dtype, _SAME_HALF)
     rounding = _gap(Way.RECOMPUTED, model, trial, pad_token_id)
     if not rounding <= ceiling:
         raise Unusable(f"padding behind a sequence changes it: mean log-prob difference {rounding:.2g}")
-    for way in (Way.PADDED, Way.BY_LENGTH):
+    fixed = (Way.GRAPHED if trial.fed.is_cuda else Way.STATIC,) if static else ()
+    for way in (*fixed, Way.PADDED, Way.BY_LENGTH):
         try:
             gap = _gap(way, model, trial, pad_token_id)
         except Exception as error:  # whatever a model's own code raises when it is asked for what it cannot do
@@ -215,7 +223,7 @@ def _gap(way: Way, model: Any, trial: _Trial, pad_token_id: int) -> float:
     one prompt are, and half of the rows are dropped."""
     largest = 0.0
     for places in batches(way, [len(prompt) for prompt in trial.prompts], len(trial.prompts)):
-        decoding = start(way, model, [trial.prompts[place] for place in places], pad_token_id)
+        decoding = start(way, model, [trial.prompts[place] for place in places], pad_token_id, _TRIAL_STEPS)
         rows = torch.tensor(places, device=trial.fed.device).repeat(2)
         decoding.select(torch.arange(len(places), device=trial.fed.device).repeat(2))
         for step in range(_TRIAL_STEPS + 1):

@@ -44,7 +44,8 @@ class HFEngine:
 
     ``model`` is the served model; it is borrowed where it can be, unless ``borrow`` is false. ``weight_noise``
     multiplies every weight by 1 + weight_noise · N(0, 1), drawn anew at each sync from (seed, version, name).
-    ``reference_dtype`` is the dtype that the served model computes in when the engine is held against it.
+    ``reference_dtype`` is the dtype that the served model computes in when the engine is held against it. ``static``:
+    a cache of fixed size where the model goes with one (None: on a GPU).
     """
 
     def __init__(
@@ -58,13 +59,14 @@ class HFEngine:
         seed: int = 0,
         borrow: bool = True,
         reference_dtype: str = "float32",
+        static: bool | None = None,
     ) -> None:
         self._dtype, self._device, self._batch_size = dtype, device, batch_size
         self._weight_noise, self._seed = weight_noise, seed
         plain = borrow and not weight_noise and dtype != "int8" and not adapters.layers_of(model)
         self.borrowed = plain and _is(model, COMPUTE_DTYPES[dtype], device)
         self._model = model if self.borrowed else _copy(model, COMPUTE_DTYPES[dtype], device)
-        self._way = _way(model)
+        self._way = _way(model, static=device.type == "cuda" if static is None else static)
         self._linear = {
             f"{name}.weight"
             for name, module in self._model.named_modules()
@@ -90,6 +92,7 @@ class HFEngine:
             weight_noise=settings.weight_noise,
             seed=host.seed,
             reference_dtype=host.probe.dtype,
+            static=settings.static_cache,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -166,13 +169,14 @@ class HFEngine:
         rows = _Rows(requests, sampling, self._device)
         prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
         place = {prompt: row for row, prompt in enumerate(prompts)}
-        batch = decoding.start(self._way, self._model, prompts, sampling.pad_token_id)
+        batch = decoding.start(self._way, self._model, prompts, sampling.pad_token_id, sampling.max_new_tokens)
         batch.select(torch.tensor([place[request.prompt_ids] for request in requests], device=self._device))
         for step in range(sampling.max_new_tokens):
             rows.take(batch.logits, step)
-            if step + 1 == sampling.max_new_tokens or not bool(rows.running.any()):
+            running = int(rows.running.sum())  # on a GPU the one wait of a step
+            if step + 1 == sampling.max_new_tokens or not running:
                 break
-            if float((~rows.running).float().mean()) >= _COMPACT_SHARE:
+            if len(rows.running) - running >= _COMPACT_SHARE * len(rows.running):
                 kept = rows.running.nonzero().squeeze(-1)
                 batch.select(kept)
                 rows.keep(kept)
@@ -213,13 +217,13 @@ class _Rows:
         else:
             token = logits.argmax(-1)
         chosen = log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-        request = self._request[self.running]
-        self._tokens[request, step] = token[self.running]
-        self._log_probs[request, step] = chosen[self.running]
-        self._lengths[request] = step + 1
-        ended = self.running & torch.isin(token, self._ends)
-        self._finished[self._request[ended]] = True
-        self.running = self.running & ~ended
+        running, request = self.running, self._request
+        self._tokens[request, step] = torch.where(running, token, sampling.pad_token_id)
+        self._log_probs[request, step] = torch.where(running, chosen, 0.0)
+        self._lengths[request] += running
+        ended = running & torch.isin(token, self._ends)
+        self._finished[request] |= ended
+        self.running = running & ~ended
         self.last = token
 
     def keep(self, rows: Tensor) -> None:
@@ -255,11 +259,11 @@ def _is(model: Any, dtype: torch.dtype, device: torch.device) -> bool:
     return all(value.dtype == dtype and value.device.type == device.type for value in model.parameters())
 
 
-def _way(model: Any) -> decoding.Way:
+def _way(model: Any, *, static: bool) -> decoding.Way:
     """How the served model is continued. Raises UserError where no way gives what it scores."""
     try:
         with evaluating(model):
-            return decoding.choose(model)
+            return decoding.choose(model, static=static)
     except decoding.Unusable as error:
         raise UserError(
             f"rollout=hf: {type(model).__name__} cannot be sampled so that its samples have the log-probs that training"

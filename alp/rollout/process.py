@@ -79,7 +79,7 @@ class Process:
     certain end.
 
     ``module`` is run with Python and serves (``alp.rollout.serving``); ``environment`` is added to this process's.
-    ``sockets``: it makes Unix sockets in its temporary folder.
+    ``sockets``: it makes Unix sockets in its temporary folder. ``memory``: descriptor of memory that it shares.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Process:
         environment: dict[str, str],
         scratch: Path | None = None,
         sockets: bool = False,
+        memory: int | None = None,
     ) -> None:
         if scratch is not None and sockets and len(os.fsencode(scratch.absolute())) > _SOCKET_NAME:
             scratch = None
@@ -100,9 +101,10 @@ class Process:
         trainer_end, engine_end = socket.socketpair()
         try:
             with log.open("ab") as output, engine_end:
+                inherited = [engine_end.fileno(), *([] if memory is None else [memory])]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", module, str(engine_end.fileno()), str(os.getpid())],
-                    pass_fds=[engine_end.fileno()],
+                    [sys.executable, "-P", "-m", module, str(os.getpid()), *map(str, inherited)],
+                    pass_fds=inherited,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

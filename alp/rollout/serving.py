@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from alp.rollout.transport import Inbox
 from alp.rollout.wire import Channel, Closed
 
 _PR_SET_PDEATHSIG = 1
@@ -31,7 +32,10 @@ class Refused(Exception):
 
 
 class Server(Protocol):
-    """What answers: ``sync``, ``readback``, ``generate`` and ``describe`` (``alp.rollout.supervised``)."""
+    """What answers: ``sync``, ``readback``, ``generate`` and ``describe`` (``alp.rollout.supervised``).
+
+    Its attribute ``gpu``, where it has one, is the UUID of the one GPU it runs on (``alp.rollout.transport``).
+    """
 
     def answer(self, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> Answer:
         """Do one operation. Raises Refused for a request that it cannot serve."""
@@ -39,9 +43,9 @@ class Server(Protocol):
 
 
 def main(arguments: list[str], make: Callable[[dict[str, Any]], Server]) -> int:
-    """Serve one trainer: ``arguments`` are the socket and the trainer's pid, the first message is what ``make`` is
-    given. Returns the exit code."""
-    descriptor, parent = int(arguments[0]), int(arguments[1])
+    """Serve one trainer: ``arguments`` are the trainer's pid, the socket and, where there is one, the memory of the
+    weights; the first message is what ``make`` is given. Returns the exit code."""
+    parent, descriptor, *memory = map(int, arguments)
     stream = socket.socket(fileno=descriptor)
     end_with(parent, stream)
     channel = Channel(stream)
@@ -53,32 +57,48 @@ def main(arguments: list[str], make: Callable[[dict[str, Any]], Server]) -> int:
             traceback.print_exc()
             channel.send({"refused": f"{type(error).__name__}: {error}"})
             return 1
-        channel.send({"ready": True})
-        serve(channel, server)
+        channel.send({"ready": True, "gpu": getattr(server, "gpu", None)})
+        serve(channel, server, Inbox(next(iter(memory), None)))
     except Closed:
         pass
     return 0
 
 
-def serve(channel: Channel, server: Server) -> None:
+def serve(channel: Channel, server: Server, inbox: Inbox) -> None:
     """Answer requests until ``stop``.
 
     A failed one is answered with its error: the trainer then starts a new process. One that the engine refuses is
-    answered with ``refused``.
+    answered with ``refused``, weights that cannot be opened with ``unreachable``.
     """
     while True:
         header, tensors = channel.receive()
         operation = header.pop("operation")
         if operation == "stop":
             return
+        channel.send(*_answer(server, inbox, operation, header, tensors))
+
+
+def _answer(
+    server: Server, inbox: Inbox, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]
+) -> Answer:
+    weights = header.pop("weights", None)
+    if weights is not None:
         try:
-            answer, values = server.answer(operation, header, tensors)
-        except Refused as error:
-            answer, values = {"refused": str(error)}, {}
+            tensors = inbox.open(weights, tensors)
         except Exception as error:
             traceback.print_exc()
-            answer, values = {"error": f"{operation}: {type(error).__name__}: {error}"}, {}
-        channel.send(answer, values)
+            return {"unreachable": f"{type(error).__name__}: {error}"}, {}
+    try:
+        return server.answer(operation, header, tensors)
+    except Refused as error:
+        return {"refused": str(error)}, {}
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{operation}: {type(error).__name__}: {error}"}, {}
+    finally:
+        if weights is not None:
+            del tensors
+            inbox.close(weights)
 
 
 def end_with(parent: int, stream: socket.socket) -> None:

@@ -9,11 +9,13 @@ engine that serves anything but the current weights stops the job.
 Another engine is a subclass (what its process is told, in which environment, and what to advise when it dies), and a
 server module over there that answers ``sync``, ``readback``, ``generate`` and ``describe`` (``alp.rollout.serving``):
 
-- ``sync`` takes every parameter under every name it goes by, and answers nothing;
+- ``sync`` takes every parameter under every name it goes by, to be copied before it answers nothing: they lie in
+  memory that both have (``alp.rollout.transport``);
 - ``readback`` answers samples of those parameters that can be read back (``alp.rollout.readback``);
 - ``generate`` takes ``ids`` (all prompts end to end) and ``lengths`` (prompts,), with ``seeds``, ``temperature``,
   ``max_new_tokens``, ``ends`` and ``prompt_log_probs`` in its header; it answers ``ids``, ``log_probs`` and ``lengths``
   likewise, and ``prompt_log_probs`` (without each prompt's first token) when asked for;
+  its header says ``dropped`` where the engine then let go of its weights, which are loaded again when they are needed;
 - ``describe`` answers what is active in its header.
 """
 
@@ -37,6 +39,7 @@ from alp.rollout.engine import Completion, Host, Request, Sampling
 from alp.rollout.probe import TOLERANCE, StaleWeights
 from alp.rollout.process import EngineLost, Process
 from alp.rollout.readback import aliases, differing, layout
+from alp.rollout.transport import CUDA_IPC, Outbox
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -54,18 +57,19 @@ class SupervisedEngine(ABC):
     def __init__(self, settings: SupervisedRollout, host: Host) -> None:
         self.settings, self.host = settings, host
         self.name = f"{host.group}={settings.engine}"
-        # Tied embeddings are sent under every name they have: the engine may hold copies.
         model = adapters.plain(host.model)
-        self._names = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
+        # Tied embeddings go under every name they have: the engine may hold copies.
         self._kinds, self._aliases = layout(model), aliases(model)
+        self._shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
         rounding = max(TOLERANCE[settings.dtype], TOLERANCE[host.probe.dtype])
         self.tolerance = rounding * (_QUANTISED if settings.quantised else 1.0)
         self.process: Process | None = None
         self.restarts = 0  # of the process, after it was lost
         self.version: int | None = None
         self._proven = False  # whether an engine has answered a batch on this machine
-        # What the engine must hold, in its dtype, on the CPU: a restart loads it again.
-        self._weights: dict[str, Tensor] = {}
+        self._outbox: Outbox | None = None  # what the engine must hold: a restart loads it again
+        self._gpu: str | None = None  # of the running process, where it is on one
+        self._way: str | None = None  # how it was given the current weights
         self._loaded: int | None = None  # version the running process has
         self._figures: dict[str, float] = {}
         self._read_back = 0
@@ -91,18 +95,23 @@ class SupervisedEngine(ABC):
         """What is really active, asked of the running engine. Raises RuntimeError before the first sync."""
         self._check_synced("describe")
         answer, _ = self._persist(lambda: self._ask("describe"))
-        return answer | {"weight_noise": 0.0, "weights_read_back": f"{self._read_back} of {len(self._weights)}"}
+        known = f"{self._read_back} of {len(self._shapes) + len(self._aliases)}"
+        return answer | {"weight_noise": 0.0, "weights_read_back": known, "weights_by": self._way}
 
     def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, float]:
         """Load, read back and probe. Returns seconds and bytes for ``timings.jsonl``; raises StaleWeights."""
-        dtype = getattr(torch, self.settings.dtype)
-        given = {name: value.detach().to("cpu", dtype, copy=True) for name, value in weights}
-        given |= {alias: given[first] for alias, first in self._aliases.items() if first in given}
-        if given.keys() != self._names:
-            raise ValueError(f"weights: {sorted(given.keys() ^ self._names)[:4]} stand on one side only")
-        self._weights, self.version, self._loaded = given, version, None
-        self._persist(lambda: None)
-        return self._figures | {"rollout/engine_restarts": float(self.restarts)}
+        if self._outbox is None:
+            self._outbox = Outbox(getattr(torch, self.settings.dtype), self._shapes, self._aliases)
+        clock = time.perf_counter()
+        self.version = None
+        self._outbox.fill(weights)
+        filled = time.perf_counter() - clock
+        self.version, self._loaded = version, None
+        try:
+            self._persist(lambda: None)
+        finally:
+            self._outbox.settle()
+        return self._figures | {"seconds/sync_fill": filled, "rollout/engine_restarts": float(self.restarts)}
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order. Raises RuntimeError before the first sync."""
@@ -160,7 +169,7 @@ class SupervisedEngine(ABC):
             self._loaded = None
         if self._loaded != self.version:
             clock = time.perf_counter()
-            size = self._ask("sync", {}, self._weights)[0]["bytes"]
+            size = self._load()
             loaded = time.perf_counter()
             gap = self._verify()
             self._loaded = self.version
@@ -171,6 +180,23 @@ class SupervisedEngine(ABC):
                 "sync/probe_difference": gap,
             }
 
+    def _load(self) -> int:
+        """Give the running process the current weights; returns their bytes."""
+        assert self._outbox is not None
+        while True:
+            self._way = self._outbox.way(self._gpu)
+            answer, _ = self._ask("sync", *self._outbox.message(self._way))
+            if "unreachable" not in answer:
+                return self._outbox.bytes
+            if self._way != CUDA_IPC:
+                raise EngineLost(f"sync by {self._way}: {answer['unreachable']}")
+            logger.warning(
+                "the %s engine cannot open the trainer's GPU memory (%s): weights go through the host",
+                self.settings.title,
+                answer["unreachable"],
+            )
+            self._outbox.ipc = False
+
     def _start(self) -> Process:
         clock = time.perf_counter()
         process = self.process_class(
@@ -180,6 +206,7 @@ class SupervisedEngine(ABC):
             environment=self.environment(),
             scratch=self.host.scratch,
             sockets=self.makes_sockets,
+            memory=None if self._outbox is None else self._outbox.descriptor,
         )
         title = self.settings.title
         logger.info("starting the %s engine (process %d, log %s)", title, process.pid, self.host.log)
@@ -192,6 +219,7 @@ class SupervisedEngine(ABC):
         if "refused" in answer:
             process.kill()
             raise UserError(f"{self.name}: the engine refuses to start: {answer['refused']} (log: {self.host.log})")
+        self._gpu = answer.get("gpu")
         logger.info("the %s engine is ready after %.1f s", title, time.perf_counter() - clock)
         return process
 
@@ -200,13 +228,13 @@ class SupervisedEngine(ABC):
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         assert self.process is not None
         limit = self.settings.time_limit
-        size = self.process.send({"operation": operation, **(header or {})}, limit, tensors)
+        self.process.send({"operation": operation, **(header or {})}, limit, tensors)
         answer, values = self.process.receive(limit)
         if "refused" in answer:  # it would be again
             raise UserError(f"{self.name}: the engine refuses a request: {answer['refused']} (log: {self.host.log})")
         if "error" in answer:
             raise EngineLost(answer["error"])
-        return answer | ({"bytes": size} if operation == "sync" else {}), values
+        return answer, values
 
     def _sample(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, *, prompt_log_probs: bool = False
@@ -222,14 +250,19 @@ class SupervisedEngine(ABC):
             "ends": list(sampling.end_token_ids),
             "prompt_log_probs": prompt_log_probs,
         }
-        return self._ask("generate", header, tensors)[1]
+        answer, values = self._ask("generate", header, tensors)
+        if answer.get("dropped"):
+            self._loaded = None
+        return values
 
     def _verify(self) -> float:
         """Compare weights and log-probs with the served model's; returns the mean |log-prob difference|. Raises
         StaleWeights."""
         tolerance = _QUANTISED_READBACK if self.settings.quantised else 0.0
         _, held = self._ask("readback")
-        wrong = differing(self._weights, held, self._kinds, tolerance)
+        assert self._outbox is not None
+        self._outbox.settle()
+        wrong = differing(self._outbox.values, held, self._kinds, tolerance)
         self._read_back = len(held.keys() & self._kinds.keys())
         gap, size = self._probe()
         allowed = self.tolerance * max(1.0, size)

@@ -1,4 +1,4 @@
-"""vLLM on its end of the socket, ``python -m alp.rollout.vllm_server <socket> <trainer's pid>``.
+"""vLLM on its end of the socket, ``python -m alp.rollout.vllm_server <trainer's pid> <socket> <memory>``.
 
 A process of its own because vLLM sets global seeds, thread counts and signal handlers, and can crash. Nothing here
 imports vLLM before ``main`` runs: the trainer imports this module to have its source in the code hash.
@@ -15,6 +15,7 @@ from torch import Tensor
 from alp.rollout import serving
 from alp.rollout.readback import sampled_indices
 from alp.rollout.serving import Refused
+from alp.rollout.transport import gpu
 
 
 def main(arguments: list[str]) -> int:
@@ -55,6 +56,8 @@ class Server:
         # do that.
         whole: dict[str, Any] = {"enable_chunked_prefill": False} if self._seeded and current_platform.is_cpu() else {}
         self._engine = LLMEngine.from_engine_args(EngineArgs(**settings["engine"], **whole))
+        alone = settings["engine"]["tensor_parallel_size"] == 1
+        self.gpu = gpu(torch.device("cuda", 0)) if alone and current_platform.is_cuda() else None
         # The first batch loads what is loaded late: it belongs to the start, not to the time limit of a batch.
         self._batch([[0, 0]], [None], temperature=1.0, longest=2, ends=[0], prompt_log_probs=True)
 
@@ -71,7 +74,8 @@ class Server:
             case "readback":
                 return {}, self.readback()
             case "generate":
-                return {}, self.generate(header, tensors)
+                sampled = self.generate(header, tensors)
+                return {"dropped": self._asleep and self._sleep_level == 2}, sampled
         raise ValueError("unknown operation")
 
     def _worker(self, function: Any) -> list[Any]:
@@ -103,9 +107,11 @@ class Server:
         }
 
     def sync(self, weights: dict[str, Tensor]) -> None:
-        """Take new weights in place and forget every cached prefix computed with the old ones."""
-        self._wake()
+        """Take new weights in place and forget every cached prefix computed with the old ones. The cache is given its
+        memory after the weights have theirs: the trainer's copy of them is on the same GPU."""
+        self._wake(["weights"])
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        self._wake(["kv_cache"])
         self._forget()
 
     def readback(self) -> dict[str, Tensor]:
@@ -189,10 +195,10 @@ class Server:
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("the prefix cache could not be reset")
 
-    def _wake(self) -> None:
+    def _wake(self, tags: list[str] | None = None) -> None:
         if self._asleep:
-            self._engine.wake_up()
-            self._asleep = False
+            self._engine.wake_up(tags)
+            self._asleep = self._engine.is_sleeping()
 
 
 def _collected(outputs: list[Any]) -> dict[str, Tensor]:

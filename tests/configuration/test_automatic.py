@@ -20,10 +20,13 @@ def test_vllm_is_taken_on_a_gpu_where_it_is_installed(
     monkeypatch.setattr(automatic, "find_spec", lambda name: object() if installed else None)
     config = compose.load("train", ["rollout=auto", "validation=auto", "rollout.max_new_tokens=23"])
     assert (config.rollout.engine, config.validation.engine, config.rollout.max_new_tokens) == (engine, engine, 23)
-    assert compose.identity(config) == compose.identity(
-        compose.load("train", [f"rollout={engine}", f"validation={engine}", "rollout.max_new_tokens=23"])
-    )
-    assert compose.load("evaluate", ["rollout=auto"]).rollout.engine == engine
+    sleeping = ["rollout.sleep_level=2", "validation.sleep_level=2"] if engine == "vllm" else []
+    said = [f"rollout={engine}", f"validation={engine}", "rollout.max_new_tokens=23", *sleeping]
+    assert compose.identity(config) == compose.identity(compose.load("train", said))
+    evaluation = compose.load("evaluate", ["rollout=auto"]).rollout
+    assert (evaluation.engine, getattr(evaluation, "sleep_level", 0)) == (engine, 0)
+    if engine == "vllm":
+        assert compose.load("train", ["rollout=auto", "rollout.sleep_level=1"]).rollout.sleep_level == 1
 
 
 def test_a_model_file_may_leave_out_what_has_a_default(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_probe_sees_a_wrong_cache_behind_rounding_and_noise(
         return Probed(inner, host, name="hf", temperature=1.0)
 
     engine().sync_weights(model.named_parameters(), version=0)
-    monkeypatch.setattr(decoding, "choose", lambda model: Way.PADDED)
+    monkeypatch.setattr(decoding, "choose", lambda model, **_: Way.PADDED)
     with pytest.raises(StaleWeights, match=r"^rollout=hf: .* other log-probs than the same tokens at once"):
         engine().sync_weights(model.named_parameters(), version=0)
 
