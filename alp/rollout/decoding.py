@@ -185,7 +185,7 @@ def choose(model: Any, pad_token_id: int = 0, *, static: bool = False) -> Way:
     rounding = _gap(Way.RECOMPUTED, model, trial, pad_token_id)
     if not rounding <= ceiling:
         raise Unusable(f"padding behind a sequence changes it: mean log-prob difference {rounding:.2g}")
-    fixed = (Way.GRAPHED if trial.fed.is_cuda else Way.STATIC,) if static else ()
+    fixed: tuple[Way, ...] = (Way.GRAPHED if trial.fed.is_cuda else Way.STATIC,) if static else ()
     for way in (*fixed, Way.PADDED, Way.BY_LENGTH):
         try:
             gap = _gap(way, model, trial, pad_token_id)

@@ -78,9 +78,7 @@ def serve(channel: Channel, server: Server, inbox: Inbox) -> None:
         channel.send(*_answer(server, inbox, operation, header, tensors))
 
 
-def _answer(
-    server: Server, inbox: Inbox, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]
-) -> Answer:
+def _answer(server: Server, inbox: Inbox, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> Answer:
     weights = header.pop("weights", None)
     if weights is not None:
         try:

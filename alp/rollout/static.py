@@ -109,7 +109,8 @@ class _Memory:
 
     def _forget(self) -> None:
         """No step is recorded."""
-        self._warm, self._graph, self._output = False, None, self._ids
+        self._warm, self._output = False, self._ids
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def keep(self, rows: Tensor, held: int) -> None:
         """These rows, moved to the front in place; memory for ``held`` of them goes on to be computed with."""
@@ -134,10 +135,10 @@ class _Memory:
         if self._graph is not None:
             self._graph.replay()
         elif self._graphs and self._warm:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._graph = graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._output = self._forward()
-            self._graph.replay()
+            graph.replay()
         else:
             self._output, self._warm = self._forward(), True
         return self._output[: self._used]
@@ -172,7 +173,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.values.index_copy_(2, column, value_states)
         return self.keys, self.values
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - the name that the caller uses
         """Columns, and the first of them."""
         return self.keys.shape[2], 0
 

@@ -58,7 +58,8 @@ class Outbox:
 
         Raises ValueError unless exactly the model's parameters come.
         """
-        self._device, views, names = None, self.values, set()
+        self._device, views = None, self.values
+        names: set[str] = set()
         for name, value in weights:
             if not names and value.device.type == "cuda":
                 # What the updates left in the allocator's cache, the engine that wakes may need.
@@ -84,7 +85,11 @@ class Outbox:
         """What the engine is sent: where the weights are, and with ``socket`` the weights."""
         if way != CUDA_IPC and self._device is not None:
             torch.cuda.current_stream(self._device.device).synchronize()  # the host has them then
-        header = {"way": way, "dtype": str(self._dtype).removeprefix("torch."), "places": self._listed()}
+        header: dict[str, Any] = {
+            "way": way,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "places": self._listed(),
+        }
         if way == CUDA_IPC:
             assert self._device is not None
             header["handle"] = _handle(self._device)

@@ -168,7 +168,9 @@ def test_memory_that_an_engine_cannot_open_is_said_and_the_host_s_is_taken(
 ) -> None:
     monkeypatch.setattr(transport, "_handle", lambda flat: {"gpu": "another"})
     if model.device.type == "cpu":  # an engine of which the trainer believes that it is on the same GPU
-        monkeypatch.setattr(Outbox, "_device", property(lambda self: self._host, lambda self, value: None), raising=False)
+        monkeypatch.setattr(
+            Outbox, "_device", property(lambda self: self._host, lambda self, value: None), raising=False
+        )
         monkeypatch.setattr(transport, "gpu", lambda device: None)
         monkeypatch.setattr(transport, "_pin", lambda owner, host: None)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: torch.Stream(device))
