@@ -129,7 +129,9 @@ def test_band_outside_the_model_is_refused_before_training(
         f"run.dir='{tmp_path}/run'",
     ]
     assert main(words) == 2
-    assert "method.perturbation.layers: 1:9 is empty or outside the model's 3 layers (0:3)" in capsys.readouterr().err
+    assert (
+        "method.perturbation.layers: band 1:9 is empty or outside the model's 3 layers (0:3)" in capsys.readouterr().err
+    )
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -190,7 +192,7 @@ def test_refusals_wait_for_no_heavy_import(tmp_path: Path, model_files: Path) ->
     said, imported = _refused(
         "train", "method=token_alp", "method.perturbation.layers='1:9'", f"model.path='{model_files}'"
     )
-    assert "method.perturbation.layers: 1:9 is empty or outside the model's 1 layers (0:1)" in said
+    assert "method.perturbation.layers: band 1:9 is empty or outside the model's one layer (0:1)" in said
     assert imported <= {"hydra", "numpy", "pydantic"}
 
 
