@@ -1,7 +1,7 @@
-"""The numbers of README.md and docs/evidence.md: read from built grids, kept in docs/evidence/, written between marks.
+"""The numbers of docs/evidence.md: read from built grids, kept in docs/evidence/, written between marks.
 
     python -m benchmarks.evidence collect quick noise …    built grids (results/) -> docs/evidence/<grid>.json
-    python -m benchmarks.evidence write                    docs/evidence/*.json -> every marked block (make evidence)
+    python -m benchmarks.evidence write                    docs/evidence/*.json -> every marked block
     python -m benchmarks.evidence check                    exit code 1 where a block is not what its files make
 
 A block lies between ``<!-- evidence: NAME -->`` and ``<!-- end of evidence -->``; ``evidence_blocks.BLOCKS`` says what
@@ -32,7 +32,7 @@ from benchmarks.evidence_blocks import BLOCKS, Evidence
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "docs" / "evidence"
-DOCUMENTS = ("README.md", "docs/evidence.md")
+DOCUMENTS = ("docs/evidence.md",)
 BLOCK = re.compile(r"(<!-- evidence: ([a-z0-9_]+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 DIGITS = 6
 

@@ -1,7 +1,8 @@
-"""What stands in the marked blocks of README.md and docs/evidence.md, made from docs/evidence/*.json alone."""
+"""What stands in the marked blocks of docs/evidence.md, made from docs/evidence/*.json alone."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -155,7 +156,7 @@ def regime(evidence: Evidence) -> str:
     if "regime" not in evidence:
         return MISSING.format("`python -m benchmarks.regime`")
     found = evidence["regime"]
-    return minus(found["table"]) + f"\n*{found['source']}*\n"
+    return re.sub(r"-(?=\d)", "\N{MINUS SIGN}", found["table"]) + f"\n*{found['source']}*\n"
 
 
 BLOCKS: dict[str, Callable[[Evidence], str]] = {

@@ -1,9 +1,8 @@
-"""The results in README.md and docs/evidence.md are what docs/evidence/*.json makes of them, and nothing else is typed
+"""The results in docs/evidence.md are what docs/evidence/*.json makes of them, and nothing else is typed
 there."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import evidence
-from benchmarks.evidence_blocks import BLOCKS, noise_pairs
+from benchmarks.evidence_blocks import BLOCKS, difference, noise_pairs, paired_table
 from benchmarks.regime import judge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,10 +42,32 @@ def test_every_block_is_one_that_is_made_and_is_closed() -> None:
 
 def test_a_changed_number_is_noticed() -> None:
     """The comparison can fail."""
-    kept = json.loads(json.dumps(evidence.load_all()))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    kept["quick"]["findings"][0] += " Something else."
+    kept = evidence.load_all()
+    kept["regime"]["table"] += "| another | 1 |\n"
+    text = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert evidence.rendered(text, kept) != text
+
+
+def test_a_difference_is_student_s_over_the_seeds() -> None:
+    """Against scipy's paired test, a measure that a seed lacks, and a table of pairs."""
+    first, second = [0.9, 0.8, 0.85], [0.7, 0.75, 0.8]
+    found = {
+        "arms": {
+            "seq_alp": {"accuracy": first, "entropy": [1.0, None, 2.0]},
+            "seq_bypass": {"accuracy": second, "entropy": [1.0, 1.0, 1.0]},
+        },
+        "labels": {"seq_alp": "Seq-ALP", "seq_bypass": "Seq-Bypass"},
+    }
+    interval = stats.ttest_rel(first, second).confidence_interval(0.95)
+    text = difference(found, "seq_alp", "seq_bypass", "accuracy")
+    expected = (
+        f"{100 * np.mean(np.subtract(first, second)):+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+    )
+    assert text == expected.replace("-", "\N{MINUS SIGN}")
+    assert difference(found, "seq_alp", "seq_bypass", "entropy") == ""
+    table = paired_table(found, noise_pairs(found), ("accuracy", "entropy"))
+    assert table.count("Seq-ALP") == 1
+    assert "Entropy" not in table
 
 
 @pytest.mark.parametrize("name", sorted(set(evidence.load_all()) - {"regime"}))
