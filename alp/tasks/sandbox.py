@@ -42,7 +42,8 @@ _SMALLEST = {
 _LARGEST = {"processes": 4096, "output_bytes": 256 * _MEBI}
 _TRIES = 3  # of a worker that goes
 _LONGEST_TIMEOUT = 3600.0
-# How Python ends where a limit shows as an error, in the last line of stderr.
+# How Python ends where a limit shows as an error, in the last line of stderr; without a traceback it is a source that
+# Python cannot read.
 _ERRORS = (
     ("memory", re.compile(r"(?:\w+\.)*_?(?:Array)?MemoryError\b")),
     ("file", re.compile(r"OSError: \[Errno 27\] ")),
@@ -237,7 +238,7 @@ def _exit_code(ended: Ended) -> int:
 def _result(ended: Ended) -> Result:
     stdout, stderr = (text.decode("utf-8", "replace") for text in (ended.stdout, ended.stderr))
     limit = None if ended.ended_by == "itself" else ended.ended_by
-    if limit is None and _exit_code(ended) == 1:
+    if limit is None and _exit_code(ended) == 1 and "Traceback" in stderr:
         last = stderr.rstrip("\n").rpartition("\n")[2]
         limit = next((name for name, error in _ERRORS if error.match(last)), None)
     return Result(stdout, stderr, _exit_code(ended), limit in ("cpu", "wall"), limit, ended.seconds)

@@ -34,8 +34,8 @@ _INSIDE = ("sandbox_kernel", "sandbox_program", "sandbox_worker")
 _HERE = Path(__file__).resolve().parent
 _PYTHON, _LIBRARIES, _CODE = "/python", "/libraries", "/code"
 _USER = 64_517  # nobody's: what root's sandboxes become inside
-_START_SECONDS = 20.0
-_GRACE_SECONDS = 60.0  # beyond a program's wall time, for a worker on a busy machine
+_START_SECONDS = 600.0  # a first import from a slow network disk
+_GRACE_SECONDS = 600.0  # beyond a program's wall time, for a worker on a busy machine
 _END_SECONDS = 10.0
 _LONGEST_WORDS = 100_000  # bytes
 # Stands at the top of the interpreter inside; what it does not name is no name of the program's.
@@ -43,12 +43,12 @@ _SCRIPT = f"""
 import sys
 sys.path.insert(0, {_CODE!r})
 from alp.tasks.sandbox_worker import main
-program = main()
+program, ended = main(), None
 try:
     exec(compile(program.source, "<string>", "exec", dont_inherit=True), program.names)
-except BaseException:
-    program.fail()
-program.end()
+except BaseException as error:
+    ended = error
+program.end(ended)
 """
 
 
@@ -206,6 +206,7 @@ _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "LC_ALL": "C.UTF-8",
     "LD_LIBRARY_PATH": f"{_PYTHON}/lib",
+    "MALLOC_ARENA_MAX": "1",  # of each thread otherwise: address space that it does not use
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",

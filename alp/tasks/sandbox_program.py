@@ -32,6 +32,7 @@ GUARDED = b"guarded"
 _OPEN_FILES, _PENDING_SIGNALS = 128, 1024
 _NO_DUMP = 1  # as RLIMIT_CORE: neither a file nor a pipe to the host's collector, see core(5)
 _SEED = 0
+_PROGRAM = 2  # the program's number in its own namespace
 _LOADED = (
     *("base64", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions"),
     *("functools", "hashlib", "heapq", "inspect", "io", "itertools", "json", "math", "operator", "random", "re"),
@@ -76,7 +77,8 @@ def _load(libraries: list[str]) -> None:
 
 
 def _fix_random_numbers() -> None:
-    """Whatever of Python's would ask the system for random bytes gets those of a fixed stream."""
+    """Whatever of Python's would ask the system for random bytes gets those of a stream of the process's own, fixed by
+    its number."""
     stream, seed = random.Random(_SEED), random.Random.seed
 
     def urandom(size: int, /) -> bytes:
@@ -85,10 +87,15 @@ def _fix_random_numbers() -> None:
     def seeded(self: random.Random, a: Any = None, version: int = 2) -> None:
         seed(self, int.from_bytes(stream.randbytes(32), "little") if a is None else a, version)
 
+    def begin() -> None:  # after what the library does in a fork, which asks the system
+        number = _SEED + os.getpid() - _PROGRAM
+        seed(stream, number)
+        random.seed(number)
+
     os.urandom = sys.modules["posix"].urandom = random._urandom = urandom  # type: ignore[attr-defined]
     random.Random.seed = seeded  # type: ignore[assignment,method-assign]
     random.seed = random._inst.seed  # type: ignore[attr-defined]
-    random.seed(_SEED)
+    os.register_at_fork(after_in_child=begin)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(_SEED)
 
@@ -152,27 +159,11 @@ class Program:
         self.source, self.names = source, names
         self.status = 0
 
-    def fail(self) -> None:
-        """It ended by the exception that is being handled."""
-        error = sys.exc_info()[1]
-        assert error is not None
-        if isinstance(error, SystemExit):
-            self.status = _exit_status(error.code)
-            return
-        trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
-        self.status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-        try:
-            sys.excepthook(type(error), error.with_traceback(trace), trace)
-        except SystemExit as other:
-            self.status = _exit_status(other.code)
-        except BaseException as other:
-            sys.stderr.write("Error in sys.excepthook:\n")
-            sys.__excepthook__(type(other), other, other.__traceback__)
-            sys.stderr.write("\nOriginal exception was:\n")
-            sys.__excepthook__(type(error), error, trace)
-
-    def end(self) -> None:
-        """End the process."""
+    def end(self, error: BaseException | None) -> None:
+        """End the process; ``error`` is what ended the program, if anything did."""
+        if error is not None:
+            self._fail(error, error.__traceback__ and error.__traceback__.tb_next)
+            del error
         try:
             threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()  # type: ignore[attr-defined]
@@ -190,6 +181,23 @@ class Program:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         os._exit(self.status)
+
+    def _fail(self, error: BaseException, trace: types.TracebackType | None) -> None:
+        """Say what Python says of it; ``trace`` begins at the program's own first frame."""
+        if isinstance(error, SystemExit):
+            self.status = _exit_status(error.code)
+            return
+        self.status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+        try:
+            sys.excepthook(type(error), error.with_traceback(trace), trace)
+        except SystemExit as other:
+            self.status = _exit_status(other.code)
+        except BaseException as other:
+            sys.stderr.write("Error in sys.excepthook:\n")
+            frames = other.__traceback__ and other.__traceback__.tb_next
+            sys.__excepthook__(type(other), other.with_traceback(frames), frames)
+            sys.stderr.write("\nOriginal exception was:\n")
+            sys.__excepthook__(type(error), error, trace)
 
 
 def _exit_status(code: object) -> int:

@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -190,6 +191,14 @@ class Worker:
                     found[pid] = Use(cpu, waited_for, max(0, fields[20] * _PAGE - self._loaded_resident))
         return found
 
+    def waited(self, members: Iterable[str]) -> float:
+        """Seconds that a process was ready to run and had no processor, the most of any: the machine's doing."""
+        waits = [0.0]
+        for pid in members:
+            with contextlib.suppress(OSError, ValueError, IndexError), self._open(f"{pid}/schedstat") as stream:
+                waits.append(int(stream.read().split()[1]) / 1e9)
+        return max(waits)
+
     def part(self, pid: str) -> int:
         """Bytes of memory that a process holds, its part of what several hold."""
         with contextlib.suppress(OSError, ValueError), self._open(f"{pid}/smaps_rollup") as stream:
@@ -266,7 +275,7 @@ class Watch:
             self._end("cpu")
         elif self._held(members) > self._memory:
             self._end("memory")
-        elif monotonic() - self._started > self._wall:
+        elif monotonic() - self._started - self._worker.waited(members) > self._wall:
             self._end("wall")
 
     def _held(self, members: dict[str, Use]) -> int:
