@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alp import __version__
-from alp.errors import TRY_AGAIN, GraderError, Interrupted, UserError, nearest
+from alp.errors import TRY_AGAIN, GraderError, Interrupted, SandboxError, UserError, nearest
 from alp.lifetime import end_with_parent, hold_standard_streams, speak_utf8, unblock
 from alp.verbs import VERBS, Verb
 
@@ -48,7 +48,7 @@ def _run_words(words: list[str]) -> int:
     logging.captureWarnings(True)
     try:
         return _dispatch(words)
-    except (UserError, GraderError) as error:
+    except (UserError, GraderError, SandboxError) as error:
         if os.environ.get("ALP_TRACEBACK") == "1":
             traceback.print_exc()
         print(f"alp: error: {error}", file=sys.stderr)

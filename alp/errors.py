@@ -27,6 +27,18 @@ class GraderError(Exception):
         super().__init__(printable(" ".join(message.split())))
 
 
+class SandboxUnavailable(UserError):
+    """This machine cannot contain programs: one line, exit code 2. Nothing is ever run without the sandbox instead."""
+
+
+class SandboxError(Exception):
+    """The sandbox itself is broken, whatever the program: one line, exit code 1. Nothing that a program can bring
+    about."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.split())))
+
+
 class Interrupted(Exception):
     """A signal stopped the work where it can be taken up again: one line, exit code ``TRY_AGAIN``."""
 

@@ -31,7 +31,7 @@ TINY_MODEL = ["model.hidden=32", "model.heads=1", "model.intermediate=64", "mode
 
 # What `make check` leaves out: tests that train, start an engine, a workflow or MLflow, compile, draw, or take seconds.
 SLOW = (
-    *("diagnosis", "examples", "faults", "parity", "training", "workflow"),
+    *("diagnosis", "examples", "faults", "parity", "sandbox", "training", "workflow"),
     *("configuration/test_resources.py", "evaluation/test_evaluate.py"),
     *(f"policy/test_{name}.py" for name in ("alone", "architectures", "budget", "kernels")),
     *(f"policy/test_perturbation_{name}.py" for name in ("cost", "gradients", "noise", "surroundings")),
@@ -80,6 +80,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if os.environ.get("FAULTS") == "all" and "faults" in item.path.parts:
             item.add_marker(pytest.mark.long)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The line that says what became of the sandbox's hostile programs, or that none of them ran."""
+    done = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "nodeid")]
+    ours = [report for report in done if report.nodeid.startswith("tests/sandbox/")]
+    cases = [value for report in ours if report.when == "call" for name, value in report.user_properties if name == "hostile"]
+    if cases:
+        names = len({name for name, _, _ in cases})
+        escapes, left = (sum(case[column] for case in cases) for column in (1, 2))
+        terminalreporter.write_line(f"sandbox: {names} hostile programs, {escapes} escapes, {left} leftovers")
+    elif ours:
+        why = {report.longrepr[2].removeprefix("Skipped: ") for report in ours if report.skipped}
+        terminalreporter.write_line("; ".join(sorted(why)) or "the sandbox suite ran no hostile program", yellow=True)
 
 
 @pytest.fixture(autouse=True, scope="session")
