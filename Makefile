@@ -17,7 +17,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress smol check unit test reproduce same faults long newest bench gpu grading lint ruff types workflow-lint format ui lock clean
+.PHONY: help install grid stress smol check unit test reproduce same faults long sandbox newest bench gpu grading lint ruff types workflow-lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-10s %s\n' "$$t" "$$d"; done
@@ -69,6 +69,10 @@ faults: install ## every fault of tests/faults, every kill of an engine and a wo
 
 long: install ## what make test leaves out: make faults, and the rest of the architectures and of the examples (over half an hour)
 	FAULTS=all $(BIN)/python -m pytest -q -m long
+
+sandbox: install ## the suite of the sandbox for programs, hostile ones included (installs bubblewrap where it may; a minute)
+	@command -v bwrap >/dev/null || apt-get install -y bubblewrap || echo "bubblewrap is missing, and could not be installed here"
+	$(BIN)/python -m pytest -q tests/sandbox
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \

@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_slow(item.path) or "base_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-        if os.environ.get("FAULTS") == "all" and "faults" in item.path.parts:
+        if (os.environ.get("FAULTS") == "all" and "faults" in item.path.parts) or "sandbox" in item.path.parts:
             item.add_marker(pytest.mark.long)
 
 
@@ -86,7 +86,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The line that says what became of the sandbox's hostile programs, or that none of them ran."""
     done = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "nodeid")]
     ours = [report for report in done if report.nodeid.startswith("tests/sandbox/")]
-    cases = [value for report in ours if report.when == "call" for name, value in report.user_properties if name == "hostile"]
+    cases = [
+        value for report in ours if report.when == "call" for name, value in report.user_properties if name == "hostile"
+    ]
     if cases:
         names = len({name for name, _, _ in cases})
         escapes, left = (sum(case[column] for case in cases) for column in (1, 2))

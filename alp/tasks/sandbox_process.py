@@ -98,8 +98,8 @@ class Worker:
             try:
                 self._process = subprocess.Popen(
                     command,
-                    stdin=there,
-                    stdout=there,
+                    stdin=there.fileno(),
+                    stdout=there.fileno(),
                     stderr=words,
                     env=_ENVIRONMENT,
                     cwd="/",

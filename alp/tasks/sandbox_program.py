@@ -45,7 +45,9 @@ def serve(orders: socket.socket, config: dict[str, Any]) -> Program:
     guards = kernel.Filter(bytes.fromhex(config["filter"]))
     _load(config["libraries"])
     sys.modules["__main__"] = main = types.ModuleType("__main__")
-    main.__dict__.update(__annotations__={}, __builtins__=sys.modules["builtins"], __loader__=importlib.machinery.BuiltinImporter)
+    main.__dict__.update(
+        __annotations__={}, __builtins__=sys.modules["builtins"], __loader__=importlib.machinery.BuiltinImporter
+    )
     gc.collect()
     gc.freeze()
     orders.send(b"loaded")
@@ -93,8 +95,8 @@ def _fix_random_numbers() -> None:
         random.seed(number)
 
     os.urandom = sys.modules["posix"].urandom = random._urandom = urandom  # type: ignore[attr-defined]
-    random.Random.seed = seeded  # type: ignore[assignment,method-assign]
-    random.seed = random._inst.seed  # type: ignore[attr-defined]
+    random.Random.seed = seeded  # type: ignore[method-assign]
+    random.seed = random._inst.seed
     os.register_at_fork(after_in_child=begin)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(_SEED)
@@ -115,7 +117,8 @@ def _begin(
         os.closerange(guarded + 1, 1024)
         os.chdir("/tmp")
         os.setsid()
-        _limit(*ORDER.unpack(order), config)
+        cpu_seconds, loaded_bytes = ORDER.unpack(order)
+        _limit(cpu_seconds, loaded_bytes, config)
         kernel.drop_capabilities()
         guards.install()
     except BaseException as error:
@@ -166,7 +169,7 @@ class Program:
             del error
         try:
             threading._shutdown()  # type: ignore[attr-defined]
-            atexit._run_exitfuncs()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
             flushed = _flush()
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
             _forget(self.names)
@@ -174,7 +177,7 @@ class Program:
             if not flushed:
                 self.status = 120
         except BaseException:
-            sys.__excepthook__(*sys.exc_info())  # type: ignore[arg-type]
+            sys.__excepthook__(*sys.exc_info())
             self.status = self.status or 1
             _flush()
         if self.status == -signal.SIGINT:

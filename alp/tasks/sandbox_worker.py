@@ -243,7 +243,7 @@ class Watch:
                     report = os.read(orders, program.REPORT.size)
                     if not report:
                         os._exit(1)
-                    self._status, spent = program.REPORT.unpack(report)
+                    self._status, _ = program.REPORT.unpack(report)
                     return
                 if not self._read(handle):
                     poll.unregister(handle)

@@ -131,7 +131,10 @@ def test_of_the_layers_that_the_method_names(layers: str, names: list[Any], base
 FAULTS = [
     (["method=grpo"], "noise: configuration: method 'grpo' has no perturbation: choose token_alp or seq_alp"),
     (["method.perturbation.std=0"], "noise: configuration: method.perturbation.std = 0 switches the noise off"),
-    (["method.perturbation.layers='1:9'"], "noise: method.perturbation.layers: band 1:9 is empty or outside the model's 3"),
+    (
+        ["method.perturbation.layers='1:9'"],
+        "noise: method.perturbation.layers: band 1:9 is empty or outside the model's 3",
+    ),
     (["method.perturbation.layers=erly"], "layers: unknown 'erly'; did you mean 'early'?"),
     (["model.path=/nowhere/at/all"], "no model in /nowhere/at/all (no config.json); the nearest folder that exists"),
     (["model.path=null"], "model.path: no model given"),

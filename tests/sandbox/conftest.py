@@ -41,7 +41,9 @@ def places() -> Iterator[Path]:
 def hosts(places: Path, _bubblewrap: None) -> Iterator[dict[str, Host]]:
     """By the user that started it."""
     with ExitStack() as stack:
-        yield {user: stack.enter_context(host(user, places, LIMITS)) for user in ("root", "user") if not why_not_as(user)}
+        yield {
+            user: stack.enter_context(host(user, places, LIMITS)) for user in ("root", "user") if not why_not_as(user)
+        }
 
 
 @pytest.fixture(params=["root", "user"])

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs as they would be sent
 """Programs that try to get out, to take all, or to stay. One that gets what it wants prints ESCAPED, and what.
 
 ``{outside}`` is a folder of the machine that any user may write in, ``{repository}`` this one, ``{secret}`` a text that
@@ -59,8 +60,10 @@ HOSTILE: dict[str, str] = {
     "secret_read": _TRY
     + "for path in ('{outside}/secret', '/etc/passwd', '/etc/shadow', '/root/.ssh', '/home', '/var', '/run', '/sys'):\n"
     "    attempt(path, __import__('os').stat, path)\n",
-    "repository_read": _TRY + "attempt('read', open, '{repository}/README.md')\nattempt('list', __import__('os').listdir, '{repository}')\n",
-    "installed_packages_read": _TRY + "attempt('torch', __import__, 'torch')\nattempt('alp', __import__, 'alp.errors')\n",
+    "repository_read": _TRY
+    + "attempt('read', open, '{repository}/README.md')\nattempt('list', __import__('os').listdir, '{repository}')\n",
+    "installed_packages_read": _TRY
+    + "attempt('torch', __import__, 'torch')\nattempt('alp', __import__, 'alp.errors')\n",
     "processes_read": "import os\nfound = [name for name in os.listdir('/proc') if name.isdigit()]\nif found:\n    print('ESCAPED', found)\n",
     "processes_killed": "import os, signal\nfor number in (*range(1, 2), *range(3, 5000)):\n    for kind in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT):\n        try:\n            os.kill(number, kind)\n        except OSError:\n            pass\nos.kill(-1, signal.SIGKILL)\n",
     "parent_killed": "import os, signal\nprint(os.getppid())\nos.killpg(0, signal.SIGKILL)\n",
@@ -75,7 +78,8 @@ HOSTILE: dict[str, str] = {
     "sockets": _TRY
     + "import socket as s\nfor family in (s.AF_INET, s.AF_INET6, s.AF_NETLINK, s.AF_PACKET, s.AF_VSOCK):\n"
     "    attempt(str(family), s.socket, family, s.SOCK_DGRAM)\nattempt('connect', s.create_connection, ('1.1.1.1', 53), 2)\n",
-    "names_looked_up": _TRY + "import socket\nattempt('name', socket.getaddrinfo, 'example.com', 80)\nattempt('local', socket.gethostbyname, 'localhost')\n",
+    "names_looked_up": _TRY
+    + "import socket\nattempt('name', socket.getaddrinfo, 'example.com', 80)\nattempt('local', socket.gethostbyname, 'localhost')\n",
     "web": _TRY + "import urllib.request\nattempt('web', urllib.request.urlopen, 'http://127.0.0.1:80/')\n",
     "abstract_sockets": _TRY
     + "import socket\nfor name in ('\\0/tmp/.X11-unix/X0', '\\0dbus', '/run/dbus/system_bus_socket', '/var/run/docker.sock'):\n"
@@ -100,8 +104,7 @@ HOSTILE: dict[str, str] = {
     "    reached(name, call(numbers(x86_64, aarch64), 0, 0, 0, 0, 0))\n",
     "devices_made": _TRY
     + "import os, stat\nattempt('mknod', os.mknod, '/tmp/disk', 0o600 | stat.S_IFBLK, os.makedev(254, 0))\nattempt('mem', open, '/dev/mem', 'rb')\n",
-    "links_out": _TRY
-    + "import os\nos.symlink('{outside}', 'link')\nattempt('through a link', open, 'link/secret')\n"
+    "links_out": _TRY + "import os\nos.symlink('{outside}', 'link')\nattempt('through a link', open, 'link/secret')\n"
     "attempt('hard link', os.link, '/code/alp/tasks/sandbox_worker.py', '/tmp/hard')\n"
     "os.symlink('/proc/1/root{outside}/secret', 'root')\nattempt('root', open, 'root')\n"
     "attempt('up', open, '../' * 40 + '{outside}/secret'.lstrip('/'))\n",

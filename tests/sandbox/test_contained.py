@@ -56,10 +56,15 @@ def test_a_hostile_program_is_contained(
     code = HOSTILE[name].replace("{outside}", str(outside)).replace("{repository}", str(ROOT))
     result, first, second = anyone.run(code, BYSTANDER, BYSTANDER, stdin="in")
     said = result["stdout"] + result["stderr"]
-    escaped = "ESCAPED" in said or SECRET in said or before != (
-        _listing(outside),
-        _listing(shared),
-        _listing(ROOT / "alp" / "tasks"),
+    escaped = (
+        "ESCAPED" in said
+        or SECRET in said
+        or before
+        != (
+            _listing(outside),
+            _listing(shared),
+            _listing(ROOT / "alp" / "tasks"),
+        )
     )
     after = anyone.run(BYSTANDER, BYSTANDER, stdin="in")
     served = all(each["stdout"] == "42 2 [] [] in\n" and not each["stderr"] for each in (first, second, *after))
@@ -74,7 +79,8 @@ def test_a_hostile_program_is_contained(
 
 
 @pytest.mark.parametrize(
-    "name", ["environment_read", "secret_read", "repository_read", "processes_read", "sockets", "memory_without_a_process"]
+    "name",
+    ["environment_read", "secret_read", "repository_read", "processes_read", "sockets", "memory_without_a_process"],
 )
 def test_without_a_sandbox_it_gets_out(name: str, places: Path) -> None:
     """What the test above takes for an escape is one."""
@@ -86,7 +92,7 @@ def test_without_a_sandbox_it_gets_out(name: str, places: Path) -> None:
 
 
 def _at_rest(host: Host) -> int:
-    """Processes of a host whose workers wait: for each two of bubblewrap, four of the worker and a namespace's first."""
+    """Processes of a host whose workers wait: for each two of bubblewrap, four of the worker and a namespace's first."""  # noqa: E501
     return 2 * (2 + 4)
 
 

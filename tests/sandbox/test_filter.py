@@ -81,7 +81,11 @@ def test_numbers_are_those_of_the_kernel(machine: str) -> None:
     numbers = {name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text)}
     column = list(AUDIT).index(machine)
     listed = sandbox_filter._REFUSED | sandbox_filter._ABSENT
-    listed |= {"clone": sandbox_filter._CLONE, "socket": sandbox_filter._SOCKETS[0], "socketpair": sandbox_filter._SOCKETS[1]}
+    listed |= {
+        "clone": sandbox_filter._CLONE,
+        "socket": sandbox_filter._SOCKETS[0],
+        "socketpair": sandbox_filter._SOCKETS[1],
+    }
     for name, pair in listed.items():
         assert numbers.get(name) == pair[column], name
 

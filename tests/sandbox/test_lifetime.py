@@ -34,7 +34,9 @@ def test_a_killed_owner_leaves_no_process(user: str, places: Path) -> None:
         pytest.skip(why)
     with host(user, places, {"least_wall_seconds": 60.0}) as one, ThreadPoolExecutor(1) as threads:
         threads.submit(one.run, ENDLESS, ENDLESS, timeout=60.0)
-        assert settles(lambda: len(descendants(one.process.pid)) >= 2 * (2 + 4 + 2))  # both programs run, and have forked
+        assert settles(
+            lambda: len(descendants(one.process.pid)) >= 2 * (2 + 4 + 2)
+        )  # both programs run, and have forked
         below = list(descendants(one.process.pid))
         one.process.kill()
         assert settles(lambda: not _alive(below))
@@ -64,7 +66,7 @@ def test_an_interrupt_in_the_middle_costs_nothing_but_the_program() -> None:
 
 
 def test_an_exception_ends_the_sandbox() -> None:
-    with pytest.raises(ZeroDivisionError), Sandbox(workers=2) as box:
+    with pytest.raises(ZeroDivisionError), Sandbox(workers=2) as box:  # noqa: PT012 - what is raised inside
         below = list(descendants(os.getpid()))
         assert len(below) >= 2 * (2 + 4)
         raise ZeroDivisionError
@@ -120,7 +122,7 @@ def test_a_sandbox_that_cannot_work_is_broken_and_says_so(monkeypatch: pytest.Mo
     with Sandbox(workers=1) as box:
         os.kill(_standing(box)[0], signal.SIGKILL)
         monkeypatch.setenv("PATH", "/nowhere")
-        with pytest.raises(SandboxError, match="the sandbox is broken: .*bubblewrap"):
+        with pytest.raises(SandboxError, match=r"the sandbox is broken: .*bubblewrap"):
             box.run("print(1)")
 
 

@@ -84,7 +84,7 @@ def test_size_of_a_file_and_of_all_files(places: Path) -> None:
         assert box.run(write.format(8 * MEBI)).exit_code == 0
         assert box.run(f"print({write.format(8 * MEBI + 1)})").stdout == f"{8 * MEBI}\n"
         assert box.run(f"f = {write.format(8 * MEBI)}\nopen('a', 'ab', buffering=0).write(b'x')").limit == "file"
-        many = "for n in range(3): open(str(n), 'wb', buffering=0).write(bytes(8 * 2**20))\nopen('3', 'wb').write(bytes(9**5))"
+        many = "for n in range(3): open(str(n), 'wb', buffering=0).write(bytes(8 * 2**20))\nopen('3', 'wb').write(bytes(9**5))"  # noqa: E501
         assert box.run(many).limit == "scratch"
         assert box.run("for n in range(99): open(str(n), 'w')").exit_code == 0
         assert box.run("for n in range(101): open(str(n), 'w')").limit == "scratch"

@@ -64,7 +64,7 @@ SAME = [
     "async def f(): return 1\nimport asyncio; print(asyncio.run(f()))",
     "print(hash('a'), {'a', 'b', 'c'})",
     "from concurrent.futures import ProcessPoolExecutor as P\nwith P(2) as p: print(list(p.map(abs, range(-4, 0))))",
-    "import subprocess as s, sys; print(s.run([sys.executable, '-c', 'print(5)'], capture_output=True, text=True).stdout)",
+    "import subprocess as s, sys; print(s.run([sys.executable, '-c', 'print(5)'], capture_output=True, text=True).stdout)",  # noqa: E501
     "del __builtins__\nprint(1)",
     "import __main__; print(__main__.__dict__ is globals(), __doc__, __spec__, __package__)",
     "from fractions import Fraction as F; print(F(1, 3) + F(1, 6))",
@@ -73,7 +73,7 @@ SAME = [
 ]
 TRICKY = [  # of which no plain Python says anything that it says again
     "print(object(), lambda: 0, {int, str, float, object, len}, id(0))",
-    "import random, uuid, secrets, os, tempfile\nprint(random.random(), uuid.uuid4(), secrets.token_hex(), os.urandom(4))\n"
+    "import random, uuid, secrets, os, tempfile\nprint(random.random(), uuid.uuid4(), secrets.token_hex(), os.urandom(4))\n"  # noqa: E501
     "print(random.Random().random(), random.SystemRandom().random(), tempfile.mktemp())",
     "import os, random\nif os.fork(): os.wait()\nprint(os.getpid(), os.getppid(), random.random())",
     "import os, socket; print(os.uname().nodename, os.getuid(), os.getcwd(), sorted(os.environ.items()))",
@@ -89,7 +89,12 @@ def box() -> Iterator[Sandbox]:
 
 
 def _plain(code: str, folder: Path) -> tuple[str, str, int]:
-    environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict", "PATH": os.environ["PATH"]}
+    environment = {
+        "PYTHONHASHSEED": "0",
+        "LC_ALL": "C.UTF-8",
+        "PYTHONIOENCODING": "utf-8:strict",
+        "PATH": os.environ["PATH"],
+    }
     environment["LD_LIBRARY_PATH"] = f"{sys.base_prefix}/lib"
     if len(code) > 100_000:  # more than an argument may be
         (folder / "long").write_text(code, encoding="utf-8")
@@ -137,7 +142,9 @@ def test_a_result_depends_on_the_program_alone(box: Sandbox) -> None:
 
 
 def test_chosen_libraries_are_there_and_their_random_numbers_fixed() -> None:
-    code = "import numpy, sympy\nprint(numpy.random.rand(), sympy.factor('x**2 - 1'), numpy.random.default_rng().random())"
+    code = (
+        "import numpy, sympy\nprint(numpy.random.rand(), sympy.factor('x**2 - 1'), numpy.random.default_rng().random())"
+    )
     found: set[Result] = set()
     for _ in range(2):
         with Sandbox(workers=1, libraries=("numpy", "sympy", "mpmath")) as box:
