@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The line that says what became of the sandbox's hostile programs, or that none of them ran."""
-    done = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "nodeid")]
+    done = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "when")]
     ours = [report for report in done if report.nodeid.startswith("tests/sandbox/")]
     cases = [
         value for report in ours if report.when == "call" for name, value in report.user_properties if name == "hostile"
