@@ -13,13 +13,14 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from alp.errors import GraderError
 from alp.tasks.grading_process import Limits, Outcome, Worker
+from alp.tasks.pool import alone
 
 __all__ = ["Limits", "Outcome", "Pool", "Work", "pool"]
 
@@ -91,26 +92,13 @@ class Pool:
             return list(threads.map(one, requests))
 
     def _again(self, work: Work, arguments: Sequence[Any], limits: Limits) -> Outcome:
-        with self._alone() as worker:
+        with alone(self._idle, self.size, self._gathering) as worker:
             _prove(worker, work, limits)
             outcome = worker.run(work.module, work.job, arguments, limits)
             worker.proven = worker.proven and outcome.fault not in _AGAIN
             if outcome.fault == "unfit":
                 raise GraderError(f"grading is broken: {outcome.detail}")
             return outcome
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[Worker]:
-        """A worker while no other works."""
-        held: list[Worker] = []
-        with self._gathering:
-            try:
-                while len(held) < self.size:
-                    held.append(self._idle.get())
-                yield held[0]
-            finally:
-                for worker in reversed(held):
-                    self._idle.put(worker)
 
     def close(self) -> None:
         """End the idle workers; the next request starts new ones."""

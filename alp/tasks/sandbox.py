@@ -12,19 +12,18 @@ what may be the machine's doing is tried again alone. What is defended against w
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import re
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from types import TracebackType
 
 from alp.errors import SandboxError, SandboxUnavailable, UserError
+from alp.tasks.pool import alone
 from alp.tasks.sandbox_process import Ended, GoneError, Worker, find_bubblewrap
 
 __all__ = ["Limits", "Result", "Sandbox", "SandboxError", "SandboxUnavailable"]
@@ -168,7 +167,7 @@ class Sandbox:
             self._idle.put(worker)
         if _settled(ended):
             return _result(ended)
-        with self._alone() as worker:
+        with alone(self._idle, len(self.workers), self._gathering) as worker:
             self._count("again")
             ended = self._on(worker, *request)
         if ended.ended_by == "wall":
@@ -198,19 +197,6 @@ class Sandbox:
     def _count(self, what: str) -> None:
         with self._counting:
             self.counts[what] += 1
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[Worker]:
-        """A worker while no other works."""
-        held: list[Worker] = []
-        with self._gathering:
-            try:
-                while len(held) < len(self.workers):
-                    held.append(self._idle.get())
-                yield held[0]
-            finally:
-                for worker in reversed(held):
-                    self._idle.put(worker)
 
     def close(self) -> None:
         """End the workers, and wait until nothing of them is left."""
