@@ -1,6 +1,7 @@
 """The numbers of docs/evidence.md: read from built grids, kept in docs/evidence/, written between marks.
 
-    python -m benchmarks.evidence collect quick noise …    built grids (results/) -> docs/evidence/<grid>.json
+    python -m benchmarks.evidence collect quick noise …    built grids (results/) -> docs/evidence/<grid>.json;
+                                                           ``regime``: what benchmarks/regime.py found
     python -m benchmarks.evidence write                    docs/evidence/*.json -> every marked block
     python -m benchmarks.evidence check                    exit code 1 where a block is not what its files make
 
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alp.configuration import grid as grids
 from alp.evaluation.passk import pass_at_k
@@ -29,30 +31,37 @@ from alp.reporting.findings import headline
 from alp.reporting.runs import Results, Run
 from alp.reproducibility import write_json, write_text
 from benchmarks.evidence_blocks import BLOCKS, Evidence
+from benchmarks.regime import commit_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "docs" / "evidence"
+RESULTS = Path("results")
+REGIME = RESULTS / "regime" / "regime.json"
 DOCUMENTS = ("docs/evidence.md",)
 BLOCK = re.compile(r"(<!-- evidence: ([a-z0-9_]+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 DIGITS = 6
+Floats = NDArray[np.float64]
+Measure = Callable[[Run, Results], float | None]  # of one seed
 
 
 def collect(name: str, results: Path) -> dict[str, Any]:
     """What docs keep of a built grid."""
     loaded = runs.load(grids.load(name), results)
     tables = build(loaded)
-    provenance = json.loads((loaded.arms[0].runs[0].folder / "provenance.json").read_text(encoding="utf-8"))
+    rows = {key: table.rounded() for key, table in tables.items()}
+    alone = [(row["method"], row["control"]) for row in rows["controls"] if row["changed"] == "noise"]
     return {
         "grid": loaded.grid.name,
         "title": loaded.grid.title,
         "command": f"make grid GRID={name}",
-        "commit": provenance["commit"][:7],
+        "commit": commit_of(loaded),
         "cpu": cpu_kind(),
         "seeds": len(loaded.grid.seeds),
         "problems": loaded.base.problems,
         "samples": loaded.base.samples,
-        "findings": headline(loaded, {key: table.rounded() for key, table in tables.items()}),
+        "findings": headline(loaded, rows),
         "tables": {key: to_markdown(table) for key, table in tables.items()},
+        "noise_alone": [[method, control] for method, control in {pair[0]: pair for pair in reversed(alone)}.values()],
         "labels": {arm.name: arms.label(arm.name) for arm in loaded.arms},
         "base": round(float(loaded.mean(loaded.base.per_problem)), DIGITS),
         "arms": {
@@ -73,28 +82,29 @@ def _number(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(f"{value:.{DIGITS}g}")
 
 
-def _series(run: Run, key: str) -> list[float]:
-    return [float(line[key]) for line in run.metrics if line.get(key) is not None]
+def _series(run: Run, key: str) -> Floats:
+    return runs.series([run], key)[1][0]
 
 
-def _mean(key: str) -> Callable[[Run, Results], float | None]:
+def _mean(key: str) -> Measure:
     def measure(run: Run, _: Results) -> float | None:
         values = _series(run, key)
-        return float(np.mean(values)) if values else None
+        return float(values.mean()) if values.size else None
 
     return measure
 
 
-def _largest(key: str) -> Callable[[Run, Results], float | None]:
-    return lambda run, _: max(_series(run, key), default=None)
+def _largest(key: str) -> Measure:
+    return lambda run, _: max(_series(run, key).tolist(), default=None)
 
 
-def _width(prefix: str) -> Callable[[Run, Results], float | None]:
-    """Distance between the mean 0.1 % and 99.9 % quantiles."""
+def _width(of: str, level: str) -> Measure:
+    """Distance between the mean 0.1 % and 99.9 % quantiles of one seed, as the tails table has it of an arm."""
 
-    def measure(run: Run, _: Results) -> float | None:
-        low, high = (_series(run, f"{prefix}/log_{name}") for name in ("q001", "q999"))
-        return float(np.mean(high) - np.mean(low)) if low and high else None
+    def measure(run: Run, loaded: Results) -> float | None:
+        arm = loaded.find(run.arm)
+        assert arm is not None
+        return replace(arm, runs=(run,)).tail_width(level, of)
 
     return measure
 
@@ -102,21 +112,18 @@ def _width(prefix: str) -> Callable[[Run, Results], float | None]:
 def _lost(run: Run, _: Results) -> float | None:
     """Validation accuracy lost since its best."""
     values = _series(run, "validation/accuracy")
-    return max(values) - values[-1] if values else None
+    return float(values.max() - values[-1]) if values.size else None
 
 
-def _pass(k: int) -> Callable[[Run, Results], float | None]:
+def _pass(k: int) -> Measure:
     def measure(run: Run, loaded: Results) -> float | None:
-        samples = run.evaluation.samples
-        if k > samples:
-            return None
-        correct = np.rint(run.evaluation.per_problem * samples).astype(int)
-        return loaded.mean(pass_at_k(samples, correct, k))
+        found = run.evaluation
+        return loaded.mean(pass_at_k(found.samples, found.correct, k)) if k <= found.samples else None
 
     return measure
 
 
-MEASURES: dict[str, Callable[[Run, Results], float | None]] = {
+MEASURES: dict[str, Measure] = {
     "accuracy": lambda run, loaded: loaded.mean(run.evaluation.per_problem),
     "lost": _lost,
     "grad_norm": _mean("policy/grad_norm"),
@@ -124,12 +131,12 @@ MEASURES: dict[str, Callable[[Run, Results], float | None]] = {
     "kl_largest": _largest("rollout_corr/k3_kl"),
     "entropy": _mean("policy/entropy"),
     "mismatch_token": _mean("rollout_corr/token/log_std"),
-    "own_token": _width("ratio/token"),
-    "own_sequence": _width("ratio/sequence"),
-    "clean_token": _width("clean/token"),
-    "clean_sequence": _width("clean/sequence"),
-    "perturbed_token": _width("perturbed/token"),
-    "perturbed_sequence": _width("perturbed/sequence"),
+    "own_token": _width("ratio", "token"),
+    "own_sequence": _width("ratio", "sequence"),
+    "clean_token": _width("clean", "token"),
+    "clean_sequence": _width("clean", "sequence"),
+    "perturbed_token": _width("perturbed", "token"),
+    "perturbed_sequence": _width("perturbed", "sequence"),
     "drift_sequence": _mean("clean_batch/sequence/log_std"),
     **{f"pass{k}": _pass(k) for k in (1, 4, 16, 64)},
 }
@@ -149,10 +156,8 @@ def main(arguments: list[str]) -> int:
     verb, *names = arguments or ["check"]
     if verb == "collect":
         for name in names:
-            write_json(FILES / f"{name}.json", collect(name, Path("results")))
-            picture = Path("results", name, "figures", "accuracy.png")
-            if name == "quick":
-                shutil.copyfile(picture, ROOT / "docs" / "quick_accuracy.png")
+            found = json.loads(REGIME.read_text(encoding="utf-8")) if name == "regime" else collect(name, RESULTS)
+            write_json(FILES / f"{name}.json", found)
         return 0
     evidence, stale = load_all(), []
     for document in DOCUMENTS:

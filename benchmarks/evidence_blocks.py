@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from alp.evaluation.statistics import paired_difference
+from alp.rendering.numbers import points, significant
+from benchmarks import regime
 
 Evidence = dict[str, Any]  # docs/evidence/<grid>.json by grid
 MISSING = "*Not built yet: {}.*\n"
 
-POINTS, PLAIN, PERCENT = "points", "plain", "percent"
+POINTS, PLAIN = "points", "plain"
 # A measure of evidence.py: its heading, and how a difference of it is written.
 HEADINGS = {
     "accuracy": ("Accuracy, points", POINTS),
@@ -52,11 +53,7 @@ def values(found: dict[str, Any], arm: str, measure: str) -> list[float] | None:
 
 def signed(value: float, kind: str) -> str:
     """A difference as people read it."""
-    return f"{100 * value:+.1f}" if kind == POINTS else f"{value:+.3g}"
-
-
-def minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
+    return points(value) if kind == POINTS else f"{'+' if value > 0 else ''}{significant(value)}"
 
 
 def difference(found: dict[str, Any], arm: str, control: str, measure: str) -> str:
@@ -69,7 +66,7 @@ def difference(found: dict[str, Any], arm: str, control: str, measure: str) -> s
     text = signed(interval.mean, kind)
     if interval.low is not None and interval.high is not None:
         text += f" [{signed(interval.low, kind)}, {signed(interval.high, kind)}]"
-    return minus(text)
+    return text
 
 
 def paired_table(found: dict[str, Any], pairs: Sequence[tuple[str, str]], measures: Sequence[str]) -> str:
@@ -87,27 +84,6 @@ def paired_table(found: dict[str, Any], pairs: Sequence[tuple[str, str]], measur
     return "\n".join(lines) + "\n"
 
 
-def noise_pairs(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Every arm with noise and the arm that differs from it in the noise alone: Bypass of its level where the clip
-    range is the same, as the presets of both have it, else its own control without noise."""
-    pairs = []
-    for name in found["arms"]:
-        method, _, variant = name.partition("-")
-        if not method.endswith("_alp") or variant == "sigma0" or variant.startswith("clip"):
-            continue
-        control = next(
-            (
-                other
-                for other in (f"{method}-sigma0", "seq_bypass" if method == "seq_alp" else "")
-                if other in found["arms"]
-            ),
-            None,
-        )
-        if control:
-            pairs.append((name, control))
-    return pairs
-
-
 def block(name: str, write: Callable[[dict[str, Any]], str]) -> Callable[[Evidence], str]:
     """A block of one grid; says so where that grid was not built."""
 
@@ -120,61 +96,44 @@ def block(name: str, write: Callable[[dict[str, Any]], str]) -> Callable[[Eviden
 
 
 def claim(*measures: str) -> Callable[[dict[str, Any]], str]:
-    return lambda found: paired_table(found, noise_pairs(found), measures)
-
-
-def main_table(found: dict[str, Any]) -> str:
-    return str(found["tables"]["main"])
-
-
-def sentences(found: dict[str, Any]) -> str:
-    """The findings as the report has them."""
-    return "\n".join(f"- {sentence}" for sentence in found["findings"]) + "\n"
+    return lambda found: paired_table(found, found["noise_alone"], measures)
 
 
 def results(found: dict[str, Any]) -> str:
-    return f"{main_table(found)}\n{sentences(found)}"
+    """The main table, and the findings as the report has them."""
+    return f"{found['tables']['main']}\n" + "".join(f"- {sentence}\n" for sentence in found["findings"])
 
 
-def against(reference: str) -> Callable[[dict[str, Any]], str]:
-    """Accuracy of every other arm of the same method against the named variant (the whole preset where empty)."""
-
-    def write(found: dict[str, Any]) -> str:
-        pairs = []
-        for name in found["arms"]:
-            method = name.partition("-")[0]
-            control = f"{method}-{reference}" if reference else method
-            if name != control and control in found["arms"] and method.endswith("_alp"):
-                pairs.append((name, control))
-        return paired_table(found, pairs, ("accuracy", "own_token", "own_sequence"))
-
-    return write
+def against_preset(found: dict[str, Any]) -> str:
+    """Every other arm of an ALP method against the preset as it is."""
+    methods = {name: name.partition("-")[0] for name in found["arms"]}
+    pairs = [(name, method) for name, method in methods.items() if name != method and method.endswith("_alp")]
+    return paired_table(found, pairs, ("accuracy", "own_token", "own_sequence"))
 
 
-def regime(evidence: Evidence) -> str:
-    """What the pilot found (benchmarks/regime.py)."""
-    if "regime" not in evidence:
-        return MISSING.format("`python -m benchmarks.regime`")
-    found = evidence["regime"]
-    return re.sub(r"-(?=\d)", "\N{MINUS SIGN}", found["table"]) + f"\n*{found['source']}*\n"
+def pilot(found: dict[str, Any]) -> str:
+    """What benchmarks/regime.py found."""
+    seeds = f"seeds {found['seeds'][0]} to {found['seeds'][-1]}"
+    return (
+        f"{regime.table(found['candidates'])}\n*`python -m benchmarks.regime`, {seeds}, {found['problems']} problems ×"
+        f" {found['samples']} samples, commit {found['commit']}; seconds are of the machine as it was.*\n"
+    )
 
 
+CLAIMS = {
+    "stability": ("accuracy", "lost", "grad_norm", "kl_largest"),
+    "tails": ("own_token", "own_sequence", "clean_token", "clean_sequence", "drift_sequence"),
+    "exploration": ("pass1", "pass4", "pass16", "pass64", "entropy"),
+    "accuracy": ("accuracy",),
+}
 BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "quick_results": block("quick", results),
-    "stress_results": block("stress", results),
-    "smol_results": block("smol", results),
-    "noise_results": block("noise", results),
     **{
         f"{grid}_{name}": block(grid, claim(*measures))
         for grid in ("quick", "stress", "noise")
-        for name, measures in (
-            ("stability", ("accuracy", "lost", "grad_norm", "kl_largest")),
-            ("tails", ("own_token", "own_sequence", "clean_token", "clean_sequence", "drift_sequence")),
-            ("exploration", ("pass1", "pass4", "pass16", "pass64", "entropy")),
-            ("accuracy", ("accuracy",)),
-        )
+        for name, measures in CLAIMS.items()
     },
-    "layers": block("ablation_layers", against("")),
-    "sigma": block("ablation_sigma", against("")),
-    "regime": regime,
+    "layers": block("ablation_layers", against_preset),
+    "sigma": block("ablation_sigma", against_preset),
+    "regime": lambda evidence: pilot(evidence["regime"]),
 }

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from alp.configuration import grid as grids
 from alp.evaluation.power import difference_components, pooled, smallest_difference
+from alp.rendering.numbers import number, percent
 from alp.reporting import runs
 from alp.reproducibility import write_json, write_text
 
@@ -70,9 +71,8 @@ def judge(accuracies: Floats, base: float, settings: dict[str, Any]) -> dict[str
     }
 
 
-def measure(name: str, path: Path, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+def measure(loaded: runs.Results, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The built candidate's figures."""
-    loaded = runs.load(grids.load(str(path)), out)
     fractions = [arm.accuracy for arm in loaded.arms]
     base = float(loaded.base.per_problem.mean())
     found: dict[str, Any] = {"base": base, **judge(np.stack([part.mean(1) for part in fractions]), base, settings)}
@@ -80,7 +80,7 @@ def measure(name: str, path: Path, settings: dict[str, Any], out: Path) -> dict[
         difference_components(part, fractions[0], samples=settings["samples"], sizes=None) for part in fractions[1:]
     ]
     found["resolved_points"] = 100 * pooled(parts).deviation() * smallest_difference(GRID_SEEDS, power=0.8)
-    found["job_seconds"] = _seconds(out / name)
+    found["job_seconds"] = _seconds(folder)
     found["arms"] = {
         arm.name: [round(float(v), 4) for v in part.mean(1)] for arm, part in zip(loaded.arms, fractions, strict=True)
     }
@@ -104,41 +104,47 @@ def main(arguments: list[str]) -> None:
     settings = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     out, cores = Path(options.get("out", "results/regime")), options.get("cores", "2")
     chosen = options["only"].split(",") if "only" in options else list(settings["candidates"])
-    results: dict[str, Any] = {}
+    found: dict[str, Any] = {"seeds": settings["seeds"], "samples": settings["samples"], "candidates": {}}
+    snakemake = str(Path(sys.executable).with_name("snakemake"))
     for name in settings["candidates"]:
         path = grid_file(name, settings, out)
         if name in chosen:
-            command = [
-                str(Path(sys.executable).with_name("snakemake")),
-                "--cores",
-                cores,
-                "--config",
-                f"grid={path}",
-                f"results={out}",
-            ]
+            command = [snakemake, "--cores", cores, "--config", f"grid={path}", f"results={out}"]
             subprocess.run(command, check=True)
         if (out / name / "report.html").is_file():
-            results[name] = measure(name, path, settings, out)
-    write_json(out / "regime.json", results)
-    text = table(results)
+            loaded = runs.load(grids.load(str(path)), out)
+            found["candidates"][name] = measure(loaded, settings, out / name)
+            found |= {"problems": loaded.base.problems, "commit": commit_of(loaded)}
+    write_json(out / "regime.json", found)
+    text = table(found["candidates"])
     write_text(out / "report.md", text)
     print(text)
 
 
-def table(results: dict[str, Any]) -> str:
+def commit_of(loaded: runs.Results) -> str:
+    """Of the code that trained its first run."""
+    path = loaded.arms[0].runs[0].folder / "provenance.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["commit"])[:7]
+
+
+def table(candidates: dict[str, Any]) -> str:
     """One row a candidate."""
-    rows = [
-        "| Candidate | Base, % | Arms, % | With room | Collapsed | Between arms | Between seeds | Signal"
-        " | 5 seeds resolve | Job, s |",
-        "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, found in results.items():
-        rows.append(
-            f"| {name} | {100 * found['base']:.1f} | {100 * found['lowest']:.1f} to {100 * found['highest']:.1f} |"
-            f" {found['arms_with_room']:.0f} of {len(found['arms'])} | {found['collapsed']:.0f} |"
-            f" {found['between_points']:.1f} | {found['within_points']:.1f} | {found['signal']:.2f} |"
-            f" {found['resolved_points']:.1f} | {found['job_seconds']:.0f} |"
-        )
+    heads = ("Base, %", "Arms, %", "With room", "Collapsed", "Between arms", "Between seeds", "Signal")
+    heads += ("5 seeds resolve", "Job, s")
+    rows = [" | ".join(["| Candidate", *heads]) + " |", "| :--- |" + " ---: |" * len(heads)]
+    for name, found in candidates.items():
+        cells = [
+            percent(found["base"]),
+            f"{percent(found['lowest'])} to {percent(found['highest'])}",
+            f"{number(found['arms_with_room'], 0)} of {len(found['arms'])}",
+            number(found["collapsed"], 0),
+            number(found["between_points"], 1),
+            number(found["within_points"], 1),
+            number(found["signal"], 2),
+            number(found["resolved_points"], 1),
+            number(found["job_seconds"], 0),
+        ]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import evidence
-from benchmarks.evidence_blocks import BLOCKS, difference, noise_pairs, paired_table
+from benchmarks.evidence_blocks import BLOCKS, difference, paired_table
 from benchmarks.regime import judge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def test_every_block_is_one_that_is_made_and_is_closed() -> None:
 def test_a_changed_number_is_noticed() -> None:
     """The comparison can fail."""
     kept = evidence.load_all()
-    kept["regime"]["table"] += "| another | 1 |\n"
+    kept["regime"]["candidates"]["short"]["signal"] += 1
     text = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert evidence.rendered(text, kept) != text
 
@@ -56,6 +56,7 @@ def test_a_difference_is_student_s_over_the_seeds() -> None:
             "seq_alp": {"accuracy": first, "entropy": [1.0, None, 2.0]},
             "seq_bypass": {"accuracy": second, "entropy": [1.0, 1.0, 1.0]},
         },
+        "noise_alone": [["seq_alp", "seq_bypass"]],
         "labels": {"seq_alp": "Seq-ALP", "seq_bypass": "Seq-Bypass"},
     }
     interval = stats.ttest_rel(first, second).confidence_interval(0.95)
@@ -65,7 +66,7 @@ def test_a_difference_is_student_s_over_the_seeds() -> None:
     )
     assert text == expected.replace("-", "\N{MINUS SIGN}")
     assert difference(found, "seq_alp", "seq_bypass", "entropy") == ""
-    table = paired_table(found, noise_pairs(found), ("accuracy", "entropy"))
+    table = paired_table(found, found["noise_alone"], ("accuracy", "entropy"))
     assert table.count("Seq-ALP") == 1
     assert "Entropy" not in table
 
@@ -77,7 +78,7 @@ def test_kept_numbers_are_whole(name: str) -> None:
     for arm, measures in found["arms"].items():
         assert len(measures["accuracy"]) == found["seeds"], arm
         assert all(0 <= value <= 1 for value in measures["accuracy"])
-    for arm, control in noise_pairs(found):
+    for arm, control in found["noise_alone"]:
         assert arm.startswith(("token_alp", "seq_alp"))
         assert control.endswith("-sigma0") or control == "seq_bypass"
 
