@@ -117,19 +117,25 @@ def numbers_of(loaded: Results) -> Numbers:
     """The mean accuracy of every arm and every paired difference that the main and the controls table show."""
     base, sizes = loaded.base, [span.stop - span.start for span in loaded.sets.values()]
     drawn = sampling_variance(base.per_problem, samples=base.samples, sizes=sizes)
-    given = [] if drawn is None else [(math.sqrt(drawn), float(base.problems * (base.samples - 1)))]
-    accuracies = {arms.BASE: base.per_problem[None], **{arm.name: arm.accuracy for arm in loaded.arms}}
-    means = {
-        arm.name: Arm(seeds=len(arm.runs), **_estimate(of_seeds(arm.accuracy, sizes=sizes))) for arm in loaded.arms
-    }
-    means = {arms.BASE: Arm(seeds=None, **_combined(loaded.mean(base.per_problem), given)), **means}
+    given = None if drawn is None else (math.sqrt(drawn), float(base.problems * (base.samples - 1)))
+    error, freedom = given or (None, None)
+    means = {arms.BASE: Arm(mean=loaded.mean(base.per_problem), error=error, df=freedom, seeds=None)}
+    accuracies = {arms.BASE: base.per_problem[None]}
+    for arm in loaded.arms:
+        accuracies[arm.name] = arm.accuracy
+        mean, error, freedom = _of_seeds(of_seeds(arm.accuracy, sizes=sizes))
+        means[arm.name] = Arm(mean=mean, error=error, df=freedom, seeds=len(arm.runs))
     differences = []
     for first, second in _pairs(loaded):
         numbers = of_seeds(accuracies[first] - accuracies[second], sizes=sizes)
-        shared = [] if first != arms.BASE else given or None
-        estimate = _estimate(numbers, shared)
-        ends = Estimate(**estimate).interval
-        differences.append(Difference(first=first, second=second, low=ends.low, high=ends.high, **estimate))
+        mean, error, freedom = _of_seeds(numbers)
+        if first == arms.BASE and error is not None and freedom is not None:
+            # every difference shares the error of the one given model's answers
+            error, freedom = (None, None) if given is None else _combined([(error, freedom), given])
+        ends = Estimate(mean=mean, error=error, df=freedom).interval
+        differences.append(
+            Difference(first=first, second=second, mean=mean, error=error, df=freedom, low=ends.low, high=ends.high)
+        )
     return Numbers(arms=means, differences=differences)
 
 
@@ -143,25 +149,19 @@ def _pairs(loaded: Results) -> list[tuple[str, str]]:
     return list(dict.fromkeys([*pairs, *zip(rows["method"], rows["control"], strict=True)]))
 
 
-def _estimate(numbers: Floats, shared: Sequence[tuple[float, float]] | None = ()) -> dict[str, float | None]:
-    """Of the seeds' numbers; ``shared`` are further errors of their mean, each with its degrees of freedom, None where
-    they are there and unknown."""
+def _of_seeds(numbers: Floats) -> tuple[float, float | None, float | None]:
+    """Mean of the seeds' numbers, its standard error and the degrees of freedom of that; one seed shows neither."""
     count = len(numbers)
-    centre = math.fsum(numbers) / count
-    if count == 1 or shared is None:
-        return _combined(centre, [])
-    return _combined(centre, [(float(numbers.std(ddof=1)) / math.sqrt(count), float(count - 1)), *shared])
+    mean = math.fsum(numbers) / count
+    return (mean, None, None) if count == 1 else (mean, float(numbers.std(ddof=1)) / math.sqrt(count), count - 1.0)
 
 
-def _combined(centre: float, parts: Sequence[tuple[float, float]]) -> dict[str, float | None]:
-    """A mean whose error is a sum of independent parts, as alp/evaluation/statistics.py has it; without any part it is
-    unknown."""
-    if not parts:
-        return {"mean": centre, "error": None, "df": None}
+def _combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The error of a sum of independent parts, each a standard error with its degrees of freedom, and those of the
+    whole: as alp/evaluation/statistics.py has it."""
     error = math.hypot(*(part for part, _ in parts))
     shares = [(part / error) ** 2 if error else 1 / len(parts) for part, _ in parts]
-    freedom = 1 / math.fsum(share**2 / of_part for share, (_, of_part) in zip(shares, parts, strict=True))
-    return {"mean": centre, "error": error, "df": freedom}
+    return error, 1 / math.fsum(share**2 / of_part for share, (_, of_part) in zip(shares, parts, strict=True))
 
 
 # ---- of two ----------------------------------------------------------------------------------------------------------
@@ -210,8 +210,7 @@ def _apart(there: Estimate, here: Estimate) -> _Apart:
     from scipy.special import stdtr
 
     shift = abs(here.mean - there.mean)
-    whole = _combined(shift, [(there.error, there.df), (here.error, here.df)])
-    error, freedom = whole["error"], whole["df"]
+    error, freedom = _combined([(there.error, there.df), (here.error, here.df)])
     if not error:  # every seed of both agrees to the last answer
         return _Apart(math.inf if shift else 0.0, float(not shift))
     return _Apart(shift / error, 2 * float(stdtr(freedom, -shift / error)))

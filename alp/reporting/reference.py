@@ -2,7 +2,7 @@
 (docs/faults.md): a hash for each job, the numbers that conclusions rest on, and the commit whose numbers they are.
 
 ``alp manifest … reference=docs/reference`` writes it, ``alp verify`` compares a build with it, the report says what
-came of that, and :func:`moved` says without building anything whether the numbers may have moved since.
+came of that, and :func:`stale` says without building anything whether the numbers may have moved since.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from alp.configuration import compose
+from alp.configuration import grid as grids
 from alp.configuration.grid import Grid
 from alp.errors import UserError
 from alp.foreign import shortened
 from alp.reporting import records
 from alp.reporting.arms import build_command
 from alp.reporting.conclusions import Comparison, Numbers, compare
-from alp.reporting.manifest import Described, Sha, described, job_files, parse, validated
+from alp.reporting.manifest import Described, Sha, described, identity, job_files, parse, validated
 from alp.reporting.runs import Results
 from alp.reproducibility import ROOT, sha256_file, write_json
 
@@ -157,9 +158,12 @@ def moved(kept: Described, now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def locked(lock: Path) -> dict[str, str]:
-    """The versions that a lock pins, whatever is installed."""
-    return dict(_PIN.findall(lock.read_text(encoding="utf-8")))
+def stale(path: Path) -> list[str]:
+    """Why a kept reference's numbers may not be this checkout's: its configuration, the code of the grid's jobs and
+    their packages as the lock pins them, whatever is installed. Nothing is built. Raises UserError."""
+    kept = _read_named("reference", path)
+    pinned = dict(_PIN.findall((ROOT / kept.lock).read_text(encoding="utf-8")))
+    return moved(kept, identity(grids.load(kept.grid)) | {"packages": pinned})
 
 
 def _key(name: str) -> str:
