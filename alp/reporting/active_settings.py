@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from alp.foreign import reading
+from alp.policy.method import Correction
 from alp.reporting import records
 from alp.reporting.arms import build_command, label
 from alp.reporting.runs import Results
@@ -63,7 +65,12 @@ def _correction(value: Any) -> str:
     low, high = value.get("lower"), value.get("upper")
     bounds = f"at {high:g}" if low is None else f"to [{low:g}, {high:g}]"
     veto = "" if value.get("veto") is None else f", veto below {value['veto']:g}"
-    return f"{value['kind']} per {value.get('level', '?')} {bounds}{veto}"
+    plain = {setting.name: setting.default for setting in fields(Correction)}
+    more = [f"{name} {value[name]}" for name in _REFINED if value.get(name, plain[name]) != plain[name]]
+    return f"{value['kind']} per {value.get('level', '?')} {bounds}{veto}" + (f" ({', '.join(more)})" if more else "")
+
+
+_REFINED = ("between", "statistic", "reduce", "weight", "when", "batch_normalise")  # shown where they say something
 
 
 def _noise(value: Any) -> str:
