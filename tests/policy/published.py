@@ -373,6 +373,14 @@ def apmpo(sample: Sample) -> Result:
     return whole_sequences(sample, one)
 
 
+def spo(sample: Sample) -> Result:
+    def one(b: int, t: int, a: float) -> Token:
+        r = math.exp(sample.stale(b, t))
+        return -(r * a - abs(a) / 0.4 * (r - 1) ** 2), -(r * a - abs(a) / 0.2 * (r - 1) * r)
+
+    return token_mean(sample, per_token(sample, one))
+
+
 def bapo(sample: Sample) -> Result:
     low, high = 0.6, 1.2
 
@@ -398,6 +406,6 @@ PUBLISHED: dict[str, Callable[[Sample], Result]] = {
         *(dapo, luspo, so_grpo_ratio),
         *(icepop, kpop, ipo, geo_rs, seq_mask_tis, seq_mask_trl, opsm, trm_max_k2, trm_mean_k3, veto),
         *(dppo_tv, dppo_kl, m2po),
-        *(grpo_unclipped, pspo, cispo, bypass_pg_is, topr, sapo, gmpo, vespo, dro, apmpo, bapo),
+        *(grpo_unclipped, pspo, cispo, bypass_pg_is, topr, sapo, gmpo, vespo, dro, apmpo, bapo, spo),
     )
 }
