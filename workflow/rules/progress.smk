@@ -3,8 +3,6 @@ import atexit
 import threading
 from collections import defaultdict
 
-from alp.reporting.cost import cost
-
 
 def planned(jobs):
     """The jobs to run as one line for each arm (which seeds), and one for what the whole grid shares."""
@@ -29,11 +27,8 @@ def planned(jobs):
 def print_plan():
     """The closing lines of a dry run: what is left to do of which arm."""
     if workflow.dryrun and workflow.dag is not None:
-        jobs = list(workflow.dag.needrun_jobs(exclude_finished=False))
-        lines = planned(jobs)
+        lines = planned(workflow.dag.needrun_jobs(exclude_finished=False))
         if lines:
-            arms = [job.wildcards_dict["arm"] for job in jobs if job.rule.name == "train"]
-            lines += [f"  {line}" for line in [cost(GRID, arms, RESULTS)] if line]
             print("\n".join(["alp: would run", *lines]), file=sys.stderr)
 
 

@@ -23,9 +23,9 @@ ARTEFACT = Declaration(
         "Every arm as a point: accuracy of the last weights on the test set (bar: 95 % interval of the mean over "
         "training seeds on these very problems; one seed gives none) against the divergence of its policy from the "
         "one that sampled, taken without noise over whole rollout batches after their last update (mean of r − 1 − "
-        "log r, r = π_θ / μ, over logged steps and seeds). Numbers run from the highest accuracy down and name the arms "
-        "at the right; colours are the groups that alp methods prints. A cross is a collapse: an accuracy more than ten "
-        "points under the base model's. Where bars overlap, the order of the numbers says nothing."
+        "log r, r = π_θ / μ, over logged steps and seeds). Numbers run from the highest accuracy down and name the "
+        "arms at the right; colours are the groups that alp methods prints. A cross is a collapse: an accuracy more "
+        "than ten points under the base model's. Where bars overlap, the order of the numbers says nothing."
     ),
     condition="compares_corrections",
 )

@@ -18,8 +18,8 @@ ARTEFACT = Declaration(
     caption=(
         "Accuracy of the last weights on the test set, in per cent (mean over training seeds), one panel per method: "
         "updates on each rollout batch to the right, mismatch of the engine upwards, in the grid's order. All panels "
-        "share one scale of colour. A cross is a collapse: an accuracy more than ten points under the base model's. The "
-        "grid's table of accuracies holds the intervals; a difference of two cells says nothing where they overlap."
+        "share one scale of colour. A cross is a collapse: an accuracy more than ten points under the base model's. "
+        "The grid's table of accuracies holds the intervals; a difference of two cells says nothing where they overlap."
     ),
     condition="is_phase_diagram",
 )
