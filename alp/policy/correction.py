@@ -132,7 +132,7 @@ def cut(correction: Correction, gap: Gap, acting: Tensor) -> Tensor:
     ``upper``. It lies half-way to the smallest that goes: the noise of another forward moves no token across. Equal
     values go together."""
     assert correction.upper is not None  # every kind but `none` has one
-    ordered = STATISTICS[correction.statistic](gap)[acting].sort(descending=True).values
+    ordered = STATISTICS[correction.statistic](gap)[acting].double().sort(descending=True).values
     if not ordered.numel():
         return gap.p.new_full((), torch.inf)
     counts = torch.arange(ordered.numel(), 0, -1, device=ordered.device)
@@ -144,7 +144,7 @@ def cut(correction: Correction, gap: Gap, acting: Tensor) -> Tensor:
     if not bool(allowed.any()):
         return gap.p.new_full((), -torch.inf)
     dropped = int(allowed.int().argmax())
-    return (ordered[dropped - 1] + ordered[dropped]) / 2
+    return ((ordered[dropped - 1] + ordered[dropped]) / 2).to(gap.p)
 
 
 def rollout_correction(

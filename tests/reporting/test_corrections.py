@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from alp.configuration import grid as grids
+from alp.policy.method import Correction
 from alp.rendering import plots
-from alp.reporting import registry, runs
+from alp.reporting import active_settings, registry, runs
 from alp.reporting.arms import label
 from alp.reporting.figures import drift, phase
 
@@ -88,6 +90,21 @@ def test_results_without_the_drift_say_so(tmp_path: Path) -> None:
         path.write_text(re.sub(r'"clean_batch/k3_kl(_old)?": [0-9.e-]+, ', "", text))
     axes = drawn(drift.make, runs.load(grid, root)).axes[0]
     assert [text.get_text() for text in axes.texts] == ["not logged"]
+
+
+def test_the_page_names_a_loss_without_a_clip_range() -> None:
+    """What was active beside the clip range: the loss with its settings, and what is unusual about a correction."""
+    active = {
+        "loss_form": "ratio",
+        "loss_options": {"alpha": 0.1},
+        "log_square": 1e-3,
+        "clip_low": None,
+        "clip_high": None,
+        "corrections": [asdict(Correction("mask", statistic="k3", reduce="mean", weight="one", upper=0.01))],
+    }
+    cells = dict(zip(active_settings.SETTINGS, active_settings._cells(active), strict=True))
+    assert cells["Clip range"] == "none: ratio (alpha 0.1, + 0.001 log² r)"
+    assert cells["Correction"] == "mask per token at 0.01 (statistic k3, reduce mean, weight one)"
 
 
 def test_cells_of_the_phase_diagram(tmp_path: Path) -> None:
