@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from alp.configuration.prepare_schema import PrepareConfig
     from alp.configuration.pretrain_schema import PretrainConfig
     from alp.configuration.train_schema import TrainConfig
-    from alp.policy.method import Correction, Method, Perturbation
 
 
 def prepare(config: PrepareConfig) -> str:
@@ -126,39 +125,11 @@ def verify(words: Sequence[str]) -> tuple[str, int]:
 
 
 def methods(words: Sequence[str]) -> tuple[str, int]:
-    """The presets, read from the YAML files, one line each."""
+    """The presets, read from the YAML files: grouped, one line each."""
     if words:
         raise UserError(f"methods: takes no arguments, got '{words[0]}'")
+    from alp import presets
     from alp.configuration import compose
 
-    header = ["method", "numerator", "denominator", "level", "clip low/high", "c", "correction", "perturbation"]
-    presets = [compose.load("train", [f"method={name}"]).method for name in compose.choices("method")]
-    rows = [header, *map(_preset, presets)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines), 0
-
-
-def _preset(method: Method) -> list[str]:
-    noise = method.perturbation
-    return [
-        method.name,
-        "π_θ,δ" if method.numerator == "perturbed" else "π_θ",
-        "μ (rollout)" if method.denominator == "rollout" else "π_old",
-        method.level,
-        f"{method.clip_low:g} / {method.clip_high:g}",
-        "–" if method.dual_clip is None else f"{method.dual_clip:g}",
-        " and ".join(map(_correction, method.corrections)) or "–",
-        "–" if noise is None else _noise(noise),
-    ]
-
-
-def _noise(noise: Perturbation) -> str:
-    size = f"c_0 = {noise.std:g} · RMS" if noise.scale == "relative" else f"σ_0 = {noise.std:g}"
-    return f"{noise.layers}, {size}, lr {noise.lr:g}"
-
-
-def _correction(correction: Correction) -> str:
-    bounds = f"C = {correction.upper}" if correction.lower is None else f"[{correction.lower:g}, {correction.upper:g}]"
-    parts = [] if correction.kind == "none" else [f"{correction.kind}, {correction.level}, {bounds}"]
-    return " ".join([*parts, *([] if correction.veto is None else [f"veto {correction.veto:g}"])])
+    loaded = [compose.load("train", [f"method={name}"]).method for name in compose.choices("method")]
+    return "\n".join(presets.lines(loaded)).rstrip(), 0

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alp import __version__
+from alp import __version__, presets
 from alp.cli import main
 from alp.configuration import compose
 from alp.configuration import grid as grids
+from alp.policy import losses
 from alp.verbs import VERBS
 
 FAULTS = [
@@ -58,7 +59,8 @@ FAULTS = [
     ),
     (
         ["train", "method=token_mis", "method.corrections.0.when=negative"],
-        "method.corrections.0: when: 'negative' is not implemented yet, only 'always' is",
+        "method.corrections.0: kind: 'mask' takes tokens out of the normaliser, which is counted before when 'negative'"
+        " is known: use mask_keep_denominator",
     ),
     (
         ["train", "method=token_mis", "method.corrections.0.kind=msk"],
@@ -243,4 +245,10 @@ def test_every_verb_has_a_function_and_a_configuration() -> None:
 def test_methods_prints_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sorted(line.split()[0] for line in lines[1:]) == compose.choices("method")
+    headings = [lines.index(heading) for heading in (*presets.GROUPS, presets.FORMULAS)]
+    assert headings == sorted(headings)
+    rows = [line.split()[0] for line in lines[: headings[-1]] if line and line not in presets.GROUPS]
+    assert sorted(name for name in rows if name != "method") == compose.choices("method")
+    assert rows.count("method") == len(presets.GROUPS)
+    formulas = dict(line.split(maxsplit=1) for line in lines[headings[-1] + 1 :])
+    assert {"clip"} <= set(formulas) <= set(losses.names())

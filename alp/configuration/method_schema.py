@@ -14,7 +14,8 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter, create_model
 
 from alp.configuration.fields import Name, Strict
-from alp.policy.method import Correction, Method, Perturbation, type_hints
+from alp.policy.method import Correction, Method, Perturbation
+from alp.policy.settings import type_hints
 
 __all__ = ["Correction", "Method", "MethodField", "Perturbation", "filled"]
 

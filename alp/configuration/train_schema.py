@@ -95,8 +95,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _can_do_without(self) -> TrainConfig:
         method = self.method
-        readers = {"denominator is 'old'": method.denominator == "old", "corrections read π_old": method.corrections}
-        if not self.trainer.old_log_probs and any(readers.values()):
-            why = next(reader for reader, reads in readers.items() if reads)
+        if not self.trainer.old_log_probs and method.reads_old:
+            why = "denominator is 'old'" if method.denominator == "old" else "corrections read π_old"
             raise ValueError(f"trainer.old_log_probs = false does not go with method '{method.name}', whose {why}")
         return self

@@ -152,8 +152,10 @@ def effects(dump: Dump, methods: Sequence[Method]) -> list[Effect]:
     """What each method's ratio, clip and correction do to the dump's tokens."""
     measured = [Effect(method, stand_in(method, dump)) for method in methods]
     for effect in measured:
-        if effect.method.level == "turn" and "turn_ids" not in dump:
+        if effect.method.level in ("turn", "turn_geometric") and "turn_ids" not in dump:
             effect.missing = "needs turn_ids"
+        if "rewards" in effect.method.form.reads:
+            effect.missing = "needs rewards"
     totals: list[_Total] = [_Total() for _ in measured]
     tokens, done = int(dump.lengths.sum()), 0
     with Progress("presets, tokens", tokens) as progress:
@@ -220,7 +222,7 @@ def _add(effect: Effect, total: _Total, block: Block) -> None:
         total.shares[name] = total.shares.get(name, 0.0) + share * counts[_OF.get(name, "kept")]
     for name, count in counts.items():
         total.counts[name] += count
-    levels = {correction.level for correction in method.corrections if correction.kind != "none"}
+    levels = {correction.level for correction in method.corrections if correction.weighs and not correction.at_update}
     if levels:
         if "token" not in levels:  # one weight per sequence: its first token's stands for all
             kept = kept & (kept.cumsum(-1) == 1)

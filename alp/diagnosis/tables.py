@@ -9,6 +9,7 @@ from alp.diagnosis.diagnosed import Diagnosed, Parts, has_steps
 from alp.diagnosis.dumps import Dump, Floats
 from alp.diagnosis.measures import Effect, Figures
 from alp.policy.diagnostics import QUANTILES
+from alp.policy.method import Method
 from alp.rendering.artefact import Artefact
 from alp.rendering.numbers import Cell, share, significant
 from alp.rendering.tables import Column, Table, frame, words
@@ -116,7 +117,9 @@ def _effect_row(effect: Effect) -> list[Cell]:
     method = effect.method
     acting = [correction for correction in method.corrections if correction.kind != "none"]
     shares = [effect.shares.get(name) for name in SHARES]
-    if not method.correction_acts:  # what nothing masks has no share of masked tokens
+    if not any(
+        correction.acts and not correction.at_update for correction in method.corrections
+    ):  # what nothing masks has no share of masked tokens
         shares[-2:] = [None, None]
     weights = [None] * 4 if effect.weights is None or not effect.weights.size else _weights(effect.weights)
     return [
@@ -127,8 +130,14 @@ def _effect_row(effect: Effect) -> list[Cell]:
         *weights,
         remarks(effect),
         f"{STAND_INS[effect.numerator]} / {POLICIES[method.denominator]}, {method.level}",
-        f"[{1 - method.clip_low:.6g}, {1 + method.clip_high:.6g}]",
+        _range(method),
     ]
+
+
+def _range(method: Method) -> str | None:
+    if method.clip_low is None or method.clip_high is None:
+        return None
+    return f"[{1 - method.clip_low:.6g}, {1 + method.clip_high:.6g}]"
 
 
 def _weights(values: Floats) -> list[float | None]:
@@ -140,6 +149,8 @@ def remarks(effect: Effect) -> str:
     parts = [effect.missing] if effect.missing else []
     if effect.method.numerator == "perturbed" and effect.numerator != "perturbed_log_probs":
         parts.append("without its noise")
+    if any(correction.at_update for correction in effect.method.corrections):
+        parts.append("without its masks and weights of each update")
     if effect.numerator == "old_log_probs":
         parts.append("first update")
     return "; ".join(parts)

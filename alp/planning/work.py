@@ -50,7 +50,7 @@ def training(config: TrainConfig, size: Size, lengths: Lengths) -> Work:
     response = lengths.fill * config.rollout.max_new_tokens
     length = lengths.prompt + response
     forward = size.forward_flops(length)
-    passes = int(trainer.old_log_probs) + int(trainer.kl > 0)
+    passes = int(trainer.old_log_probs) + int(trainer.kl > 0) + int(config.method.surveys_policy)
     again = 1 if config.model.gradient_checkpointing else 0
     sampled = forward * (trainer.prompts * lengths.prompt + batch * response)
     flops = {

@@ -7,78 +7,33 @@ and checked where there is no torch. Specification: docs/method.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import losses
 from .bands import FORM, in_band, is_band
 from .choices import check_choice
+from .correction_settings import LEGS, POLICIES, Correction
+from .settings import bounded, check_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LATER = ("between", "statistic", "reduce", "weight", "when", "batch_normalise")  # of a correction: names without uses
-Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn"]
+__all__ = [
+    "Corrected",
+    "Correction",
+    "Counts",
+    "Level",
+    "LossInputs",
+    "LossOutputs",
+    "Method",
+    "Perturbation",
+]
 
-
-def bounded(default: Any, **bounds: float) -> Any:
-    """A field with its default and bounds (``ge``, ``gt``, ``le``), which :func:`check_fields` enforces."""
-    return field(default=default, metadata=bounds)
-
-
-@dataclass(frozen=True)
-class Correction:
-    """One rollout correction on the training-inference ratio ω = π_old / μ (specification §4). Masks of several are
-    joined by AND, weights multiply. Fields of the larger contract that nothing implements yet are refused by name."""
-
-    kind: Literal["none", "truncate", "mask", "mask_keep_denominator"] = "none"
-    """``truncate``: w = min(ω, upper); ``mask``: w = ω inside the bounds, the rest leaves loss and normaliser;
-    ``mask_keep_denominator``: w = ω inside, 0 outside, and the normaliser counts all; ``none``: the veto alone."""
-    level: Literal["token", "sequence", "sequence_geometric"] = "token"
-    """At which ω is taken: of a token, the product over the sequence, or its geometric mean."""
-    upper: float | None = bounded(None, gt=0)
-    """Upper bound on ω itself (never on its reciprocal); every kind but ``none`` needs one."""
-    lower: float | None = bounded(None, ge=0)
-    """Lower bound on ω of a mask; none is 0."""
-    veto: float | None = bounded(None, gt=0)
-    """A sequence with any token ratio below it leaves loss and normaliser, whatever the kind."""
-    between: Literal["old_rollout", "current_rollout", "current_old"] = "old_rollout"
-    """The two policies whose ratio is corrected."""
-    statistic: Literal["ratio", "k1", "k2", "k3", "prob_gap", "binary_kl", "log_square"] = "ratio"
-    """What is bounded."""
-    reduce: Literal["token", "sum", "mean", "max"] = "token"
-    """How a statistic of tokens becomes one of the sequence; ``token``: not at all."""
-    weight: Literal["ratio", "one"] = "ratio"
-    """What a token inside the bounds is weighted with; ``one`` is rejection alone."""
-    when: Literal["always", "negative", "outward"] = "always"
-    """Which tokens it acts on: all, those with A < 0, those whose update would move further out."""
-    batch_normalise: bool = False
-    """Divide the weights by their mean after truncation."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.kind == "none" and (self.upper is not None or self.lower is not None):
-            raise ValueError(
-                "upper/lower: bounds without a kind would be ignored: set kind to truncate, mask or"
-                " mask_keep_denominator"
-            )
-        if self.kind != "none" and self.upper is None:
-            raise ValueError(f"upper: kind '{self.kind}' needs an upper bound")
-        if self.upper is not None and self.lower is not None and self.lower >= self.upper:
-            raise ValueError(f"lower = {self.lower} must be below upper = {self.upper}")
-        if self.kind == "truncate" and self.lower is not None:
-            raise ValueError("lower: truncate has no lower bound: leave lower empty")
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name in _LATER and value != setting.default:
-                raise ValueError(f"{setting.name}: '{value}' is not implemented yet, only '{setting.default}' is")
-
-    @property
-    def acts(self) -> bool:
-        """Whether it does anything at all."""
-        return self.kind != "none" or self.veto is not None
+Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn", "turn_geometric"]
 
 
 @dataclass(frozen=True)
@@ -146,12 +101,15 @@ class Method:
     """The loss of a token: a name in ``alp/policy/losses``."""
     loss_options: dict[str, float] = field(default_factory=dict)
     """Keyword arguments of that loss that are its own."""
-    clip_low: float = bounded(0.2, ge=0, le=1)
-    """The ratio is clipped to [1 - clip_low, …]."""
-    clip_high: float = bounded(0.28, ge=0)
+    clip_low: float | None = bounded(0.2, ge=0, le=1)
+    """The ratio is clipped to [1 - clip_low, …]; none, and clip_high with it: for a loss without such a range."""
+    clip_high: float | None = bounded(0.28, ge=0)
     """The ratio is clipped to […, 1 + clip_high]."""
     dual_clip: float | None = bounded(10.0, gt=1)
     """Where A < 0 the loss is at most -dual_clip · A; none: no such ceiling."""
+    log_square: float = bounded(0.0, ge=0)
+    """Coefficient of the squared log-ratio that is added to the loss of every token that counts, whatever the
+    corrections' weights."""
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
     """How the losses of tokens become that of the mini-batch (specification §3)."""
     corrections: list[Correction] = field(default_factory=list)
@@ -161,32 +119,96 @@ class Method:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_choice("loss_form", self.loss_form, losses.names())
         if self.numerator == "current" and self.perturbation is not None:
             raise ValueError(f"method '{self.name}' has no perturbation: choose token_alp or seq_alp")
         if self.numerator == "perturbed" and self.perturbation is None:
             raise ValueError("numerator 'perturbed' and a perturbation block go together: one is set without the other")
-        if self.denominator == "rollout" and self.correction_acts:
+        self._check_form()
+        self._check_weights()
+
+    def _check_form(self) -> None:
+        """What the loss does not read must be empty, and what it reads must be there."""
+        form, name = self.form, self.loss_form
+        form.check(name, self.loss_options)
+        for clip in losses.CLIPS:
+            value = getattr(self, clip)
+            if clip not in form.reads and value is not None:
+                raise ValueError(f"{clip}: loss '{name}' has no such clip and would ignore {value}: leave {clip} empty")
+            if clip in form.reads and value is None and clip != "dual_clip":
+                raise ValueError(f"{clip}: loss '{name}' needs one")
+        if form.aggregation not in (None, self.aggregation):
             raise ValueError(
-                "a rollout correction on top of denominator 'rollout' would correct twice: use denominator 'old'"
+                f"aggregation: loss '{name}' is one value a sequence: only '{form.aggregation}', not"
+                f" '{self.aggregation}'"
             )
+        if not self.reads_ratio and self.level != "token":
+            raise ValueError(f"level: loss '{name}' reads no ratio and would ignore '{self.level}'")
+        if self.log_square and self.level != "token":
+            raise ValueError(f"log_square: of a token's log-ratio, not at level '{self.level}'")
+
+    def _check_weights(self) -> None:
+        """Between two policies that a ratio of the loss or a correction weighs, no other may weigh again."""
+        own = {"old": "current_old", "rollout": "current_rollout"}[self.denominator]
+        weighed = dict.fromkeys(LEGS[own], f"denominator '{self.denominator}'") if "ratio" in self.form.reads else {}
+        for correction in self.corrections:
+            if not correction.weighs:
+                continue
+            for leg in sorted(LEGS[correction.between]):
+                if leg not in weighed:
+                    continue
+                if self.denominator == "rollout" and correction.between == "old_rollout" and "ratio" in self.form.reads:
+                    raise ValueError(
+                        "a rollout correction on top of denominator 'rollout' would correct twice: use denominator"
+                        " 'old', or weight 'one'"
+                    )
+                raise ValueError(
+                    f"corrections: two weights for one ratio: {weighed[leg]} and a {correction.kind} between"
+                    f" '{correction.between}' both weigh the {leg}; give one of them weight 'one'"
+                )
+            weighed |= dict.fromkeys(LEGS[correction.between], f"a {correction.kind} between '{correction.between}'")
 
     @property
     def correction_acts(self) -> bool:
         """Whether any rollout correction does anything."""
         return any(correction.acts for correction in self.corrections)
 
+    @property
+    def reads_ratio(self) -> bool:
+        """Whether the loss has a ratio of its own, beside those of the corrections."""
+        return "ratio" in self.form.reads or self.log_square > 0
+
+    @property
+    def reads_old(self) -> bool:
+        """Whether log π_old is needed: by the ratio, its figures, or a correction."""
+        return self.denominator == "old" or any(
+            correction.acts and "old" in POLICIES[correction.between] for correction in self.corrections
+        )
+
+    @property
+    def surveys(self) -> bool:
+        """Whether an update needs figures of its whole mini-batch (``composition.survey``) before any part of it."""
+        return self.form.survey is not None or any(correction.surveys for correction in self.corrections)
+
+    @property
+    def surveys_policy(self) -> bool:
+        """Whether those figures need the current policy: a forward of the mini-batch without gradient."""
+        return (self.form.survey is not None and self.form.survey_reads_policy) or any(
+            correction.surveys for correction in self.corrections
+        )
+
+    @cached_property
+    def form(self) -> losses.Form:
+        """The loss that ``loss_form`` names. Raises ValueError for an unknown one."""
+        return losses.find(self.loss_form)
+
     @cached_property
     def token_loss(self) -> losses.TokenLoss:
-        """The function ``loss_form`` with its options. Raises ValueError for options that it does not take."""
-        return losses.find(self.loss_form, self.loss_options)
-
-    def check_loss(self) -> None:
-        """Raises ValueError for ``loss_options`` that the loss does not take."""
-        losses.find(self.loss_form, self.loss_options)
+        """Its function, with its options."""
+        return self.form.bound(self.loss_options)
 
     def correct(self, old_log_probs: Tensor | None, rollout_log_probs: Tensor | None, mask: Tensor) -> Corrected:
-        """What the corrections leave of a batch, every argument (batch, tokens); ``mask`` is the response mask.
+        """What the corrections of a rollout batch leave of it, every argument (batch, tokens); ``mask`` is the response
+        mask. Those that read the current policy or the advantages wait for :meth:`loss`.
 
         A log-prob that neither a correction nor the denominator reads may be None. Raises ValueError for wrong shapes
         and dtypes, a policy that is missing, NaN on a valid token.
@@ -196,7 +218,7 @@ class Method:
 
     def loss(self, inputs: LossInputs) -> LossOutputs:
         """Ratio, correction, loss, aggregation and KL of ``inputs``. Nothing waits for the device, unless the inputs
-        are not corrected or counted yet, a mask is not boolean, or the level is ``turn``.
+        are not corrected or counted yet, a mask is not boolean, or the level is one of turns.
 
         Raises ValueError naming what is wrong or missing.
         """
@@ -225,6 +247,8 @@ class Counts:
     """What the sum of the losses is divided by: valid tokens, or sequences with any (``aggregation``)."""
     tokens: int
     """Valid tokens: the KL penalty is their mean, and so are the shares among the metrics."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """0-dim: what a method that ``surveys`` found in the mini-batch (``composition.survey``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +269,9 @@ class LossInputs:
     ref_log_probs: Tensor | None = None
     """log π_ref of the KL penalty; None: no penalty."""
     turn_ids: Tensor | None = None
-    """Integers that count turns from 0, for level ``turn``."""
+    """Integers that count turns from 0, for the levels ``turn`` and ``turn_geometric``."""
+    rewards: Tensor | None = None
+    """(batch,), for losses that read them."""
     kl: float = 0.0
     """Coefficient of the k3 penalty."""
     weights: Tensor | None = None
@@ -275,34 +301,7 @@ class LossOutputs:
         return dict(zip(self.metrics, values, strict=True))
 
 
-def check_fields(settings: Any) -> None:
-    """Choices and bounds of a dataclass's fields, as its annotations and metadata state them. Raises ValueError."""
-    for setting in fields(settings):
-        value, hint = getattr(settings, setting.name), type_hints(type(settings))[setting.name]
-        if get_origin(hint) is Literal:
-            check_choice(setting.name, value, get_args(hint))
-        if value is None:
-            continue
-        for word, bound in setting.metadata.items():
-            inside = {"ge": value >= bound, "gt": value > bound, "le": value <= bound}[word]
-            if not inside:  # nor is NaN
-                raise ValueError(f"{setting.name}: {_WORDS[word]} {bound} expected, got {value}")
-
-
-_WORDS = {"ge": "at least", "gt": "more than", "le": "at most"}
-
-
-def type_hints(kind: type[Any]) -> dict[str, Any]:
-    """The resolved annotations of a dataclass."""
-    if kind not in _HINTS:
-        _HINTS[kind] = get_type_hints(kind)
-    return _HINTS[kind]
-
-
 def _composition() -> Any:
     """By name: what reads a method's settings needs neither torch nor the code of its loss, and stays as it is when
     that changes."""
     return import_module(f"{__package__}.composition")
-
-
-_HINTS: dict[type[Any], dict[str, Any]] = {}

@@ -1,7 +1,8 @@
-"""Group-relative advantages, the clipped policy loss and the KL penalty (specification §3)."""
+"""Group-relative advantages, the sum of a loss over its tokens, and the KL penalty (specification §3)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from .checks import check_log_probs, check_mask
 from .choices import check_choice
 from .losses import Terms
-from .method import Method, type_hints
+from .method import Method
 from .ratio import k3
+from .settings import type_hints
 
 AGGREGATIONS: tuple[str, ...] = get_args(type_hints(Method)["aggregation"])
 ESTIMATORS = ("k1", "k2", "k3")
@@ -75,28 +77,49 @@ def policy_loss(
     mask = check_mask(mask, log_ratio.shape)
     if normaliser is None:
         normaliser = loss_normaliser(mask, aggregation)
-    loss, shares = aggregate(method, log_ratio, advantages, mask, weights, float(normaliser))
+    terms = terms_of(log_ratio, log_ratio, advantages, mask)  # the clipped loss reads no log-prob
+    loss, shares = aggregate(method, terms, weights, float(normaliser))
     values = torch.stack(list(shares.values())).tolist()
     return loss, dict(zip(shares, values, strict=True))
 
 
-def aggregate(
-    method: Method, log_ratio: Tensor, advantages: Tensor, mask: Tensor, weights: Tensor | None, normaliser: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a checked ``log_ratio`` under a boolean ``mask``, and the shares of its tokens, 0-dim float64.
+def terms_of(
+    log_ratio: Tensor,
+    log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    rewards: Tensor | None = None,
+    figures: Mapping[str, Tensor] | None = None,
+) -> Terms:
+    """What a loss is made of, from a checked ``log_ratio`` and ``log_probs`` under a boolean ``mask``.
 
-    Raises ValueError for advantages or weights of another shape.
+    Raises ValueError for advantages of another shape.
     """
-    advantages = _per_token("advantages", advantages, log_ratio)
+    advantages = per_token("advantages", advantages, log_ratio)
     # Select before computing: a masked NaN would reach the gradient as 0 · NaN.
     zero = log_ratio.new_zeros(())
     log_ratio = torch.where(mask, log_ratio, zero)
     advantages = torch.where(mask, advantages.to(log_ratio.dtype), zero)
-    losses, counts = method.token_loss(Terms(log_ratio, log_ratio.exp(), advantages, mask), method)
+    log_probs = torch.where(mask, log_probs, zero)
+    return Terms(log_ratio, log_ratio.exp(), advantages, mask, log_probs, rewards, figures or {})
+
+
+def aggregate(
+    method: Method, terms: Terms, weights: Tensor | None, normaliser: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of ``terms``, and the shares of its tokens, 0-dim float64.
+
+    Raises ValueError for weights of another shape.
+    """
+    mask, zero = terms.mask, terms.log_ratio.new_zeros(())
+    losses, counts = method.token_loss(terms, method)
     if weights is not None:
-        if weights.shape != log_ratio.shape:
-            raise ValueError(f"weights: shape {tuple(log_ratio.shape)} expected, got {tuple(weights.shape)}")
+        if weights.shape != mask.shape:
+            raise ValueError(f"weights: shape {tuple(mask.shape)} expected, got {tuple(weights.shape)}")
         losses = losses * torch.where(mask, weights.detach(), zero)
+    if method.log_square:
+        losses = losses + method.log_square * terms.log_ratio.square()
     total = _sum(torch.where(mask, losses, zero), mask, method.aggregation)
     loss = total / (normaliser or 1.0)  # a count of nothing goes with a sum of nothing
     tokens = mask.sum().clamp(min=1).double()
@@ -133,7 +156,8 @@ def kl_penalty(log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, estima
     return k3(-x)
 
 
-def _per_token(name: str, value: Tensor, like: Tensor) -> Tensor:
+def per_token(name: str, value: Tensor, like: Tensor) -> Tensor:
+    """``value`` (batch,) or (batch, tokens) as the latter, detached. Raises ValueError for another shape or dtype."""
     if value.shape == like.shape[:1]:
         value = value.unsqueeze(-1).expand_as(like)
     if value.shape != like.shape:

@@ -1,4 +1,4 @@
-"""Log-ratios of two policies at five levels (specification §1)."""
+"""Log-ratios of two policies at six levels (specification §1)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def log_ratio(
     ``numerator`` and ``denominator`` are log-probabilities (batch, tokens) of the sampled tokens under the two
     policies, at the sampling temperature. Above the token level the aggregate is detached and the gradient of a token
     flows through its own log-probability only. ``mask`` is the response mask before any correction; values under 0 are
-    never read. ``turn_ids`` (batch, tokens) integers, needed at level ``turn``, count turns from 0.
+    never read. ``turn_ids`` (batch, tokens) integers, needed at the levels of turns, count turns from 0.
 
     Raises ValueError for a wrong shape, dtype or level, for NaN or an infinity in the denominator on a valid token, and
     for an infinity in the numerator. NaN in the numerator propagates.
@@ -77,15 +77,20 @@ def _aggregate(difference: Tensor, mask: Tensor, level: str, turn_ids: Tensor | 
     if level == "prefix":
         return difference.cumsum(-1)
     if turn_ids is None:
-        raise ValueError("turn_ids: level 'turn' needs the turn of every token")
+        raise ValueError(f"turn_ids: level '{level}' needs the turn of every token")
     if turn_ids.shape != mask.shape or turn_ids.is_floating_point():
         raise ValueError(
             f"turn_ids: integers of shape {tuple(mask.shape)} expected, got {turn_ids.dtype} {tuple(turn_ids.shape)}"
         )
     if bool(((turn_ids < 0) & mask).any()):
         raise ValueError("turn_ids: negative on a valid token")
-    prefix = difference.cumsum(-1)
     _, turns = torch.where(mask, turn_ids, 0).unique(return_inverse=True)  # masked positions may carry any filler
+    if level == "turn_geometric":
+        wide = difference.to(torch.promote_types(difference.dtype, torch.float32))  # as a sum along a row is taken
+        empty = wide.new_zeros(mask.shape[0], int(turns.max()) + 1 if turns.numel() else 1)
+        sums, counts = empty.scatter_add(1, turns, wide), empty.scatter_add(1, turns, mask.to(wide))
+        return (sums / counts.clamp(min=1)).gather(1, turns).to(difference)
+    prefix = difference.cumsum(-1)
     position = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     last = position.new_zeros(mask.shape[0], int(turns.max()) + 1 if turns.numel() else 1)
     last = last.scatter_reduce(1, turns, torch.where(mask, position, 0), "amax")

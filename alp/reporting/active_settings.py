@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from alp.foreign import reading
+from alp.policy.method import Correction
 from alp.reporting import records
 from alp.reporting.arms import build_command, label
 from alp.reporting.runs import Results
@@ -34,12 +36,22 @@ def settings(loaded: Results, name: str, folder: Path) -> list[str]:
 
 def _cells(active: dict[str, Any]) -> list[str]:
     low, high = active.get("clip_low"), active.get("clip_high")
-    clip = f"[{1 - low:.6g}, {1 + high:.6g}]" if low is not None and high is not None else None
+    clip = f"[{1 - low:.6g}, {1 + high:.6g}]" if low is not None and high is not None else _loss(active)
     cells = [active.get(key) for key in ("numerator", "denominator", "level")]
     cells += [clip, active.get("dual_clip"), _corrections(active.get("corrections"))]
     cells.append(_noise(active.get("perturbation")))
     cells += [_rollout(active), active.get("train_dtype")]
     return ["–" if cell in (None, "") else f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in cells]
+
+
+def _loss(active: dict[str, Any]) -> str | None:
+    """What stands where a loss has no clip range: its name and its own settings."""
+    name = active.get("loss_form")
+    if name is None:
+        return None
+    options = [f"{key} {value:g}" for key, value in (active.get("loss_options") or {}).items()]
+    options += [f"+ {active['log_square']:g} log² r"] if active.get("log_square") else []
+    return f"none: {name}" + (f" ({', '.join(options)})" if options else "")
 
 
 def _rollout(active: dict[str, Any]) -> str:
@@ -63,7 +75,12 @@ def _correction(value: Any) -> str:
     low, high = value.get("lower"), value.get("upper")
     bounds = f"at {high:g}" if low is None else f"to [{low:g}, {high:g}]"
     veto = "" if value.get("veto") is None else f", veto below {value['veto']:g}"
-    return f"{value['kind']} per {value.get('level', '?')} {bounds}{veto}"
+    plain = {setting.name: setting.default for setting in fields(Correction)}
+    more = [f"{name} {value[name]}" for name in _REFINED if value.get(name, plain[name]) != plain[name]]
+    return f"{value['kind']} per {value.get('level', '?')} {bounds}{veto}" + (f" ({', '.join(more)})" if more else "")
+
+
+_REFINED = ("between", "statistic", "reduce", "weight", "when", "batch_normalise")  # shown where they say something
 
 
 def _noise(value: Any) -> str:

@@ -16,7 +16,28 @@ BASE = "base"
 REFERENCE = "grpo"  # the arm that differences are taken to
 BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
 
-_ACRONYMS = {"grpo", "gspo", "mis", "tis", "alp"}
+_ACRONYMS = {
+    *(
+        "grpo",
+        "gspo",
+        "mis",
+        "tis",
+        "alp",
+        "dapo",
+        "luspo",
+        "so",
+        "trl",
+        "rs",
+        "opsm",
+        "trm",
+        "dppo",
+        "tv",
+        "kl",
+        "ipo",
+    ),
+    *("m2po", "pspo", "cispo", "pg", "is", "topr", "vespo", "dro", "sapo", "spo", "gmpo", "apmpo", "bapo"),
+}
+_SPELT = {"icepop": "IcePop", "kpop": "KPop", "k2": "k2", "k3": "k3"}
 _VARIANTS = {
     "sigma0": "σ₀ = 0",
     "fixed_sigma": "fixed σ",
@@ -93,6 +114,27 @@ def has_noise_budget(grid: Grid) -> bool:
     return any(adds_noise(job.method) and 0 < job.trainer.probe_every <= job.trainer.steps for job in jobs)
 
 
+def compares_corrections(grid: Grid) -> bool:
+    """Whether an arm has another loss than the clipped one, or rejects without a weight: the grid is about more than
+    ratios and their clip."""
+    methods = [job_of(grid, arm).method for arm in grid.arms]
+    return not is_phase_diagram(grid) and any(
+        method.loss_form != "clip" or any(one.weight == "one" for one in method.corrections) for method in methods
+    )
+
+
+def phase_of(grid: Grid, arm: Arm) -> tuple[int, str]:
+    """Updates on each rollout batch, and the engine, with what it does to the weights, as people read it."""
+    job = job_of(grid, arm)
+    return job.trainer.updates_per_batch, job.rollout.label
+
+
+def is_phase_diagram(grid: Grid) -> bool:
+    """Whether its arms cross several numbers of updates with several mismatches."""
+    stale, mismatch = (set(part) for part in zip(*(phase_of(grid, arm) for arm in grid.arms), strict=True))
+    return len(stale) > 1 and len(mismatch) > 1
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +148,9 @@ def label(name: str) -> str:
     if name == BASE:
         return "Base model"
     method, _, variant = name.partition("-")
-    shown = "-".join(word.upper() if word in _ACRONYMS else word.capitalize() for word in method.split("_"))
+    shown = "-".join(
+        _SPELT.get(word, word.upper() if word in _ACRONYMS else word.capitalize()) for word in method.split("_")
+    )
     noise = _NOISE.fullmatch(variant)
     words = f"{_SIZES[noise[1]]} = 0.{noise[2]}" if noise else _VARIANTS.get(variant, variant.replace("_", " "))
     return f"{shown} ({words})" if variant else shown

@@ -112,11 +112,12 @@ def dot(axes: Axes, value: Interval, row: float, look: Look) -> None:
     axes.plot(100 * value.mean, row, markersize=5.5, linestyle="none", **look.point())
 
 
-def base_line(axes: Axes, base: Interval) -> None:
+def base_line(axes: Axes, base: Interval, *, vertical: bool = True) -> None:
     """The base model's accuracy in per cent as a line in the band of its interval."""
+    band, line = (axes.axvspan, axes.axvline) if vertical else (axes.axhspan, axes.axhline)
     if base.low is not None and base.high is not None:
-        axes.axvspan(100 * base.low, 100 * base.high, color=BASE_COLOUR, alpha=0.08, linewidth=0)
-    axes.axvline(100 * base.mean, color=BASE_COLOUR, linestyle="dashed", linewidth=1)
+        band(100 * base.low, 100 * base.high, color=BASE_COLOUR, alpha=0.08, linewidth=0)
+    line(100 * base.mean, color=BASE_COLOUR, linestyle="dashed", linewidth=1)
 
 
 def dot_handles() -> list[Artist]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from alp.policy.diagnostics import ratio_diagnostics
+from alp.policy.ratio import k3
 from alp.training.batch import Batch
 from alp.training.scoring import frozen
 
@@ -51,7 +52,17 @@ def metrics(job: Job, pending: PendingStep) -> dict[str, float]:
             log_probs, _ = frozen(job, job.model, mini, job.head, job.compiled)
             ratio[rows, : mini.input_ids.shape[1]] = log_probs - mini.rollout_log_probs
         figures |= ratio_diagnostics(ratio, batch.response_mask, prefix="clean_batch")
+        figures["clean_batch/k3_kl"] = _mean_k3(ratio, batch.response_mask)
+        if trainer.old_log_probs:
+            stale = ratio + batch.rollout_log_probs - batch.old_log_probs
+            figures["clean_batch/k3_kl_old"] = _mean_k3(stale, batch.response_mask)
     return figures
+
+
+def _mean_k3(log_ratio: Tensor, mask: Tensor) -> float:
+    """Mean of e^x − x − 1 over valid tokens; 0 without any."""
+    values = k3(log_ratio[mask].double())
+    return float(values.mean()) if values.numel() else 0.0
 
 
 def _noisy(job: Job) -> bool:

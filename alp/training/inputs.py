@@ -31,9 +31,8 @@ def origin(config: TrainConfig, model: Path, problems: list[Problem], device: to
 
 
 def check_method(config: TrainConfig, folder: Path) -> None:
-    """Refuse an option that the loss does not take, and a band outside the model, before its weights are read."""
+    """Refuse a band outside the model, before its weights are read."""
     try:
-        config.method.check_loss()
         if config.method.perturbation is not None:
             config.method.perturbation.check_depth(models.depth_of(folder))
     except ValueError as error:

@@ -36,6 +36,7 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
         "aggregation": method.aggregation,
         "loss_form": method.loss_form,
         "loss_options": method.loss_options,
+        "log_square": method.log_square,
         "corrections": [asdict(correction) for correction in method.corrections],
         "perturbation": None
         if noise is None or settings is None

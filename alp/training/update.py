@@ -4,15 +4,16 @@ projected."""
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alp.configuration.train_schema import Trainer
-from alp.policy.composition import count
+from alp.policy.composition import count, survey
 from alp.policy.method import Counts, LossInputs, LossOutputs, Method
 from alp.policy.perturbation import LayerwisePerturbation
 from alp.training.attention import strict
@@ -81,12 +82,13 @@ class Updater:
         """
         self.optimizer.zero_grad(set_to_none=True)
         counts = count(self.method, batch.loss_mask)
+        if self.method.surveys:
+            counts = survey(self.method, self._inputs(batch, self._surveyed(batch, index)), counts)
         raw = torch.zeros_like(batch.rollout_log_probs)
         totals: dict[str, Tensor] = {}
         zero = torch.zeros((), dtype=torch.float64, device=raw.device)
         squares = torch.zeros((), dtype=torch.float64, device=raw.device)
-        multiple = 1 if self.compiled is None else MULTIPLE
-        for rows, piece in batch.micro_batches(self.trainer.micro_batch, self.trainer.micro_tokens, multiple):
+        for rows, piece in self._pieces(batch):
             outputs = self._backward(piece, index, counts)
             if self.masters is not None:
                 self.masters.gather_gradients()
@@ -118,6 +120,15 @@ class Updater:
 
     def _backward(self, piece: Batch, index: int, counts: Counts) -> LossOutputs:
         """Forward and backward of one micro-batch, as its share of the mini-batch's loss."""
+        with self._forward(piece, index) as log_probs:
+            outputs = self.method.loss(replace(self._inputs(piece, log_probs), counts=counts))
+            with strict(self.trainer.deterministic_attention):
+                outputs.loss.backward()
+        return outputs
+
+    @contextmanager
+    def _forward(self, piece: Batch, index: int) -> Iterator[Tensor]:
+        """The numerator's log-probs of a micro-batch, in the surroundings in which its backward runs."""
         active = (
             self._noise.active(update=index, sequence_ids=piece.sequence_ids, attention_mask=piece.attention_mask)
             if self._noise is not None
@@ -125,24 +136,40 @@ class Updater:
         )
         with active, nullcontext() if self.compiled is None else self.compiled.used():
             log_probs, _ = token_log_probs(self.model, piece, self.temperature, head=self.head)
-            outputs = self.method.loss(
-                LossInputs(
-                    log_probs=log_probs,
-                    old_log_probs=piece.old_log_probs if self.trainer.old_log_probs else None,
-                    rollout_log_probs=piece.rollout_log_probs,
-                    ref_log_probs=piece.ref_log_probs if self.reference else None,
-                    response_mask=piece.response_mask,
-                    advantages=piece.advantages,
-                    turn_ids=piece.turn_ids,
-                    kl=self.trainer.kl,
-                    weights=piece.weights,
-                    loss_mask=piece.loss_mask,
-                    counts=counts,
-                )
-            )
-            with strict(self.trainer.deterministic_attention):
-                outputs.loss.backward()
-        return outputs
+            yield log_probs
+
+    def _pieces(self, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+        """The micro-batches, as (row indices, rows)."""
+        multiple = 1 if self.compiled is None else MULTIPLE
+        return batch.micro_batches(self.trainer.micro_batch, self.trainer.micro_tokens, multiple)
+
+    def _inputs(self, piece: Batch, log_probs: Tensor) -> LossInputs:
+        return LossInputs(
+            log_probs=log_probs,
+            old_log_probs=piece.old_log_probs if self.trainer.old_log_probs else None,
+            rollout_log_probs=piece.rollout_log_probs,
+            ref_log_probs=piece.ref_log_probs if self.reference else None,
+            response_mask=piece.response_mask,
+            advantages=piece.advantages,
+            rewards=piece.rewards,
+            turn_ids=piece.turn_ids,
+            kl=self.trainer.kl,
+            weights=piece.weights,
+            loss_mask=piece.loss_mask,
+        )
+
+    @torch.no_grad()
+    def _surveyed(self, batch: Batch, index: int) -> Tensor:
+        """The numerator's log-probs of the whole mini-batch before its update, where the method asks for them; costs a
+        forward."""
+        log_probs = torch.zeros_like(batch.rollout_log_probs)
+        if not self.method.surveys_policy:
+            return log_probs
+        for rows, piece in self._pieces(batch):
+            with self._forward(piece, index) as part:
+                width = min(part.shape[1], log_probs.shape[1])
+                log_probs[rows, :width] = part[:, :width]
+        return log_probs
 
     def _to_host(
         self, totals: dict[str, Tensor], means: Tensor | None

@@ -158,13 +158,15 @@ def test_bounds_are_inclusive_and_on_old_over_rollout(trl_side: TrlSide) -> None
         assert_close(mine, weights, "ours", tol=TOLERANCE)
 
 
-def test_difference_lower_bound_of_a_truncation(trl_side: TrlSide) -> None:
-    """TRL's `*_truncate` also lifts small weights to `clip_min`; our truncation has no lower bound and says so."""
+def test_truncation_has_two_sides(trl_side: TrlSide) -> None:
+    """A lower bound that drops, or that is on the reciprocal: TRL's `*_truncate` lifts small weights to `clip_min`."""
     case = chosen_case([0.0, 0.0], [math.log(0.1), math.log(5.0)])
     weights = trl_side.score(case, **settings("token_truncate", clip_min=0.5, clip_max=2.0)).weights
     assert_close(weights[0], [0.5, 2.0], "TRL", tol=TOLERANCE)
-    with pytest.raises(ValueError, match="lower"):
-        rollout_correction(case.old, case.rollout, case.mask, kind="truncate", level="token", lower=0.5, upper=2.0)
+    mine, _, _ = rollout_correction(
+        case.old, case.rollout, case.mask, kind="truncate", level="token", lower=0.5, upper=2.0
+    )
+    assert_close(mine, weights.expand_as(mine), "ours", tol=TOLERANCE)
 
 
 def test_difference_unbounded_weights(trl_side: TrlSide) -> None:

@@ -103,8 +103,8 @@ def test_clip_range_is_one_plus_epsilon_high(trl_side: TrlSide) -> None:
 
 
 def test_difference_cispo_bounds_the_ratio_itself(trl_side: TrlSide) -> None:
-    """With `cispo`, `epsilon_high` is the bound on r, not on r - 1, and a clipped token keeps a gradient: we have no
-    such loss."""
+    """With `cispo`, `epsilon_high` is the bound on r, not on r - 1, and a clipped token keeps a gradient, which it does
+    not under a clip of ours."""
     case = chosen_case([math.log(1.5), math.log(3.0)])
     scored = trl_side.score(case, loss_type="cispo", epsilon_high=2.0)
     _, gradient = scored.loss()

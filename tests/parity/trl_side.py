@@ -71,11 +71,23 @@ class TrlSide:
         save_model(build_embedded(size, self.tokenizer, seed=3), self.tokenizer, folder / "model")
 
     def trainer(
-        self, case: Case, rollout: Callable[..., Any] | None = None, *, correct: bool = False, **config: Any
+        self,
+        case: Case,
+        rollout: Callable[..., Any] | None = None,
+        *,
+        correct: bool = False,
+        geometric: bool = False,
+        **config: Any,
     ) -> Any:
-        """A trainer for batches of this case, its forward untouched."""
+        """A trainer for batches of this case, its forward untouched; ``geometric``: TRL's experimental GMPO."""
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
+
+        kind, settings = GRPOTrainer, GRPOConfig
+        if geometric:
+            from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
+
+            kind, settings = GMPOTrainer, GMPOConfig
 
         defaults = {
             "per_device_train_batch_size": case.rows,
@@ -85,7 +97,7 @@ class TrlSide:
             "max_completion_length": POSITIONS,
             **CLIPS,
         }
-        arguments = GRPOConfig(
+        arguments = settings(
             output_dir=str(self.folder / "out"),
             use_cpu=True,
             bf16=False,
@@ -93,7 +105,7 @@ class TrlSide:
             disable_tqdm=True,
             **{**defaults, **config},
         )
-        trainer = GRPOTrainer(
+        trainer = kind(
             model=str(self.folder / "model"),
             reward_funcs=lambda completions, **_: list(case.rewards),
             args=arguments,

@@ -16,7 +16,7 @@ Matrix = list[list[float]]
 Mask = list[list[bool]]
 
 CLAMP = 20.0
-LEVELS = ("token", "sequence", "sequence_geometric", "prefix", "turn")
+LEVELS = ("token", "sequence", "sequence_geometric", "prefix", "turn", "turn_geometric")
 CORRECTION_LEVELS = ("token", "sequence", "sequence_geometric")
 KINDS = ("none", "truncate", "mask", "mask_keep_denominator")
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
@@ -49,7 +49,7 @@ class LogRatio:
 def log_ratio(
     numerator: Matrix, denominator: Matrix, mask: Mask, level: str, turn_ids: list[list[int]] | None = None
 ) -> LogRatio:
-    """Section 1: the five levels. The gradient reaches log p_t only, with slope 1 inside the clamp and 0 outside."""
+    """Section 1: the six levels. The gradient reaches log p_t only, with slope 1 inside the clamp and 0 outside."""
     values: Matrix = []
     slopes: Matrix = []
     margin = math.inf
@@ -70,6 +70,10 @@ def log_ratio(
                 assert turn_ids is not None
                 end = max(u for u in valid if turn_ids[b][u] == turn_ids[b][t])
                 raw = math.fsum(d[u] for u in valid if u <= end)
+            elif level == "turn_geometric":
+                assert turn_ids is not None
+                turn = [u for u in valid if turn_ids[b][u] == turn_ids[b][t]]
+                raw = math.fsum(d[u] for u in turn) / len(turn)
             else:
                 raise AssertionError(level)
             row_values[t] = clamp(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -28,6 +29,8 @@ from alp.policy.composition import count
 
 ROOT = Path(__file__).resolve().parents[2]
 TRUNCATE, MASK = Correction("truncate", "token", 1.2), Correction("mask", "sequence", 1.5, 0.5, veto=0.4)
+SCORE = {"loss_form": "reinforce", "clip_low": None, "clip_high": None, "dual_clip": None}
+REJECT = Correction("mask", "sequence", 1.5, 0.5, veto=0.4, weight="one")
 
 
 def _inputs(**changes: Any) -> LossInputs:
@@ -74,7 +77,7 @@ def _by_hand(method: Method, inputs: LossInputs, correction: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
-@pytest.mark.parametrize("level", ["token", "sequence", "sequence_geometric", "prefix", "turn"])
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence_geometric", "prefix", "turn", "turn_geometric"])
 @pytest.mark.parametrize("correction", [None, TRUNCATE, MASK])
 def test_it_is_its_parts_put_together(aggregation: Any, level: Any, correction: Correction | None) -> None:
     method = Method(
@@ -116,9 +119,10 @@ def test_micro_batches_add_up() -> None:
 def test_a_list_of_corrections_multiplies_weights_and_joins_masks() -> None:
     inputs = _inputs()
     policies = (inputs.old_log_probs, inputs.rollout_log_probs, inputs.response_mask)
-    both = Method(corrections=[TRUNCATE, MASK]).correct(*policies)
-    first, second = (Method(corrections=[correction]).correct(*policies) for correction in (TRUNCATE, MASK))
+    both = Method(corrections=[TRUNCATE, REJECT]).correct(*policies)
+    first, second = (Method(corrections=[correction]).correct(*policies) for correction in (TRUNCATE, REJECT))
     assert torch.equal(both.weights, first.weights * second.weights)
+    assert second.weights[inputs.response_mask].unique().tolist() == [0.0, 1.0]
     assert torch.equal(both.mask, first.mask & second.mask)
     assert not torch.equal(both.mask, inputs.response_mask)
     assert both.metrics["correction/masked_tokens"] == second.metrics["correction/masked_tokens"] > 0
@@ -173,6 +177,45 @@ def test_nan_of_the_rollout_is_refused_and_of_the_current_policy_is_not() -> Non
         ({"numerator": "perturbed"}, "numerator 'perturbed' and a perturbation block go together"),
         ({"perturbation": Perturbation()}, "method 'custom' has no perturbation"),
         ({"denominator": "rollout", "corrections": [TRUNCATE]}, "would correct twice"),
+        (
+            {"corrections": [TRUNCATE, MASK]},
+            "corrections: two weights for one ratio: a truncate between 'old_rollout' and a mask between 'old_rollout'"
+            " both weigh the mismatch; give one of them weight 'one'",
+        ),
+        (
+            {"corrections": [Correction("truncate", upper=2.0, between="current_old")]},
+            "two weights for one ratio: denominator 'old' and a truncate between 'current_old' both weigh the stale",
+        ),
+        (
+            {"denominator": "rollout", "corrections": [Correction("truncate", upper=2.0, between="current_rollout")]},
+            "two weights for one ratio: denominator 'rollout' and a truncate between 'current_rollout'",
+        ),
+        (
+            SCORE
+            | {
+                "corrections": [
+                    Correction("truncate", upper=2.0, between="current_rollout"),
+                    Correction("truncate", upper=2.0),
+                ]
+            },
+            "two weights for one ratio: a truncate between 'current_rollout' and a truncate between 'old_rollout'",
+        ),
+        ({"loss_form": "ratio"}, "clip_low: loss 'ratio' has no such clip and would ignore 0.2: leave clip_low empty"),
+        ({"clip_low": None}, "clip_low: loss 'clip' needs one"),
+        (
+            SCORE | {"loss_form": "geometric"},
+            "aggregation: loss 'geometric' is one value a sequence: only 'seq-mean-token-mean', not 'token-mean'",
+        ),
+        (SCORE | {"level": "sequence"}, "level: loss 'reinforce' reads no ratio and would ignore 'sequence'"),
+        ({"level": "sequence", "log_square": 0.1}, "log_square: of a token's log-ratio, not at level 'sequence'"),
+        (
+            {"loss_options": {"facter": 2.0}},
+            "loss_options: loss 'clip' has no option 'facter', only: none",
+        ),
+        (
+            SCORE | {"loss_form": "sigmoid", "loss_options": {"tau_positive": 0.0}},
+            "loss_options.tau_positive: 0.001 to 1000 expected, got 0.0",
+        ),
     ],
 )
 def test_a_method_that_makes_no_sense_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -180,20 +223,66 @@ def test_a_method_that_makes_no_sense_is_refused(settings: dict[str, Any], messa
         Method(**settings)
 
 
-LATER = {
-    "between": "current_old",
-    "statistic": "k3",
-    "reduce": "max",
-    "weight": "one",
-    "when": "negative",
-    "batch_normalise": True,
-}
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_what_a_correction_cannot_do_yet_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: '{LATER[name]}' is not implemented yet, only"):
-        Correction("mask", upper=2.0, **{name: LATER[name]})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "mask"}, "upper: kind 'mask' needs an upper bound"),
+        ({"kind": "mask", "upper": 1.0, "lower": 1.0}, "lower = 1.0 must be below upper = 1.0"),
+        ({"kind": "truncate", "upper": 2.0, "lower": -1.0}, "lower: at least 0 expected, got -1.0"),
+        (
+            {"kind": "mask", "upper": 2.0, "lower": 0.1, "statistic": "k3"},
+            "lower: statistic 'k3' is 0 at best and has an upper bound alone",
+        ),
+        (
+            {"kind": "truncate", "upper": 2.0, "statistic": "k3"},
+            "statistic: truncate bounds the weight, a ratio: 'k3' belongs to a mask",
+        ),
+        (
+            {"kind": "truncate", "upper": 2.0, "weight": "one"},
+            "weight: truncate bounds the weight, a ratio: 'one' belongs to a mask",
+        ),
+        (
+            {"kind": "mask", "upper": 2.0, "reduce": "mean"},
+            "reduce: 'mean' of a ratio is its level: set level instead, or another statistic",
+        ),
+        (
+            {"kind": "mask", "upper": 2.0, "reduce": "batch", "statistic": "k1"},
+            "reduce: 'batch' needs a statistic that is 0 at best, not 'k1'",
+        ),
+        (
+            {"kind": "mask", "upper": 2.0, "level": "sequence", "statistic": "k3", "weight": "one"},
+            "level: nothing is taken at 'sequence' under weight 'one' and 'k3'",
+        ),
+        (
+            {"kind": "mask_keep_denominator", "upper": 2.0, "level": "sequence", "when": "outward"},
+            r"when: 'outward' is asked of single tokens: level and reduce must be token \(or batch\)",
+        ),
+        (
+            {"kind": "mask", "upper": 2.0, "between": "current_old"},
+            "kind: 'mask' takes tokens out of the normaliser, which is counted before between 'current_old' is known",
+        ),
+        (
+            {"kind": "mask", "upper": 2.0, "when": "negative"},
+            "which is counted before when 'negative' is known: use mask_keep_denominator",
+        ),
+        (
+            {"kind": "truncate", "upper": 2.0, "between": "current_old", "veto": 0.1},
+            "veto: is on old_rollout, not between 'current_old': give it a correction of its own, of kind 'none'",
+        ),
+        (
+            {"kind": "truncate", "upper": 2.0, "between": "current_old", "batch_normalise": True},
+            "batch_normalise: of truncated weights between old_rollout alone",
+        ),
+        ({"kind": "mask", "upper": 2.0, "batch_normalise": True}, "batch_normalise: of truncated weights"),
+        ({"veto": 0.1, "when": "negative"}, "when: kind 'none' is the veto alone and would ignore it"),
+        ({"upper": 2.0}, "upper/lower: bounds without a kind would be ignored"),
+        ({"kind": "mask", "upper": 2.0, "statistic": "k4"}, "statistic: unknown 'k4'; choose from binary_kl, "),
+        ({"kind": "mask", "upper": 2.0, "between": "old_current"}, "between: unknown 'old_current'; did you mean"),
+    ],
+)
+def test_a_correction_that_makes_no_sense_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Correction(**settings)
 
 
 def test_options_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,10 +294,11 @@ def test_options_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         return -factor * terms.ratio * terms.advantages, {}
 
     inputs = _inputs(ref_log_probs=None)
-    single, double = (Method(loss_form="scaled", loss_options={"factor": factor}).loss(inputs) for factor in (1.0, 2.0))
+    plain = SCORE | {"loss_form": "scaled"}
+    single, double = (Method(**plain, loss_options={"factor": factor}).loss(inputs) for factor in (1.0, 2.0))
     assert double.loss == 2 * single.loss != 0
     with pytest.raises(ValueError, match="loss_options: loss 'scaled' has no option 'facter', only: factor"):
-        Method(loss_form="scaled", loss_options={"facter": 2.0}).check_loss()
+        Method(**plain, loss_options={"facter": 2.0})
 
 
 def test_a_name_is_registered_once() -> None:
@@ -216,20 +306,27 @@ def test_a_name_is_registered_once() -> None:
     registers(registry, "mean")(len)
     with pytest.raises(ValueError, match="'mean' is registered twice"):
         registers(registry, "mean")(len)
+    losses.find("clip")
+    with pytest.raises(ValueError, match="'clip' is registered twice"):
+        losses.register("clip")(len)
 
 
 def test_every_field_has_a_default_and_a_docstring() -> None:
     """What a configuration shows, a reader finds explained."""
     assert Method() == Method(**{member.name: getattr(Method(), member.name) for member in fields(Method)})
-    lines = (ROOT / "alp" / "policy" / "method.py").read_text(encoding="utf-8").splitlines()
     for kind in (Method, Correction, Perturbation, LossInputs):
+        lines = Path(inspect.getfile(kind)).read_text(encoding="utf-8").splitlines()
         start = next(row for row, line in enumerate(lines) if line.startswith(f"class {kind.__name__}"))
         for member in fields(kind):
             row = next(row for row in range(start, len(lines)) if lines[row].startswith(f"    {member.name}: "))
-            assert lines[row + 1].startswith('    """'), f"{kind.__name__}.{member.name}"
+            row = next(row for row in range(row + 1, len(lines)) if not lines[row].startswith(("     ", "    ]")))
+            assert lines[row].startswith('    """'), f"{kind.__name__}.{member.name}"
 
 
 def test_a_method_is_read_without_torch() -> None:
     """Configurations are checked where there is no GPU stack."""
-    script = "import sys; from alp.policy.method import Method; Method(); sys.exit('torch' in sys.modules)"
+    script = (
+        "import sys; from alp.policy import losses; from alp.policy.method import Method; Method();"
+        " [losses.find(name) for name in losses.names()]; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

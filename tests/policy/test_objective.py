@@ -36,7 +36,7 @@ def options(clip: tuple[float, float, float | None]) -> dict[str, Any]:
 def through_ratio(case: Case, level: str) -> tuple[Tensor, Tensor]:
     """Log-ratios of a case and the numerator leaf they hang on."""
     numerator, denominator, mask = case.tensors(grad=True)
-    turns = torch.tensor(case.turn_ids) if level == "turn" else None
+    turns = torch.tensor(case.turn_ids) if level.startswith("turn") else None
     return log_ratio(numerator, denominator, mask, level=level, turn_ids=turns), numerator
 
 

@@ -124,7 +124,7 @@ def test_gradient_of_the_scales_through_the_policy_loss(name: str, level: str) -
     spread = 0.9 if level == "token" else 0.3
     rollout = centre + spread * torch.randn(centre.shape, generator=generator, dtype=torch.float64)
     with active(perturbation, batch):
-        ratio = log_ratio(log_probs(), rollout, mask, level=level, turn_ids=turns if level == "turn" else None)
+        ratio = log_ratio(log_probs(), rollout, mask, level=level, turn_ids=turns if level.startswith("turn") else None)
         loss, figures = policy_loss(ratio, advantages, mask, clip_low=0.5, clip_high=3.0, dual_clip=3.0)
         loss.backward()
     trained = flat([parameter.grad for parameter in scales(perturbation) if parameter.grad is not None])

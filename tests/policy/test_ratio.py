@@ -20,7 +20,7 @@ every_level = pytest.mark.parametrize("level", reference.LEVELS)
 def computed(case: Case, level: str, *, grad: bool = False) -> tuple[Tensor, Tensor]:
     """Log-ratios under test and the numerator leaf."""
     numerator, denominator, mask = case.tensors(grad=grad)
-    turns = torch.tensor(case.turn_ids) if level == "turn" else None
+    turns = torch.tensor(case.turn_ids) if level.startswith("turn") else None
     return log_ratio(numerator, denominator, mask, level=level, turn_ids=turns), numerator
 
 
@@ -97,13 +97,16 @@ def test_levels_differ_where_they_should(level: str) -> None:
     d = [[0.1, 0.2, 7.0, 0.4]]
     mask = torch.tensor([[True, True, False, True]])
     turns = torch.tensor([[0, 0, 5, 1]])
-    values = log_ratio(double(d), double([[0.0] * 4]), mask, level=level, turn_ids=turns if level == "turn" else None)
+    values = log_ratio(
+        double(d), double([[0.0] * 4]), mask, level=level, turn_ids=turns if level.startswith("turn") else None
+    )
     expected = {
         "token": [0.1, 0.2, 0.0, 0.4],
         "sequence": [0.7, 0.7, 0.0, 0.7],
         "sequence_geometric": [0.7 / 3, 0.7 / 3, 0.0, 0.7 / 3],
         "prefix": [0.1, 0.3, 0.0, 0.7],
         "turn": [0.3, 0.3, 0.0, 0.7],
+        "turn_geometric": [0.15, 0.15, 0.0, 0.4],
     }
     assert_close(values, [expected[level]], level)
 
@@ -144,7 +147,7 @@ def test_no_gradient_outside_the_clamp(level: str, gap: float) -> None:
         double([[-3.0 - gap]]),
         torch.ones(1, 1),
         level=level,
-        turn_ids=torch.zeros(1, 1, dtype=torch.long) if level == "turn" else None,
+        turn_ids=torch.zeros(1, 1, dtype=torch.long) if level.startswith("turn") else None,
     )
     assert values.item() == math.copysign(20.0, gap)
     values.sum().backward()
@@ -156,7 +159,7 @@ def test_no_gradient_outside_the_clamp(level: str, gap: float) -> None:
 def test_current_nan_propagates(level: str) -> None:
     """A NaN of the current policy on a valid token must reach the loss, so that the trainer skips the step."""
     numerator = double([[math.nan, -1.0], [-1.0, -2.0]]).requires_grad_()
-    turns = torch.zeros(2, 2, dtype=torch.long) if level == "turn" else None
+    turns = torch.zeros(2, 2, dtype=torch.long) if level.startswith("turn") else None
     mask = torch.ones(2, 2, dtype=torch.bool)
     values = log_ratio(numerator, double([[-1.0, -1.0], [-1.0, -2.0]]), mask, level=level, turn_ids=turns)
     assert values[0, 0].isnan()
@@ -169,19 +172,22 @@ def test_current_nan_propagates(level: str) -> None:
 def test_an_infinity_of_the_current_policy_is_no_weight(level: str) -> None:
     """In an update, which looks for none: clamped, it would be a weight of e^20 or e^-20."""
     for value in (math.inf, -math.inf):
-        numerator, turns = double([[value, -1.0]]), torch.zeros(1, 2, dtype=torch.long) if level == "turn" else None
+        numerator, turns = (
+            double([[value, -1.0]]),
+            torch.zeros(1, 2, dtype=torch.long) if level.startswith("turn") else None,
+        )
         mask = torch.ones(1, 2, dtype=torch.bool)
         values = unchecked_log_ratio(numerator, double([[-1.0, -1.0]]), mask, level=level, turn_ids=turns)
         assert values[0, 0].isnan()
 
 
-@pytest.mark.parametrize("level", ["sequence", "sequence_geometric", "prefix", "turn"])
+@pytest.mark.parametrize("level", ["sequence", "sequence_geometric", "prefix", "turn", "turn_geometric"])
 def test_a_narrow_dtype_keeps_the_aggregate_s_precision(level: str) -> None:
     """A ratio near 1 from log-probs of size 10: added to a log-prob on the way, it loses all but its first digits."""
     numerator = torch.linspace(-10.0, -2.0, 64).repeat(2, 1).bfloat16().requires_grad_()
     denominator = torch.where(torch.arange(64) % 8 == 0, numerator.detach() * 1.0078125, numerator.detach())
     mask = torch.ones(2, 64, dtype=torch.bool)
-    turns = (torch.arange(64) // 16).repeat(2, 1) if level == "turn" else None
+    turns = (torch.arange(64) // 16).repeat(2, 1) if level.startswith("turn") else None
     values = log_ratio(numerator, denominator, mask, level=level, turn_ids=turns)
     whole = log_ratio(numerator.double(), denominator.double(), mask, level=level, turn_ids=turns)
     assert values.dtype is torch.bfloat16

@@ -219,7 +219,7 @@ def _clean(step: int, width: float, *, noise: bool) -> dict[str, float]:
     """The clean policy's log-ratio, and under noise the perturbed one's, of the last mini-batch; now and then of the
     batch."""
     sizes = {"clean": 0.8} | ({"perturbed": 1.2} if noise else {}) | ({"clean_batch": 0.9} if step % 5 == 0 else {})
-    line = {}
+    line = {"clean_batch/k3_kl": 0.4 * width**2, "clean_batch/k3_kl_old": 0.3 * width**2} if step % 5 == 0 else {}
     for level, scale in (("token", 1.0), ("sequence", 4.0)):
         for of, size in sizes.items():
             line |= {f"{of}/{level}/log_mean": 0.0, f"{of}/{level}/log_std": size * scale * width}

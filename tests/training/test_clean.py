@@ -110,6 +110,13 @@ def test_clean_figures_are_those_of_the_unperturbed_policy(
         after["lm_head.weight"] = final["model.embed_tokens.weight"]
     whole = reading(base_model, after, seen.batches, temperature)
     assert_figures(line, "clean_batch", whole)
+    k3 = np.exp(whole["token"]) - 1 - whole["token"]
+    assert line["clean_batch/k3_kl"] == pytest.approx(k3.mean(), rel=1e-3, abs=1e-8)
+    mismatch = np.concatenate(
+        [(batch.old_log_probs.double() - batch.rollout_log_probs)[batch.response_mask] for batch in seen.batches]
+    )
+    stale = whole["token"] - mismatch
+    assert line["clean_batch/k3_kl_old"] == pytest.approx((np.exp(stale) - 1 - stale).mean(), rel=1e-3, abs=1e-8)
     assert float(np.abs(last["token"]).max()) > 1e-3, "weights have moved, or μ is of another dtype"
     noisy = {key for key in line if key.startswith("perturbed/")}
     if method.endswith("alp"):

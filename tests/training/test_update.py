@@ -131,6 +131,22 @@ def test_micro_batches_change_nothing_but_rounding(base_model: Path, method: str
     torch.testing.assert_close(whole_raw, parts_raw, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["m2po", "bapo", "apmpo", "dppo_kl", "opsm"])
+def test_micro_batches_of_a_stale_batch_are_surveyed_as_one(base_model: Path, method: str) -> None:
+    """A bound or a mask that a micro-batch finds for itself: here the policy has moved, so that they act."""
+    model = models.load_model(base_model, CPU)
+    batch = _batch(model)
+    shift = 0.5 * torch.randn(batch.old_log_probs.shape, generator=torch.Generator().manual_seed(1))
+    batch = batch.with_(old_log_probs=torch.where(batch.response_mask, batch.old_log_probs + shift, 0.0))
+    whole, parts = (
+        _gradient(base_model, f"method={method}", "trainer.max_grad_norm=1e9", *words, batch=batch)
+        for words in ([], ["trainer.micro_batch=3"])
+    )
+    assert float((whole - parts).norm() / whole.norm()) < 1e-4
+    plain = _gradient(base_model, "method=grpo_unclipped", "trainer.max_grad_norm=1e9", batch=batch)
+    assert float((whole - plain).norm() / plain.norm()) > 1e-3
+
+
 @pytest.mark.parametrize("method", compose.choices("method"))
 def test_every_method_moves_the_weights(base_model: Path, method: str) -> None:
     before = {name: value.detach() for name, value in models.load_model(base_model, CPU).named_parameters()}

@@ -125,7 +125,16 @@ def changed_settings(first: Method, second: Method) -> str:
         changed.append("clip range")
     changed += [
         key.removesuffix("s")
-        for key in ("denominator", "level", "loss_form", "loss_options", "dual_clip", "aggregation", "corrections")
+        for key in (
+            "denominator",
+            "level",
+            "loss_form",
+            "loss_options",
+            "log_square",
+            "dual_clip",
+            "aggregation",
+            "corrections",
+        )
         if getattr(first, key) != getattr(second, key)
     ]
     return ", ".join(changed) or "nothing"

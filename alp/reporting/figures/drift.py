@@ -1,0 +1,89 @@
+"""What each correction buys: the accuracy of every arm against how far its policy went from the one that sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from alp import presets
+from alp.evaluation.statistics import Interval
+from alp.rendering import plots
+from alp.reporting.arms import label
+from alp.reporting.looks import base_handle, base_line
+from alp.reporting.registry import Declaration
+from alp.reporting.runs import ArmRuns, Results
+
+ARTEFACT = Declaration(
+    order=15,
+    title="Accuracy against drift",
+    caption=(
+        "Every arm as a point: accuracy of the last weights on the test set (bar: 95 % interval of the mean over "
+        "training seeds on these very problems; one seed gives none) against the divergence of its policy from the "
+        "one that sampled, taken without noise over whole rollout batches after their last update (mean of r − 1 − "
+        "log r, r = π_θ / μ, over logged steps and seeds). Numbers run from the highest accuracy down and name the "
+        "arms at the right; colours are the groups that alp methods prints. A cross is a collapse: an accuracy more "
+        "than ten points under the base model's. Where bars overlap, the order of the numbers says nothing."
+    ),
+    condition="compares_corrections",
+)
+COLLAPSED = 0.10  # below the base model
+_KEY = "clean_batch/k3_kl"
+_HUES = dict(zip(presets.GROUPS, ("#572a00", "#4a7aee", "#b53d5a", "#35268f"), strict=True))
+_NAMES = 40  # of a column at the right
+
+
+def make(loaded: Results) -> Figure:
+    """Accuracy with its interval against the mean k3 of the clean policy to the rollout policy."""
+    ranked = sorted(loaded.arms, key=lambda arm: -loaded.mean(arm.accuracy))
+    height = max(3.4, 0.7 + 0.135 * len(ranked))
+    figure = plots.canvas(height)
+    axes, names = figure.subplots(1, 2, width_ratios=[2.6, 1])
+    base = loaded.base_interval()
+    base_line(axes, base, vertical=False)
+    known = [(number, arm) for number, arm in enumerate(ranked, 1) if arm.step_mean(_KEY)]
+    for number, arm in known:
+        _point(axes, number, arm, loaded.interval(arm.accuracy), collapsed=_collapsed(loaded, arm, base))
+    if known:
+        axes.set_xscale("log")
+    else:
+        plots.empty(axes, "not logged")
+    axes.set(xlabel="divergence of the policy from μ, nats per token", ylabel=f"accuracy, {loaded.average} at T = 1, %")
+    plots.at_least(axes, 1.0, axis="y")
+    names.set_axis_off()
+    for number, arm in enumerate(ranked, 1):
+        place = 1 - (number - 0.5) / max(len(ranked), 20)
+        names.text(0, place, f"{number}  {label(arm.name)}", color=_colour(arm), va="center", fontsize=7.5)
+    plots.legend_below(figure, _handles(ranked), columns=3)
+    return figure
+
+
+def _collapsed(loaded: Results, arm: ArmRuns, base: Interval) -> bool:
+    return loaded.mean(arm.accuracy) < base.mean - COLLAPSED
+
+
+def _colour(arm: ArmRuns) -> str:
+    return _HUES[presets.group(arm.method)]
+
+
+def _point(axes: Axes, number: int, arm: ArmRuns, accuracy: Interval, *, collapsed: bool) -> None:
+    drift = arm.step_mean(_KEY)
+    look: dict[str, Any] = {"color": _colour(arm), "zorder": 3.0}
+    assert drift is not None
+    if accuracy.low is not None and accuracy.high is not None:
+        axes.plot([drift, drift], [100 * accuracy.low, 100 * accuracy.high], linewidth=0.9, alpha=0.5, **look)
+    axes.plot(drift, 100 * accuracy.mean, "x" if collapsed else "o", markersize=5 if collapsed else 4, **look)
+    side = 1 if number % 2 else -1  # neighbours in rank lie close: their numbers stand on two sides
+    place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "left" if side > 0 else "right"}
+    axes.annotate(str(number), (drift, 100 * accuracy.mean), (4 * side, 3), fontsize=7.5, **place)
+
+
+def _handles(arms: list[ArmRuns]) -> list[Line2D]:
+    groups = [name for name in presets.GROUPS if any(presets.group(arm.method) == name for arm in arms)]
+    marks = [
+        Line2D([], [], color=_HUES[name], marker="o", markersize=4, linestyle="none", label=name) for name in groups
+    ]
+    cross = Line2D([], [], color="#444444", marker="x", markersize=5, linestyle="none", label="collapsed")
+    return [*marks, cross, base_handle()]
