@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,9 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One id per character of ``alphabet``, after padding (0) and end of sequence (1).
+def character_tokenizer(alphabet: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One id per character of ``alphabet``, or per longer text in it, after padding (0) and end of sequence (1). Of the
+    texts that begin at a place the longest is taken.
 
     Any other character is lost in encoding: ``alp.rollout.contract`` refuses prompts that hold one.
     """
@@ -63,7 +64,9 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 
     vocabulary = {token: index for index, token in enumerate([PAD, EOS, *alphabet])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    longer = sorted((piece for piece in alphabet if len(piece) > 1), key=len, reverse=True)
+    pattern = "|".join([*map(re.escape, longer), r"[\s\S]"]) if longer else "."
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
 

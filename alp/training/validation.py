@@ -73,7 +73,7 @@ class Validation:
         trajectories = self._sample(self.engine, self.sampling, step, self.config.trainer.validation_samples)
         return {
             "validation/accuracy": sum(item.reward for item in trajectories) / len(trajectories),
-            "validation/length": sum(len(item.response_ids) for item in trajectories) / len(trajectories),
+            "validation/length": sum(item.length for item in trajectories) / len(trajectories),
         }
 
     def sharpness(self, model: Any) -> float:
@@ -91,7 +91,7 @@ class Validation:
     def budget(self, model: Any) -> dict[str, float]:
         """What each layer's noise does to log π of the same batch; nothing where there is none (docs/noise.md)."""
         noise, settings = self.perturbation, self.config.method.perturbation
-        if noise is None or settings is None or not noise.enabled:
+        if noise is None or settings is None or not noise.enabled or not bool(self._probe.response_mask.any()):
             return {}
         return probe_metrics(
             model,
