@@ -153,10 +153,15 @@ def check_environment(task: Task, tokenizer: PreTrainedTokenizerBase, limits: Li
             f"task.tools.context: {environment.context} tokens, and the model or the engine ends at"
             f" {limits.positions}: lower it"
         )
-    frame = len(observation_ids(tokenizer, environment, ""))
-    if frame >= environment.observation_tokens:
+    frame = observation_ids(tokenizer, environment, "")
+    if len(frame) >= environment.observation_tokens:
         raise UserError(
-            f"task.tools.observation_tokens: {environment.observation_tokens} leave no room in a frame of {frame}"
+            f"task.tools.observation_tokens: {environment.observation_tokens} leave no room in a frame of {len(frame)}"
+        )
+    if str(tokenizer.decode(frame)).split() != (environment.before + environment.after).split():
+        raise UserError(
+            "task.tools: the model's tokenizer does not know the frame of an observation,"
+            f" {environment.before + environment.after!r}"
         )
 
 
