@@ -41,7 +41,7 @@ SLOW = (
     ),
     *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
     *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "folders", "hf", "static", "transport")),
-    *(f"rollout/test_{name}.py" for name in ("vllm", "vllm_gpu")),
+    *(f"rollout/test_{name}.py" for name in ("vllm", "vllm_gpu", "vllm_turns")),
     *(
         f"tasks/test_{name}.py"
         for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "mathematics", "reasoning")
