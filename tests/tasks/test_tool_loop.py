@@ -112,6 +112,14 @@ def test_a_tool_of_one_s_own(tmp_path: Path) -> None:
     environment.close()
 
 
+def test_the_example(tmp_path: Path) -> None:
+    own = ["task.tools.tool=custom", "task.tools.module=examples.own_tool"]
+    environment = mathematics(tmp_path, *own, "task.tools.options={table: {speed of light: 299792458}}").environment
+    turn = Turn("<look>Speed of light</look>", False)
+    assert environment.step(PROBLEM, [turn]) == Step(observation="299792458")
+    assert environment.step(PROBLEM, [Turn("<look>pi</look>", False)]) == Step(observation="unknown", valid=False)
+
+
 def test_faults_of_one_s_own_tool_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task.tools.module: name your module"):
         mathematics(tmp_path, "task.tools.tool=custom")
