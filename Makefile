@@ -17,7 +17,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress corrections smol check unit test reproduce same faults long sandbox newest bench gpu grading lint ruff types workflow-lint format ui lock clean
+.PHONY: help install grid stress corrections smol tools sandbox-there check unit test reproduce same faults long sandbox newest bench gpu grading lint ruff types workflow-lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-11s %s\n' "$$t" "$$d"; done
@@ -50,6 +50,12 @@ corrections: grid ## eight published corrections on the embedded task, five seed
 smol: GRID = smol
 smol: grid ## a real pretrained language model: four methods on SmolLM2, 28 minutes on 2 free cores
 
+tools: GRID = quick_tools
+tools: sandbox-there grid ## a small model that writes Python and reads what it prints, six methods, 20 minutes on 2 free cores
+
+sandbox-there:
+	@command -v bwrap >/dev/null || apt-get install -y bubblewrap || echo "bubblewrap is missing, and could not be installed here"
+
 check: install ## lint, types, and the tests that need no training, engine or workflow (2 minutes)
 	@$(MAKE) --no-print-directory lint unit
 
@@ -73,8 +79,7 @@ faults: install ## every fault of tests/faults, every kill of an engine and a wo
 long: install ## what make test leaves out: make faults, and the rest of the architectures and of the examples (over half an hour)
 	FAULTS=all $(BIN)/python -m pytest -q -m long
 
-sandbox: install ## the suite of the sandbox for programs, hostile ones included (installs bubblewrap where it may; a minute)
-	@command -v bwrap >/dev/null || apt-get install -y bubblewrap || echo "bubblewrap is missing, and could not be installed here"
+sandbox: install sandbox-there ## the suite of the sandbox for programs, hostile ones included (installs bubblewrap where it may; a minute)
 	$(BIN)/python -m pytest -q tests/sandbox
 
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own

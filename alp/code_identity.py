@@ -33,7 +33,7 @@ from alp.nested import leaves
 from alp.reproducibility import PACKAGE, ROOT
 
 # Registries by name, and the last part of the configuration's keys whose values choose from them.
-CHOSEN_BY = {"SCHEMAS": "schema", "ENTRIES": "verb", "TASKS": "task.name", "ENGINES": "engine"}
+CHOSEN_BY = {"SCHEMAS": "schema", "ENTRIES": "verb", "TASKS": "task.name", "ENGINES": "engine", "TOOLS": "tools.tool"}
 # Folders whose module of the name that a configuration's key holds is run, by the last part of the key.
 NAMED_IN = {"loss_form": "policy.losses"}
 OWN_MODULES = ("module", "grader")  # last parts of the keys that name modules of the user's own

@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,24 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One id per character of ``alphabet``, after padding (0) and end of sequence (1).
+def character_tokenizer(alphabet: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One id per character of ``alphabet``, after padding (0) and end of sequence (1), and behind them one per longer
+    text in it. Of the texts that begin at a place the longest is taken.
+
+    Longer texts are added tokens: what reads a saved tokenizer makes another model of its vocabulary, one of
+    characters, and keeps those.
 
     Any other character is lost in encoding: ``alp.rollout.contract`` refuses prompts that hold one.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    vocabulary = {token: index for index, token in enumerate([PAD, EOS, *alphabet])}
+    vocabulary = {token: index for index, token in enumerate([PAD, EOS, *(one for one in alphabet if len(one) == 1)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+    whole.add_tokens([AddedToken(text, normalized=False) for text in alphabet if len(text) > 1])
+    return whole
 
 
 def build_embedded(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:

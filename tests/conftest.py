@@ -37,11 +37,11 @@ SLOW = (
     *(f"policy/test_perturbation_{name}.py" for name in ("cost", "gradients", "noise", "surroundings")),
     *(
         f"reporting/test_{name}.py"
-        for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tracking")
+        for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tools", "tracking")
     ),
     *(f"reporting/test_{name}.py" for name in ("reference", "tracking_database", "verify")),
     *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "folders", "hf", "static", "transport")),
-    *(f"rollout/test_{name}.py" for name in ("vllm", "vllm_gpu")),
+    *(f"rollout/test_{name}.py" for name in ("vllm", "vllm_gpu", "vllm_turns")),
     *(
         f"tasks/test_{name}.py"
         for name in ("broken_data", "grading", "grading_kinds", "grading_pool", "mathematics", "reasoning")

@@ -22,7 +22,7 @@ class PretrainConfig(Strict):
     def _embedded(self) -> PretrainConfig:
         if not self.task.teachable:
             raise ValueError(
-                f"only the arithmetic task has worked solutions to teach, task '{self.task.name}' has none"
+                f"only the tasks arithmetic and calculator have worked solutions to teach, '{self.task.name}' has none"
             )
         if self.model.source is not None:
             raise ValueError(

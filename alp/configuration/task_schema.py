@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from alp.configuration.fields import NAME_RULE, NonNegative, Positive, Share, Strict, is_name
+from alp.configuration.tool_schema import Tools
 
 SPLITS = ("train", "validation", "test")
 
@@ -16,6 +17,7 @@ class _Task(Strict):
     loaded on the spot."""
 
     teachable: ClassVar[bool] = False  # whether the task has worked solutions that a model can be taught
+    multi_turn: ClassVar[bool] = False  # whether a tool answers between turns
     names_sets_late: ClassVar[bool] = False  # whether its sets are known only once its module is imported
 
     data: str | None
@@ -33,6 +35,13 @@ class _Task(Strict):
 
     def check_limit(self, max_new_tokens: int) -> None:
         """Refuse a limit on responses that no right answer fits into; most tasks cannot know one."""
+
+    def longest_response(self, max_new_tokens: int) -> int:
+        """Tokens that may follow a prompt: one response, or all turns and what is said between them."""
+        tools: Tools | None = getattr(self, "tools", None)
+        if tools is None:
+            return max_new_tokens
+        return min(tools.context, tools.turns * (max_new_tokens + tools.observation_tokens))
 
     def sources_of(self, sets: set[str]) -> dict[str, Source]:  # noqa: ARG002
         """Where the problems of these sets are loaded from, by configuration key; most tasks make theirs."""
@@ -72,6 +81,47 @@ class ArithmeticTask(_Task):
             raise ValueError(
                 f"max_new_tokens = {max_new_tokens} cuts worked {self.digits}-digit sums ({self.longest_solution}"
                 " tokens)"
+            )
+
+
+class CalculatorTask(_Task):
+    """Chains of ``terms`` numbers of at most ``digits`` digits, with a tool to work them out
+    (alp/tasks/calculator.py)."""
+
+    teachable: ClassVar[bool] = True
+    multi_turn: ClassVar[bool] = True
+
+    name: Literal["calculator"]
+    digits: Annotated[int, Field(ge=1, le=6)]
+    terms: Annotated[int, Field(ge=2, le=8)]
+    seed: NonNegative
+    train: Positive
+    validation: Positive
+    test: Positive
+    tools: Tools
+
+    @model_validator(mode="after")
+    def _fits(self) -> CalculatorTask:
+        wanted = self.train + self.validation + self.test
+        available = (10**self.digits - 1) ** self.terms * 2 ** (self.terms - 1)
+        if 2 * wanted > available:  # they are drawn until so many different ones are there
+            raise ValueError(
+                f"train + validation + test = {wanted} problems, more than half of the {available} that {self.terms}"
+                f" numbers of {self.digits} digits give"
+            )
+        return self
+
+    @property
+    def longest_solution(self) -> int:
+        """Tokens of the longest program, which is longer than any answer: the chain, its call and its two fences."""
+        return self.terms * (self.digits + 1) - 1 + 4
+
+    def check_limit(self, max_new_tokens: int) -> None:
+        """Refuse a limit on a turn that cuts programs off."""
+        if max_new_tokens < self.longest_solution:
+            raise ValueError(
+                f"max_new_tokens = {max_new_tokens} cuts programs for {self.terms} numbers of {self.digits} digits"
+                f" ({self.longest_solution} tokens)"
             )
 
 
@@ -201,6 +251,15 @@ class MathematicsTask(_Task):
         return self
 
 
+class MathematicsToolsTask(MathematicsTask):
+    """The same problems, with turns and a tool between them."""
+
+    multi_turn: ClassVar[bool] = True
+
+    name: Literal["mathematics_tools"]  # type: ignore[assignment]
+    tools: Tools
+
+
 class ReasoningGymTask(_Task):
     """Problems of one generator of reasoning-gym; a response counts when its score reaches ``threshold``."""
 
@@ -226,5 +285,12 @@ class CustomTask(_Task):
 
 
 Task = Annotated[
-    ArithmeticTask | SumsInWordsTask | MathematicsTask | ReasoningGymTask | CustomTask, Field(discriminator="name")
+    ArithmeticTask
+    | CalculatorTask
+    | SumsInWordsTask
+    | MathematicsTask
+    | MathematicsToolsTask
+    | ReasoningGymTask
+    | CustomTask,
+    Field(discriminator="name"),
 ]

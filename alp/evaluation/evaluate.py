@@ -28,7 +28,7 @@ from alp.reproducibility import fix_threads, json_line, write_json, write_text
 from alp.rollout import contract, probe, registry
 from alp.rollout.ends import ends_of
 from alp.rollout.engine import Engine, Host, Probe, Purpose
-from alp.rollout.episodes import Trajectory, collect, response_text
+from alp.rollout.episodes import Trajectory, check_environment, collect, longest_of, response_text, stops_of
 from alp.rollout.prompts import prompt_ids
 from alp.sharing import twins_of
 from alp.tasks.catalogue import load_task
@@ -102,14 +102,18 @@ class Sampler:
         )
         self._ends = ends_of(self.tokenizer, self._folder, config.model)
         self._ends.say()
+        stops = stops_of(self._task, self.tokenizer)
         self._sampling = {
             greedy: self._ends.sampling(
                 temperature=0.0 if greedy else config.rollout.temperature,
                 max_new_tokens=config.rollout.max_new_tokens,
+                stops=stops,
             )
             for greedy in (False, True)
         }
-        self._limits = contract.limits_of(self._folder, self.tokenizer, config.rollout.longest)
+        longest = config.rollout.longest
+        check_environment(self._task, self.tokenizer, contract.limits_of(self._folder, self.tokenizer, longest))
+        self._limits = contract.limits_of(self._folder, self.tokenizer, longest_of(self._task, longest))
         contract.check_prompts(
             self.tokenizer,
             self._task,
@@ -153,7 +157,7 @@ class Sampler:
     def _records(self, part: list[Problem], first: int, *, greedy: bool) -> list[list[str]]:
         samples = 1 if greedy else self._config.evaluation.samples
         trajectories = self.trajectories(part, first, greedy=greedy)
-        texts = [response_text(self.tokenizer, item.response_ids, finished=item.finished) for item in trajectories]
+        texts = [response_text(self.tokenizer, item, self._ends.ids) for item in trajectories]
         lines = [
             record(part[number // samples], None if greedy else number % samples, trajectory, text)
             for number, (trajectory, text) in enumerate(zip(trajectories, texts, strict=True))
@@ -185,6 +189,8 @@ class Sampler:
         """Give back what the engine holds."""
         if self.engine is not None:
             self.engine.close()
+        if self._task.environment is not None:
+            self._task.environment.close()
 
     def load(self) -> Any:
         """The model in float32. Not kept: an engine may have weights of its own."""
@@ -231,7 +237,7 @@ def summarise(problems: list[Problem], graded: list[Sample], samples: int) -> di
     correct = _per_problem([item.reward == 1.0 for item in sampled], samples)
     cut = _per_problem([not item.finished for item in sampled], samples)
     chances = {str(k): pass_at_k(samples, correct, k) for k in powers_of_two(samples)}
-    return {
+    return _use(sampled) | {
         "problems": len(problems),
         "problem_ids": [problem.id for problem in problems],
         "samples": samples,
@@ -246,6 +252,21 @@ def summarise(problems: list[Problem], graded: list[Sample], samples: int) -> di
         "truncated": int(cut.sum()) / len(sampled),
         "truncated_samples": cut.tolist(),
     }
+
+
+def _use(sampled: list[Sample]) -> dict[str, Any]:
+    """What became of the turns; nothing where the task has no tool."""
+    uses = [item.tools for item in sampled if item.tools is not None]
+    if not uses:
+        return {}
+    programs = sum(use["programs"] for use in uses)
+    figures = {
+        "use_rate": sum(use["programs"] > 0 for use in uses) / len(uses),
+        "valid_rate": sum(use["valid"] for use in uses) / programs if programs else None,
+        "turns": sum(use["turns"] for use in uses) / len(uses),
+        "void_rate": sum(use["void"] for use in uses) / len(uses),
+    }
+    return {"tools": figures}
 
 
 def _per_problem(flags: list[bool], samples: int) -> NDArray[np.int64]:

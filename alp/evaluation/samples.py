@@ -22,6 +22,7 @@ from alp.rollout.episodes import Trajectory
 from alp.tasks.task import Problem
 
 logger = logging.getLogger(__name__)
+USE = ("turns", "programs", "valid", "void")
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,26 @@ class Sample:
     sample: int | None
     reward: float
     finished: bool
-    tokens: int
+    tokens: int  # that the model sampled
+    tools: dict[str, int] | None = None  # turns, programs, valid, void, where the task has tools
 
 
 def record(problem: Problem, sample: int | None, trajectory: Trajectory, text: str) -> str:
     """One line of a samples file (docs/results.md). Log-probs are float32, in the fewest digits that give the same
     float32."""
-    return json_line(
-        {
-            "problem_id": problem.id,
-            "sample": sample,
-            "reward": trajectory.reward,
-            "finished": trajectory.finished,
-            "response": text,
-            "token_ids": trajectory.response_ids,
-            "log_probs": [float(str(np.float32(value))) for value in trajectory.rollout_log_probs],
-        }
-    )
+    line = {
+        "problem_id": problem.id,
+        "sample": sample,
+        "reward": trajectory.reward,
+        "finished": trajectory.finished,
+        "response": text,
+        "token_ids": trajectory.response_ids,
+        "log_probs": [float(str(np.float32(value))) for value in trajectory.rollout_log_probs],
+    }
+    if (use := trajectory.tools) is not None:
+        line |= {"response_mask": trajectory.response_mask, "turn_ids": trajectory.turn_ids, "graded": use.graded}
+        line |= {"turns": use.turns, "programs": use.programs, "valid": use.valid, "void": use.void}
+    return json_line(line)
 
 
 class Chunks:
@@ -106,4 +110,10 @@ def _sample(plain: dict[str, object]) -> Sample:
     assert isinstance(reward, float | int)
     if not 0 <= reward <= 1:
         raise ValueError(f"a reward from 0 to 1 expected, not {reward}")
-    return Sample(str(plain["problem_id"]), sample, float(reward), bool(plain["finished"]), len(ids))
+    mask, tools = plain.get("response_mask"), None
+    if mask is not None:
+        if not isinstance(mask, list) or len(mask) != len(ids):
+            raise ValueError("as many token ids as entries of their mask expected")
+        tools = {name: int(plain[name]) for name in USE}  # type: ignore[call-overload]
+    tokens = len(ids) if not isinstance(mask, list) else sum(mask)
+    return Sample(str(plain["problem_id"]), sample, float(reward), bool(plain["finished"]), tokens, tools)

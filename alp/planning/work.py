@@ -37,7 +37,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a prompt, and what share of ``max_new_tokens`` a response takes."""
+    """Tokens of a prompt, and what share a response takes of ``max_new_tokens``, or all turns together of what they
+    may."""
 
     prompt: int
     fill: float
@@ -47,7 +48,7 @@ def training(config: TrainConfig, size: Size, lengths: Lengths) -> Work:
     """A whole training job: rollouts, scoring, updates and validation."""
     trainer = config.trainer
     batch = trainer.prompts * trainer.samples
-    response = lengths.fill * config.rollout.max_new_tokens
+    response = lengths.fill * config.task.longest_response(config.rollout.max_new_tokens)
     length = lengths.prompt + response
     forward = size.forward_flops(length)
     passes = int(trainer.old_log_probs) + int(trainer.kl > 0) + int(config.method.surveys_policy)
@@ -61,7 +62,7 @@ def training(config: TrainConfig, size: Size, lengths: Lengths) -> Work:
     checks = validations(trainer.steps, trainer.validate_every)
     asked = checks * int(getattr(config.task, "validation", 0) or 0)
     validated = asked * trainer.validation_samples
-    checked = lengths.fill * config.validation.max_new_tokens
+    checked = lengths.fill * config.task.longest_response(config.validation.max_new_tokens)
     flops["sample"] += (asked * lengths.prompt + validated * checked) * size.forward_flops(lengths.prompt + checked)
     trained = _trained(config, size)
     return Work(
@@ -83,7 +84,7 @@ def validations(steps: int, every: int) -> int:
 def evaluation(config: EvaluateConfig, size: Size, lengths: Lengths, problems: int) -> Work:
     """One model on all problems of the set."""
     answers = problems * (config.evaluation.samples + config.evaluation.greedy)
-    response = lengths.fill * config.evaluation.max_new_tokens
+    response = lengths.fill * config.task.longest_response(config.evaluation.max_new_tokens)
     tokens = problems * lengths.prompt + answers * response
     weights = size.parameters * (FLOAT32 + _copy_bytes(config.rollout))
     at_once = min(answers, config.evaluation.batch_size)
@@ -147,7 +148,7 @@ def problems_of(config: EvaluateConfig, known: Mapping[str, int], data: Path) ->
     own = getattr(task, name, None)
     if isinstance(own, int):
         return own
-    parts = list(task.parts) if name == "test" and task.parts else [name]
+    parts = list(own) if name == "test" and isinstance(own, dict) else [name]
     missing = [part for part in parts if part not in known]
     if missing:
         raise UserError(

@@ -98,6 +98,11 @@ def has_several_sets(grid: Grid) -> bool:
     return bool(grid.parts)
 
 
+def has_tools(grid: Grid) -> bool:
+    """Whether a tool answers between its turns."""
+    return job_of(grid, grid.arms[0]).task.multi_turn
+
+
 def compares_engines(grid: Grid) -> bool:
     """Whether its arms sample with more than one engine."""
     return len({job_of(grid, arm).rollout.label for arm in grid.arms}) > 1

@@ -49,6 +49,7 @@ class _EvaluationFile(BaseModel):
     greedy_correct: list[Count] | None = None
     response_length: float | None = None
     truncated: float | None = None
+    tools: dict[str, FiniteFloat | None] | None = None
     problem_ids: list[str]
     config_hash: str | None = None
 
@@ -68,6 +69,7 @@ class Evaluation:
     truncated: float | None
     problem_ids: tuple[str, ...]
     config_hash: str | None
+    tools: dict[str, float | None] | None = None
 
     @property
     def per_problem(self) -> Floats:

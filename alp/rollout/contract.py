@@ -23,6 +23,7 @@ from alp.errors import UserError, printable
 from alp.models import text_config
 from alp.rollout import prompts
 from alp.rollout.engine import Completion, Request, Sampling
+from alp.rollout.stops import closes
 from alp.tasks.task import Problem, Task
 
 logger = logging.getLogger(__name__)
@@ -184,21 +185,20 @@ def check_completions(
     if len(completions) != len(requests):
         raise RuntimeError(f"engine: {len(completions)} completions of {len(requests)} requests")
     ends = set(sampling.end_token_ids)
-    for number, item in enumerate(completions):
-        count = len(item.token_ids)
-        if not 1 <= count <= sampling.max_new_tokens or len(item.log_probs) != count:
+    for number, (item, request) in enumerate(zip(completions, requests, strict=True)):
+        count, most = len(item.token_ids), request.most(sampling)
+        if not 1 <= count <= most or len(item.log_probs) != count:
             raise RuntimeError(
                 f"engine: completion {number} has {count} tokens and {len(item.log_probs)} log-probs; 1 to"
-                f" {sampling.max_new_tokens} of both"
+                f" {most} of both"
             )
         if item.finished != (item.token_ids[-1] in ends) or not ends.isdisjoint(item.token_ids[:-1]):
             raise RuntimeError(
                 f"engine: completion {number} is {'' if item.finished else 'not '}finished, against its tokens"
             )
-        if not item.finished and count < sampling.max_new_tokens:
+        if not item.finished and count < most and not closes(item, sampling):
             raise RuntimeError(
-                f"engine: completion {number} stopped after {count} of {sampling.max_new_tokens} tokens without an end"
-                " token"
+                f"engine: completion {number} stopped after {count} of {most} tokens without an end token"
             )
     ids = np.asarray(list(chain.from_iterable(item.token_ids for item in completions)))
     if len(ids) and (

@@ -22,6 +22,7 @@ from alp.foreign import is_file, read_json
 from alp.models import text_config
 from alp.rollout.engine import Completion, Sampling
 from alp.rollout.prompts import end_of_turn
+from alp.rollout.stops import Stops
 
 logger = logging.getLogger(__name__)
 _CUT = 0.9  # share of a first batch that is cut before anyone wonders
@@ -42,11 +43,11 @@ class Ends:
         """Every token that ends a response, once."""
         return tuple(dict.fromkeys(number for numbers in self.named.values() for number in numbers))
 
-    def sampling(self, *, temperature: float, max_new_tokens: int) -> Sampling:
+    def sampling(self, *, temperature: float, max_new_tokens: int, stops: Stops | None = None) -> Sampling:
         """What an engine is told."""
         first, *others = self.ids
         pad = int(self.tokenizer.pad_token_id)
-        return Sampling(temperature, max_new_tokens, first, pad, stop_token_ids=tuple(others))
+        return Sampling(temperature, max_new_tokens, first, pad, stop_token_ids=tuple(others), stops=stops)
 
     def judge(self, completions: Sequence[Completion]) -> None:
         """Of the first batch alone: say so where nearly all of it is cut although tokens that look like an end were

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alp.reproducibility import stream
+
+if TYPE_CHECKING:
+    from alp.rollout.stops import Stops
 
 
 class Purpose(IntEnum):
@@ -30,10 +33,16 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """One response to sample. ``key`` alone fixes its random numbers: (purpose, seed, step, problem, sample)."""
+    """One turn to sample. ``key`` alone fixes its random numbers: (purpose, seed, step, problem, sample), and behind
+    the first turn the turn's number. ``limit``: most tokens, where that is less than ``Sampling.max_new_tokens``."""
 
     prompt_ids: tuple[int, ...]
     key: tuple[int, ...]
+    limit: int | None = None
+
+    def most(self, sampling: Sampling) -> int:
+        """Tokens it may get."""
+        return sampling.max_new_tokens if self.limit is None else min(self.limit, sampling.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class Sampling:
     """``temperature`` 0 is greedy decoding, which has no behaviour policy and no place in training.
 
     A response ends with ``eos_token_id`` or one of ``stop_token_ids`` (the end of a turn in a chat, where that is
-    another token).
+    another token), and behind what ``stops`` says. An engine that knows nothing of ``stops`` or of a request's limit
+    samples on, and what it sampled there is dropped (``alp.rollout.stops.cut``).
     """
 
     temperature: float
@@ -49,6 +59,7 @@ class Sampling:
     eos_token_id: int
     pad_token_id: int
     stop_token_ids: tuple[int, ...] = ()
+    stops: Stops | None = None
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:

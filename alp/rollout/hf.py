@@ -202,6 +202,9 @@ class _Rows:
         self._lengths = torch.zeros(count, dtype=torch.long, device=device)
         self._finished = torch.zeros(count, dtype=torch.bool, device=device)
         self._request = torch.arange(count, device=device)  # row of the batch -> request
+        self._watches = None if sampling.stops is None else [sampling.stops.watch() for _ in requests]
+        limits = [request.most(sampling) for request in requests]
+        self._limits = torch.tensor(limits, device=device) if min(limits, default=longest) < longest else None
         self.running = torch.ones(count, dtype=torch.bool, device=device)
         self.last = torch.zeros(count, dtype=torch.long, device=device)
 
@@ -223,8 +226,19 @@ class _Rows:
         self._lengths[request] += running
         ended = running & torch.isin(token, self._ends)
         self._finished[request] |= ended
-        self.running = running & ~ended
+        self.running = running & ~ended & ~self._stopped(token)
         self.last = token
+
+    def _stopped(self, token: Tensor) -> Tensor:
+        """Rows whose turn a form ends with this token, or a limit of their own."""
+        stopped = torch.zeros_like(self.running)
+        if self._watches is not None:  # the text of tokens is known on the host
+            rows = zip(self._request.tolist(), token.tolist(), self.running.tolist(), strict=True)
+            closed = [runs and self._watches[place].add(number) for place, number, runs in rows]
+            stopped |= torch.tensor(closed, device=stopped.device)
+        if self._limits is not None:
+            stopped |= self._lengths[self._request] >= self._limits[self._request]
+        return stopped
 
     def keep(self, rows: Tensor) -> None:
         """Forget the batch rows that are not in ``rows``."""

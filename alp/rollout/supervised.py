@@ -13,8 +13,9 @@ server module over there that answers ``sync``, ``readback``, ``generate`` and `
   memory that both have (``alp.rollout.transport``);
 - ``readback`` answers samples of those parameters that can be read back (``alp.rollout.readback``);
 - ``generate`` takes ``ids`` (all prompts end to end) and ``lengths`` (prompts,), with ``seeds``, ``temperature``,
-  ``max_new_tokens``, ``ends`` and ``prompt_log_probs`` in its header; it answers ``ids``, ``log_probs`` and ``lengths``
-  likewise, and ``prompt_log_probs`` (without each prompt's first token) when asked for;
+  ``max_new_tokens``, ``ends`` and ``prompt_log_probs`` in its header, and where a turn may end sooner ``limits`` (most
+  tokens of each) and ``forms`` (``alp.rollout.stops``), which it need not know; it answers ``ids``, ``log_probs`` and
+  ``lengths`` likewise, and ``prompt_log_probs`` (without each prompt's first token) when asked for;
   its header says ``dropped`` where the engine then let go of its weights, which are loaded again when they are needed;
 - ``describe`` answers what is active in its header.
 """
@@ -118,7 +119,8 @@ class SupervisedEngine(ABC):
         self._check_synced("generate")
         prompts = [list(request.prompt_ids) for request in requests]
         seeds = [seed_of(request.key) for request in requests]
-        sampled = self._persist(lambda: self._sample(prompts, seeds, sampling))
+        limits = [request.most(sampling) for request in requests]
+        sampled = self._persist(lambda: self._sample(prompts, seeds, sampling, limits=limits))
         self._proven = True
         ends = sampled["lengths"].cumsum(0).tolist()
         ids, log_probs = sampled["ids"].tolist(), sampled["log_probs"].tolist()
@@ -237,7 +239,13 @@ class SupervisedEngine(ABC):
         return answer, values
 
     def _sample(
-        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, *, prompt_log_probs: bool = False
+        self,
+        prompts: list[list[int]],
+        seeds: list[int],
+        sampling: Sampling,
+        *,
+        limits: list[int] | None = None,
+        prompt_log_probs: bool = False,
     ) -> dict[str, Tensor]:
         tensors = {
             "ids": torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.int32),
@@ -250,6 +258,10 @@ class SupervisedEngine(ABC):
             "ends": list(sampling.end_token_ids),
             "prompt_log_probs": prompt_log_probs,
         }
+        if limits is not None and min(limits, default=sampling.max_new_tokens) < sampling.max_new_tokens:
+            header["limits"] = limits
+        if sampling.stops is not None:
+            header["forms"] = sampling.stops.plain()
         answer, values = self._ask("generate", header, tensors)
         if answer.get("dropped"):
             self._loaded = None

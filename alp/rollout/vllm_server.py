@@ -7,15 +7,19 @@ imports vLLM before ``main`` runs: the trainer imports this module to have its s
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alp.models import load_tokenizer
 from alp.rollout import serving
 from alp.rollout.readback import sampled_indices
 from alp.rollout.serving import Refused
+from alp.rollout.stops import Stops
 from alp.rollout.transport import gpu
+from alp.tasks.environment import Form
 
 
 def main(arguments: list[str]) -> int:
@@ -49,6 +53,8 @@ class Server:
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        self._folder: str = settings["engine"]["model"]
+        self._stops: Stops | None = None
         self._seeded: bool = settings["seeded"]
         self._sleep_level: int = settings["sleep_level"]
         self._asleep = False
@@ -59,7 +65,7 @@ class Server:
         alone = settings["engine"]["tensor_parallel_size"] == 1
         self.gpu = gpu(torch.device("cuda", 0)) if alone and current_platform.is_cuda() else None
         # The first batch loads what is loaded late: it belongs to the start, not to the time limit of a batch.
-        self._batch([[0, 0]], [None], temperature=1.0, longest=2, ends=[0], prompt_log_probs=True)
+        self._batch([[0, 0]], [None], temperature=1.0, longest=[2], ends=[0], prompt_log_probs=True)
 
     def answer(
         self, operation: str, header: dict[str, Any], tensors: dict[str, Tensor]
@@ -127,7 +133,8 @@ class Server:
 
         ``tensors``: ``ids`` all prompts end to end, ``lengths`` (prompts,). Header: ``seeds`` (None: unseeded),
         ``temperature``, ``max_new_tokens``, ``ends``, ``prompt_log_probs``. Answer: ``ids``, ``log_probs``, ``lengths``
-        likewise, and ``prompt_log_probs`` (without each prompt's first token) when asked for.
+        likewise, and ``prompt_log_probs`` (without each prompt's first token) when asked for. ``limits`` and ``forms``
+        may end a turn sooner.
         """
         self._wake()
         self._forget()  # a batch depends on weights and requests alone, never on the batches before it
@@ -137,9 +144,10 @@ class Server:
                 prompts,
                 header["seeds"] if self._seeded else [None] * len(prompts),
                 temperature=header["temperature"],
-                longest=header["max_new_tokens"],
+                longest=header.get("limits") or [header["max_new_tokens"]] * len(prompts),
                 ends=header["ends"],
                 prompt_log_probs=header["prompt_log_probs"],
+                stops=self._stops_of(header.get("forms")),
             )
         )
         if self._sleep_level and not header["prompt_log_probs"]:
@@ -153,18 +161,19 @@ class Server:
         seeds: list[int | None],
         *,
         temperature: float,
-        longest: int,
+        longest: list[int],
         ends: list[int],
         prompt_log_probs: bool,
+        stops: Stops | None = None,
     ) -> list[Any]:
-        """vLLM's finished outputs, in the order of the prompts."""
+        """vLLM's finished outputs, in the order of the prompts; of a turn that a form ends what it had then."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.exceptions import VLLMClientError
 
-        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        for number, (prompt, seed, most) in enumerate(zip(prompts, seeds, longest, strict=True)):
             parameters = SamplingParams(
                 temperature=temperature,
-                max_tokens=longest,
+                max_tokens=most,
                 seed=seed,
                 logprobs=0,  # the sampled token's alone
                 prompt_logprobs=0 if prompt_log_probs else None,
@@ -182,14 +191,35 @@ class Server:
             ) as error:  # its words for what it cannot serve
                 self._engine.abort_request([str(earlier) for earlier in range(number)])
                 raise Refused(f"prompt {number} of {len(prompt)} tokens: {error}") from error
-        finished: dict[str, Any] = {}
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
-                if output.finished:
-                    finished[output.request_id] = output
+        finished = self._run_out(stops)
         if len(finished) != len(prompts):
             raise RuntimeError(f"{len(finished)} of {len(prompts)} requests were answered")
         return [finished[str(number)] for number in range(len(prompts))]
+
+    def _run_out(self, stops: Stops | None) -> dict[str, Any]:
+        """Every request's last output, by its id."""
+        finished: dict[str, Any] = {}
+        turns: dict[str, Turn] = {}
+        while self._engine.has_unfinished_requests():
+            closed = []
+            for output in self._engine.step():
+                if output.request_id in finished:
+                    continue
+                if output.finished:
+                    finished[output.request_id] = output
+                elif stops is not None and turns.setdefault(output.request_id, Turn(stops)).closed(output):
+                    finished[output.request_id] = output
+                    closed.append(output.request_id)
+            if closed:
+                self._engine.abort_request(closed)
+        return finished
+
+    def _stops_of(self, forms: list[list[Any]] | None) -> Stops | None:
+        if forms is None:
+            return None
+        if self._stops is None or self._stops.plain() != forms:
+            self._stops = Stops(load_tokenizer(Path(self._folder)), [Form(*form) for form in forms])
+        return self._stops
 
     def _forget(self) -> None:
         if not self._engine.reset_prefix_cache():
@@ -199,6 +229,19 @@ class Server:
         if self._asleep:
             self._engine.wake_up(tags)
             self._asleep = self._engine.is_sleeping()
+
+
+class Turn:
+    """A request's tokens, watched as they come."""
+
+    def __init__(self, stops: Stops) -> None:
+        self._watch, self._seen = stops.watch(), 0
+
+    def closed(self, output: Any) -> bool:
+        """Whether a form has closed in what the output has so far."""
+        new = output.outputs[0].token_ids[self._seen :]
+        self._seen += len(new)
+        return any(self._watch.add(token) for token in new)
 
 
 def _collected(outputs: list[Any]) -> dict[str, Tensor]:

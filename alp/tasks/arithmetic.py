@@ -25,6 +25,8 @@ _SLIP = 15  # a wrong guess is off by at most this
 class Arithmetic(Generated[TaskConfig]):
     """Sums of two numbers below 10^digits; no sum stands in two splits, whatever the order of its summands."""
 
+    pieces = ALPHABET
+
     def __init__(self, config: TaskConfig) -> None:
         self._config = config
 
@@ -36,8 +38,13 @@ class Arithmetic(Generated[TaskConfig]):
         _, mark, answer = response.rpartition(_MARK)
         return float(bool(mark) and answer == problem.answer)
 
-    def demonstration(self, problem: Problem, random: Generator, *, worked: float, careless_right: float) -> str:
+    def demonstration(
+        self, problem: Problem, random: Generator, *, worked: float, careless_right: float
+    ) -> list[tuple[str, bool]]:
         """A response to learn from: worked with probability ``worked``, else a guess right with ``careless_right``."""
+        return [(self._response(problem, random, worked, careless_right), True)]
+
+    def _response(self, problem: Problem, random: Generator, worked: float, careless_right: float) -> str:
         if random.random() < worked:
             return worked_solution(problem)
         total = int(problem.answer)

@@ -7,14 +7,32 @@ from __future__ import annotations
 
 import importlib
 
-from alp.configuration.task_schema import ArithmeticTask, CustomTask, MathematicsTask, ReasoningGymTask, SumsInWordsTask
+from alp.configuration.task_schema import (
+    ArithmeticTask,
+    CalculatorTask,
+    CustomTask,
+    MathematicsTask,
+    MathematicsToolsTask,
+    ReasoningGymTask,
+    SumsInWordsTask,
+)
 from alp.tasks.task import Task
 
-TaskConfig = ArithmeticTask | SumsInWordsTask | MathematicsTask | ReasoningGymTask | CustomTask
+TaskConfig = (
+    ArithmeticTask
+    | CalculatorTask
+    | SumsInWordsTask
+    | MathematicsTask
+    | MathematicsToolsTask
+    | ReasoningGymTask
+    | CustomTask
+)
 TASKS = {
     "arithmetic": "alp.tasks.arithmetic:Arithmetic",
+    "calculator": "alp.tasks.calculator:Calculator",
     "sums_in_words": "alp.tasks.sums_in_words:SumsInWords",
     "mathematics": "alp.tasks.mathematics:Mathematics",
+    "mathematics_tools": "alp.tasks.mathematics_tools:MathematicsTools",
     "reasoning_gym": "alp.tasks.reasoning:ReasoningGym",
     "custom": "alp.tasks.custom:load",
 }

@@ -13,6 +13,7 @@ from alp.configuration.fields import NAME_RULE, is_name
 from alp.configuration.task_schema import SPLITS, CustomTask
 from alp.errors import Interrupted, UserError, nearest
 from alp.foreign import reason
+from alp.tasks.environment import Environment
 from alp.tasks.task import Problem, Task, check_problems, check_set, read_problems
 
 
@@ -90,9 +91,11 @@ class _Own(Task):
 
     def __init__(self, task: Task, place: str, folder: Path | None) -> None:
         self._task, self._place, self._folder = task, f"task.module: {place}", folder
-        self.system, self.sets = task.system, task.sets
+        self.system, self.sets, self.environment = task.system, task.sets, task.environment
         if self.system is not None and not isinstance(self.system, str):
             raise UserError(f"{self._place}: system must be a text or None, this is a {type(self.system).__name__}")
+        if self.environment is not None and not isinstance(self.environment, Environment):
+            raise UserError(f"{self._place}: environment must be an alp.tasks.environment.Environment or None")
         if not isinstance(self.sets, list | tuple) or not all(
             isinstance(name, str) and is_name(name) for name in self.sets
         ):

@@ -7,18 +7,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from alp.configuration.task_schema import SPLITS, ArithmeticTask, ReasoningGymTask, SumsInWordsTask
+from alp.configuration.task_schema import SPLITS, ArithmeticTask, CalculatorTask, ReasoningGymTask, SumsInWordsTask
 from alp.errors import UserError, nearest
 from alp.foreign import is_file, read_lines, shown
 from alp.reproducibility import json_line, stream
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from alp.tasks.environment import Environment
 
 __all__ = [
     "SPLITS",
     "Generated",
     "Problem",
     "Task",
+    "Teachable",
     "check_disjoint",
     "check_problems",
     "check_set",
@@ -28,7 +34,7 @@ __all__ = [
     "select",
 ]
 
-Config = TypeVar("Config", ArithmeticTask, SumsInWordsTask, ReasoningGymTask)
+Config = TypeVar("Config", ArithmeticTask, CalculatorTask, SumsInWordsTask, ReasoningGymTask)
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,11 @@ def content_hash(problems: Sequence[Problem]) -> str:
 
 class Task(ABC):
     """What training and evaluation need of a task. ``system`` is what a chat model is told before the prompt, if
-    anything."""
+    anything; ``environment`` what answers it between turns (docs/tools.md), None where one response is all."""
 
     system: str | None = None
     sets: Sequence[str] = SPLITS
+    environment: Environment | None = None
 
     @abstractmethod
     def problems(self, split: str) -> list[Problem]:
@@ -79,6 +86,27 @@ class Task(ABC):
         made."""
         del split
         return []
+
+
+class Teachable(Protocol):
+    """What the embedded model is taught of a task. ``pieces``: the texts that are its tokens."""
+
+    pieces: Sequence[str]
+
+    def problems(self, split: str) -> list[Problem]:
+        """See Task."""
+        ...
+
+    def prompt(self, problem: Problem) -> str:
+        """See Task."""
+        ...
+
+    def demonstration(
+        self, problem: Problem, random: Generator, *, worked: float, careless_right: float
+    ) -> list[tuple[str, bool]]:
+        """What follows a prompt, as (text, whether the model writes it): careful with probability ``worked``, else
+        careless, and then right with ``careless_right``."""
+        ...
 
 
 class Generated(Task, Generic[Config]):

@@ -14,6 +14,7 @@ from alp.configuration.train_schema import TrainConfig
 from alp.errors import UserError
 from alp.reproducibility import json_line
 from alp.rollout import contract
+from alp.rollout.episodes import check_environment, longest_of
 from alp.tasks.task import Problem, Task, check_disjoint, content_hash
 
 
@@ -64,7 +65,8 @@ def check_prompts(
     """Refuse problems that this model cannot be asked; a validation set that nothing reads may be empty."""
     trainer, engines = config.trainer, (config.rollout, config.validation)
     longest = min((settings.longest for settings in engines if settings.longest is not None), default=None)
-    limits = contract.limits_of(folder, tokenizer, longest)
+    check_environment(task, tokenizer, contract.limits_of(folder, tokenizer, longest))
+    limits = contract.limits_of(folder, tokenizer, longest_of(task, longest))
     sets = {"train": training}
     if validation or trainer.validate_every or trainer.probe_every:
         sets["validation"] = validation

@@ -21,6 +21,7 @@ from alp.reproducibility import fix_threads, provenance, write_json, write_text
 from alp.rollout import contract, probe, prompts, registry
 from alp.rollout.ends import ends_of
 from alp.rollout.engine import Engine, Host, Probe, Sampling
+from alp.rollout.episodes import longest_of, stops_of
 from alp.tasks.catalogue import load_task
 from alp.training import attention, checkpoint, inputs
 from alp.training.compiled import CompiledLayers
@@ -90,6 +91,7 @@ class Job:
         self.records = Records(run_dir)
         self.done = 0  # steps
         self.pending: PendingStep | None = None
+        self.under_way: dict[str, Any] | None = None  # a rollout batch between two turns (``Play.run``)
 
     def _check_inputs(self, accept: Callable[[dict[str, Any]], object]) -> None:
         """Task, data, layers, loss and engine against the model's folder, before any weight is read."""
@@ -117,6 +119,7 @@ class Job:
         )
         self.ends = ends_of(self.tokenizer, self.folder, config.model)
         self.ends.say()
+        self.stops = stops_of(self.task, self.tokenizer)
         self.sampling = self._sampling(config.rollout)
         self.limits = inputs.check_prompts(
             config, self.folder, self.tokenizer, self.task, self.problems, self.validation_problems
@@ -162,11 +165,14 @@ class Job:
         whole = sum(parameter.nbytes for parameter in self.model.parameters())
         trained = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
         saved = whole - trained if adapters.layers_of(self.model) else whole  # an adapter is saved merged
-        tokens = 2 * trainer.prompts * trainer.samples * rollout.max_new_tokens  # prompts as long as responses
+        longest = longest_of(self.task, None) or 2 * rollout.max_new_tokens  # prompts as long as responses
+        tokens = trainer.prompts * trainer.samples * longest
         checkpoint.check_room(self.run_dir, trained=trained, saved=saved, tokens=tokens, every=trainer.checkpoint_every)
 
     def _sampling(self, settings: EngineSettings) -> Sampling:
-        return self.ends.sampling(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens)
+        return self.ends.sampling(
+            temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, stops=self.stops
+        )
 
     def _engine(
         self, settings: EngineSettings, scratch: Path | None, *, group: str = "rollout", log_prefix: str = ""
@@ -207,6 +213,8 @@ class Job:
         """Give back what the engines hold outside this process."""
         self.engine.close()
         self.validator.close()
+        if self.task.environment is not None:
+            self.task.environment.close()
 
     def _perturbation(self) -> LayerwisePerturbation | None:
         settings = self.config.method.perturbation
@@ -266,6 +274,7 @@ class Job:
             self.perturbation.load_state_dict(state["perturbation"])
         self.done, self.records.texts = state["step"], state["records"]
         self.pending = PendingStep.of(state["pending"], self.device) if state["pending"] else None
+        self.under_way = state["under_way"]
 
     def save(self) -> bool:
         """Write a checkpoint of this very moment; whether that worked."""
@@ -275,6 +284,7 @@ class Job:
             "updater": self.updater.state_dict(),
             "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
             "pending": self.pending.state_dict() if self.pending is not None else None,
+            "under_way": self.under_way,
             "records": self.records.texts,
             "random": checkpoint.random_state(),
         }
@@ -303,6 +313,8 @@ class Job:
         if self.whole_because is not None:
             active["log_probs_whole_because"] = self.whole_because
         check_active(self.config, active)
+        if self.task.environment is not None:
+            active["tools"] = self.task.environment.describe()
         active["end_tokens"] = {source: list(ids) for source, ids in self.ends.named.items()}
         if set(self.read_from) != {"float32"}:
             active["weights_read_from"] = self.read_from

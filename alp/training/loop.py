@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def begin(job: Job, number: int) -> PendingStep:
     """Sample and score a rollout batch."""
     stop_if_asked(job)
     clock = Clock({})
-    trajectories = sample(job, number)
+    trajectories = sample(job, number, partial(between_turns, job))
+    job.under_way = None
     clock.lap("rollout")
     batch, metrics = score(job, padded(job, trajectories, number))
     metrics |= rollout_metrics(trajectories, job.config.trainer.samples)
@@ -128,11 +130,19 @@ def update(job: Job, pending: PendingStep) -> None:
         job.records.append("updates.jsonl", logged | envelope(mini, raw, pending.clean))
 
 
+def between_turns(job: Job, state: Callable[[], dict[str, Any]]) -> None:
+    """A signal stops here too: what was said so far, tools included, goes into the checkpoint."""
+    if job.stop.signal is not None:
+        job.under_way = state()
+        stop_if_asked(job)
+
+
 def stop_if_asked(job: Job) -> None:
     """Save and raise Interrupted once a signal has come."""
     if job.stop.signal is None:
         return
     reached = f"{job.done} steps" + (f" and {len(job.pending.results)} updates" if job.pending else "")
+    reached += " and some turns of the next batch" if job.under_way else ""
     kept = "what is done is saved" if job.save() else "the checkpoint before stays"
     raise Interrupted(
         f"{job.run_dir}: stopped by {job.stop.signal} after {reached}; {kept}, the same command goes on from there"

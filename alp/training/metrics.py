@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,26 @@ def rollout_metrics(trajectories: list[Trajectory], samples: int) -> dict[str, f
     """Rewards and responses of a rollout batch, ``samples`` of a problem side by side."""
     rewards = [item.reward for item in trajectories]
     groups = [rewards[start : start + samples] for start in range(0, len(rewards), samples)]
-    return {
+    return tool_metrics(trajectories) | {
         "reward/mean": sum(rewards) / len(rewards),
         "reward/solve_all": sum(min(group) == 1.0 for group in groups) / len(groups),
         "reward/solve_none": sum(max(group) < 1.0 for group in groups) / len(groups),
-        "response/length": sum(len(item.response_ids) for item in trajectories) / len(trajectories),
+        "response/length": sum(item.length for item in trajectories) / len(trajectories),
         "response/truncated": sum(not item.finished for item in trajectories) / len(trajectories),
+    }
+
+
+def tool_metrics(trajectories: list[Trajectory]) -> dict[str, float]:
+    """What became of the turns; nothing where the task has no tool."""
+    uses = [item.tools for item in trajectories if item.tools is not None]
+    if not uses:
+        return {}
+    programs = sum(use.programs for use in uses)
+    return {
+        "tools/use_rate": sum(use.programs > 0 for use in uses) / len(uses),
+        "tools/valid_rate": sum(use.valid for use in uses) / programs if programs else math.nan,
+        "tools/turns": sum(use.turns for use in uses) / len(uses),
+        "tools/void_rate": sum(use.void for use in uses) / len(uses),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from numpy.random import Generator
@@ -14,13 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from alp import models
 from alp.configuration.compose import code_of, identity, origin_of, to_yaml
 from alp.configuration.pretrain_schema import PretrainConfig
-from alp.configuration.task_schema import ArithmeticTask
 from alp.ownership import claimed
 from alp.progress import Progress
 from alp.reproducibility import fix_threads, json_line, stream, write_text
 from alp.sharing import twins_of
-from alp.tasks.arithmetic import ALPHABET, Arithmetic
-from alp.tasks.task import Problem, content_hash
+from alp.tasks.catalogue import load_task
+from alp.tasks.task import Problem, Teachable, content_hash
 
 _IGNORED = -100  # cross entropy's label for positions outside the loss
 _LOG_EVERY = 50
@@ -29,7 +28,7 @@ OUTPUTS = ("model/*", "metrics.jsonl", "timings.jsonl", "config.yaml")
 
 def pretrain(config: PretrainConfig) -> None:
     """Teach the model and write ``model/``, ``metrics.jsonl`` and ``config.yaml`` below ``run.dir``."""
-    task = Arithmetic(cast(ArithmeticTask, config.task))  # the schema allows no other
+    task = load_task(config.task)
     parts = {
         "config_hash": identity(config),
         "code_hash": code_of("pretrain", config),
@@ -52,9 +51,9 @@ def pretrain(config: PretrainConfig) -> None:
 def _pretrain(config: PretrainConfig) -> None:
     settings = config.pretrain
     fix_threads(settings.threads)
-    task = Arithmetic(cast(ArithmeticTask, config.task))  # the schema allows no other
+    task = cast(Teachable, load_task(config.task))  # the schema allows no other
     problems = task.problems("train")
-    tokenizer = models.character_tokenizer(ALPHABET)
+    tokenizer = models.character_tokenizer(task.pieces)
     model = models.build_embedded(config.model, tokenizer, settings.seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
@@ -85,25 +84,28 @@ def _pretrain(config: PretrainConfig) -> None:
 
 
 def _batch(
-    task: Arithmetic,
+    task: Teachable,
     problems: list[Problem],
     tokenizer: PreTrainedTokenizerBase,
     random: Generator,
     config: PretrainConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Right-padded ids (batch, tokens) and labels: the response and its end token, nothing else."""
+    """Right-padded ids (batch, tokens) and labels: what the model writes and its end token, nothing else."""
     settings = config.pretrain
-    rows, starts = [], []
+    rows, learnt = [], []
     for index in random.integers(len(problems), size=settings.batch):
         problem = problems[index]
-        prompt = tokenizer.encode(task.prompt(problem))
-        response = task.demonstration(problem, random, worked=settings.worked, careless_right=settings.careless_right)
-        rows.append([*prompt, *tokenizer.encode(response), tokenizer.eos_token_id])
-        starts.append(len(prompt))
+        parts = task.demonstration(problem, random, worked=settings.worked, careless_right=settings.careless_right)
+        pieces: list[tuple[list[Any], bool]] = [
+            (tokenizer.encode(text), written) for text, written in [(task.prompt(problem), False), *parts]
+        ]
+        pieces.append(([tokenizer.eos_token_id], True))
+        rows.append([token for ids, _ in pieces for token in ids])
+        learnt.append([written for ids, written in pieces for _ in ids])
     width = max(map(len, rows))
     input_ids = torch.full((len(rows), width), int(tokenizer.pad_token_id))
     labels = torch.full((len(rows), width), _IGNORED)
-    for row, (ids, start) in enumerate(zip(rows, starts, strict=True)):
+    for row, (ids, written) in enumerate(zip(rows, learnt, strict=True)):
         input_ids[row, : len(ids)] = torch.tensor(ids)
-        labels[row, start : len(ids)] = input_ids[row, start : len(ids)]
+        labels[row, : len(ids)] = torch.where(torch.tensor(written), input_ids[row, : len(ids)], _IGNORED)
     return input_ids, labels

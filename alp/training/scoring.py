@@ -11,6 +11,7 @@ from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
 from alp.policy.objective import group_advantages
 from alp.rollout.engine import Purpose
 from alp.rollout.episodes import Trajectory, collect
+from alp.rollout.play import Pause
 from alp.tasks.task import select
 from alp.training.batch import Batch, collate
 from alp.training.compiled import CompiledLayers
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 FIGURES_OF_OLD = ("policy/entropy", "rollout_corr/…")  # what a job without π_old does not log
 
 
-def sample(job: Job, step: int) -> list[Trajectory]:
-    """The responses that ``step`` trains on."""
+def sample(job: Job, step: int, pause: Pause = bool) -> list[Trajectory]:
+    """The trajectories that ``step`` trains on, or the rest of them where it was stopped between their turns."""
     trainer = job.config.trainer
     return collect(
         job.engine,
@@ -39,6 +40,8 @@ def sample(job: Job, step: int) -> list[Trajectory]:
         step=step,
         vocabulary=job.limits.vocabulary,
         ends=job.ends,
+        under_way=job.under_way,
+        pause=pause,
     )
 
 

@@ -73,7 +73,7 @@ class Validation:
         trajectories = self._sample(self.engine, self.sampling, step, self.config.trainer.validation_samples)
         return {
             "validation/accuracy": sum(item.reward for item in trajectories) / len(trajectories),
-            "validation/length": sum(len(item.response_ids) for item in trajectories) / len(trajectories),
+            "validation/length": sum(item.length for item in trajectories) / len(trajectories),
         }
 
     def sharpness(self, model: Any) -> float:
@@ -122,7 +122,8 @@ class Validation:
         rollout = self.config.rollout
         sampling = replace(self.sampling, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
         trajectories = self._sample(engine, sampling, step=0, samples=1)
-        return collate(trajectories, pad_token_id=self.tokenizer.pad_token_id, first_sequence=0, device=self.device)
+        pad = self.tokenizer.pad_token_id
+        return collate(trajectories, pad_token_id=pad, first_sequence=0, device=self.device, for_loss=False)
 
     def _sample(self, engine: Engine, sampling: Sampling, step: int, samples: int) -> list[Trajectory]:
         return collect(

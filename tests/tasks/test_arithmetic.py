@@ -55,7 +55,9 @@ def test_grade_never_raises() -> None:
 
 def test_demonstrations_have_the_stated_shares() -> None:
     random, problem, count = default_rng(0), _problem(47, 85), 4000
-    texts = [TASK.demonstration(problem, random, worked=0.4, careless_right=0.15) for _ in range(count)]
+    parts = [TASK.demonstration(problem, random, worked=0.4, careless_right=0.15) for _ in range(count)]
+    assert all(written for ((_, written),) in parts)
+    texts = [text for ((text, _),) in parts]
     worked = [text for text in texts if "=" in text]
     careless = [text for text in texts if "=" not in text]
     right = [text for text in careless if TASK.grade(problem, text)]
