@@ -123,7 +123,8 @@ def _call(verb: Verb, config: Any) -> Any:
         grids.check_results(config.results)
         grid = grids.load(config.grid)
         check(grid.folder(config.results), "results", beside=True)
-        return verb.call(grid, Path(config.results), replace=config.replace)
+        options = config.model_dump(exclude={"grid", "results"})
+        return verb.call(grid, Path(config.results), **options)
     if verb.takes == "run":
         check(config.run.dir, "run.dir")
     return verb.call(config)

@@ -117,7 +117,7 @@ def verify(words: Sequence[str]) -> tuple[str, int]:
     if not 1 <= len(words) <= 2 or words[0].startswith("-"):
         raise UserError(
             "verify: give the manifest and perhaps the folder to compare: alp verify results/quick/manifest.json"
-            " [folder]"
+            " [folder]; or a reference, or a folder of them: alp verify docs/reference results/quick"
         )
     from alp.reporting.verify import verify
 

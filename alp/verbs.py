@@ -14,7 +14,7 @@ class Verb:
     where it writes:
 
     - ``run``: the configuration (its schema: :mod:`alp.configuration.compose`); it writes below ``run.dir``.
-    - ``grid``: the grid, the results root and ``replace``; it writes below the grid's folder.
+    - ``grid``: the grid, the results root, ``replace`` and what else its schema has; it writes below the grid's folder.
     - ``configuration``: the configuration; it looks after its folder itself.
     - ``words``: the words behind the verb (``usage``); it returns the exit code too.
     """
@@ -71,17 +71,17 @@ VERBS = {
         Verb("report", "one page with every table and figure of a grid", "alp.reporting.report:report", "grid"),
         Verb(
             "manifest",
-            "hash of every result of a grid, with what it was made from",
+            "hash of every result of a grid, with what it was made from and the numbers that it concludes from",
             "alp.reporting.manifest:write_manifest",
             "grid",
         ),
         Verb(
             "verify",
             "are the files of a grid those of its manifest, all of them and no other; where not, what differs and by"
-            " how much",
+            " how much; of another kind of processor, and of a reference, whether any conclusion differs",
             "alp.commands:verify",
             "words",
-            "<manifest.json> [folder]",
+            "<manifest.json, a reference or a folder of references> [folder]",
         ),
         Verb(
             "diagnose",

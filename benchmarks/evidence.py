@@ -1,4 +1,4 @@
-"""The numbers of docs/evidence.md: read from built grids, kept in docs/evidence/, written between marks.
+"""The numbers of README.md and docs/evidence.md: read from built grids, kept in docs/evidence/, written between marks.
 
     python -m benchmarks.evidence collect quick noise …    built grids (results/) -> docs/evidence/<grid>.json;
                                                            ``regime``: what benchmarks/regime.py found
@@ -27,9 +27,9 @@ from alp.evaluation.passk import pass_at_k
 from alp.rendering.tables import to_markdown
 from alp.reporting import arms, runs
 from alp.reporting.aggregate import build
-from alp.reporting.findings import headline
+from alp.reporting.findings import headline, verdict
 from alp.reporting.runs import Results, Run
-from alp.reproducibility import write_json, write_text
+from alp.reproducibility import write_bytes, write_json, write_text
 from benchmarks.evidence_blocks import BLOCKS, Evidence
 from benchmarks.regime import commit_of
 
@@ -37,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "docs" / "evidence"
 RESULTS = Path("results")
 REGIME = RESULTS / "regime" / "regime.json"
-DOCUMENTS = ("docs/evidence.md",)
+DOCUMENTS = ("README.md", "docs/evidence.md")
+PICTURES = {"quick": {"accuracy": "quick_accuracy"}, "noise": {"accuracy": "noise_accuracy"}}  # figures docs show
 BLOCK = re.compile(r"(<!-- evidence: ([a-z0-9_]+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 DIGITS = 6
 Floats = NDArray[np.float64]
@@ -60,6 +61,7 @@ def collect(name: str, results: Path) -> dict[str, Any]:
         "problems": loaded.base.problems,
         "samples": loaded.base.samples,
         "findings": headline(loaded, rows),
+        "verdict": verdict(loaded, rows),
         "tables": {key: to_markdown(table) for key, table in tables.items()},
         "noise_alone": [[method, control] for method, control in {pair[0]: pair for pair in reversed(alone)}.values()],
         "labels": {arm.name: arms.label(arm.name) for arm in loaded.arms},
@@ -158,6 +160,9 @@ def main(arguments: list[str]) -> int:
         for name in names:
             found = json.loads(REGIME.read_text(encoding="utf-8")) if name == "regime" else collect(name, RESULTS)
             write_json(FILES / f"{name}.json", found)
+            for figure, kept in PICTURES.get(name, {}).items():
+                drawn = RESULTS / name / "figures" / f"{figure}.png"
+                write_bytes(FILES.parent / f"{kept}.png", drawn.read_bytes())
         return 0
     evidence, stale = load_all(), []
     for document in DOCUMENTS:

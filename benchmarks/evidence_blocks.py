@@ -1,4 +1,4 @@
-"""What stands in the marked blocks of docs/evidence.md, made from docs/evidence/*.json alone."""
+"""What stands in the marked blocks of README.md and docs/evidence.md, made from docs/evidence/*.json alone."""
 
 from __future__ import annotations
 
@@ -104,6 +104,15 @@ def results(found: dict[str, Any]) -> str:
     return f"{found['tables']['main']}\n" + "".join(f"- {sentence}\n" for sentence in found["findings"])
 
 
+def summary(found: dict[str, Any]) -> str:
+    """What a newcomer wants of the main table, and the verdict."""
+    wanted = ("Method", "avg@", "Difference", "Published")
+    lines = [line.strip("|").split("|") for line in found["tables"]["main"].splitlines()]
+    kept = [place for place, heading in enumerate(lines[0]) if heading.strip().startswith(wanted)]
+    table = "\n".join("|" + "|".join(cells[place] for place in kept) + "|" for cells in lines)
+    return f"{table}\n\n" + "".join(f"- {sentence}\n" for sentence in found["verdict"])
+
+
 def against_preset(found: dict[str, Any]) -> str:
     """Every other arm of an ALP method against the preset as it is."""
     methods = {name: name.partition("-")[0] for name in found["arms"]}
@@ -127,7 +136,8 @@ CLAIMS = {
     "accuracy": ("accuracy",),
 }
 BLOCKS: dict[str, Callable[[Evidence], str]] = {
-    "quick_results": block("quick", results),
+    "quick_summary": block("quick", summary),
+    **{f"{grid}_results": block(grid, results) for grid in ("quick", "stress", "noise", "smol")},
     **{
         f"{grid}_{name}": block(grid, claim(*measures))
         for grid in ("quick", "stress", "noise")

@@ -17,6 +17,7 @@ import argparse
 import importlib.util
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,12 +37,14 @@ from alp.configuration import compose
 from alp.policy import LayerwisePerturbation
 from alp.policy import noise as noises
 from alp.policy.streams import Normals, RowNames
-from alp.rollout.engine import Request, Sampling
+from alp.rollout import probe, registry, vllm
+from alp.rollout.engine import Engine, Host, Probe, Request, Sampling
 from alp.rollout.episodes import Trajectory
 from alp.rollout.hf import HFEngine
 from alp.training.attention import choose
 from alp.training.batch import Batch, collate
-from alp.training.forward import token_log_probs
+from alp.training.compiled import CompiledLayers
+from alp.training.forward import sequence_log_probs, token_log_probs
 from alp.training.head import proven_head
 from alp.training.loop import train
 from alp.training.masters import Masters
@@ -49,7 +52,8 @@ from alp.training.update import Updater
 from benchmarks.shapes import random_qwen2
 
 TESTS = ("tests/policy/test_kernels.py", "tests/policy/test_perturbation_gradients.py", "tests/training/test_head.py")
-TESTS = (*TESTS, "tests/training/test_attention.py", "tests/training/test_precision.py")
+TESTS = (*TESTS, "tests/training/test_attention.py", "tests/training/test_precision.py", "tests/rollout/test_static.py")
+TESTS = (*TESTS, "tests/rollout/test_transport.py", "tests/rollout/test_vllm_gpu.py")
 CPU = torch.device("cpu")
 
 
@@ -77,6 +81,7 @@ class Shape:
 LARGE = Shape(28, 1536, 8960, 12, 2, 151936, 4096, 4, 4096, (64, 128))  # Qwen2.5-1.5B
 SMALL = Shape(30, 576, 1536, 9, 3, 49152, 256, 4, 512, (64, 32))  # SmolLM2-135M
 TOY = Shape(2, 64, 96, 2, 2, 64, 32, 4, 16, (4, 4))
+WIDE_TOY = Shape(2, 128, 96, 2, 2, 64, 32, 4, 16, (4, 4))  # heads that vLLM has kernels for
 
 
 class Run:
@@ -178,14 +183,17 @@ def repeatability(run: Run) -> dict[str, Any]:
 
 def update(run: Run) -> dict[str, Any]:
     """Seconds, memory and MFU of an update with Seq-Bypass and with Seq-ALP, with and without checkpointing, in
-    float32 under autocast and with bfloat16 weights."""
+    float32 under autocast and with bfloat16 weights, the latter also with compiled layers."""
     choose(deterministic=True)
     peak, results = run.peak_flops(), {}
-    for precision in ("autocast", "bfloat16"):
+    ways = [("autocast", False), ("bfloat16", False), ("bfloat16", True)]
+    if run.toy and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        del ways[-1]  # torch compiles with it on a CPU
+    for precision, compiles in ways:
         for checkpointing in (True, False):
-            name = f"{precision}, {'with' if checkpointing else 'without'} checkpointing"
+            name = f"{precision}{', compiled' * compiles}, {'with' if checkpointing else 'without'} checkpointing"
             try:
-                results[name] = _updates(run, precision, checkpointing, peak)
+                results[name] = _updates(run, precision, checkpointing, compiles, peak)
             except torch.cuda.OutOfMemoryError:
                 results[name] = {"out_of_memory": True}
             if not run.toy:
@@ -193,13 +201,14 @@ def update(run: Run) -> dict[str, Any]:
     return results
 
 
-def _updates(run: Run, precision: str, checkpointing: bool, peak: float) -> dict[str, Any]:
+def _updates(run: Run, precision: str, checkpointing: bool, compiles: bool, peak: float) -> dict[str, Any]:
     shape, updaters = run.large, {}
     model, batch = shape.model(run.device), _batch(shape, run.device)
     masters = Masters(model) if precision == "bfloat16" else None
     if checkpointing:
         models.checkpoint_layers(model)
     head = proven_head(model, shape.chunk, 0)
+    compiled = CompiledLayers(model) if compiles else None
     words = [f"trainer.micro_tokens={2 * shape.tokens}", f"trainer.precision={precision}"]
     for method in ("seq_bypass", "seq_alp"):
         config = compose.load("train", [f"method={method}", *words, "trainer.deterministic_attention=true"])
@@ -214,6 +223,7 @@ def _updates(run: Run, precision: str, checkpointing: bool, peak: float) -> dict
             reference=False,
             head=head,
             masters=masters,
+            compiled=compiled,
         )
     seconds: dict[str, list[float]] = {method: [] for method in updaters}
     memory = {}
@@ -236,17 +246,55 @@ def _updates(run: Run, precision: str, checkpointing: bool, peak: float) -> dict
 
 
 def rollout(run: Run) -> dict[str, Any]:
-    """Sampled tokens a second of the HF engine."""
+    """Sampled tokens a second of the HF engine: a growing cache, and one of fixed size (on a GPU, recorded graphs)."""
     sequences, length = run.large.rollouts
-    model = run.large.model(run.device, torch.bfloat16)
-    engine = HFEngine(model, dtype="bfloat16", device=run.device, batch_size=sequences)
-    engine.sync_weights(model.named_parameters(), version=0)
+    model, found = run.large.model(run.device, torch.bfloat16), {}
+    for name, static in (("growing", False), ("fixed", True)):
+        engine = HFEngine(model, dtype="bfloat16", device=run.device, batch_size=sequences, static=static)
+        engine.sync_weights(model.named_parameters(), version=0)
+        found[name] = _sampled(run, engine, sequences, length) | {"way": engine.describe()["decoding"]}
+    speeds = [found[name]["tokens_per_second"] for name in ("fixed", "growing")]
+    return {**found, "fixed_over_growing": speeds[0] / speeds[1], "sequences": sequences}
+
+
+def vllm_engine(run: Run) -> dict[str, Any]:
+    """Sampled tokens a second of vLLM on the trainer's own device, and seconds of a sync of weights, by which way."""
+    built = vllm.installed()
+    if built != ("cpu" if run.toy else "cuda"):
+        return {"skipped": f"vLLM for this device is not installed (found: {built})"}
+    sequences, length = run.large.rollouts
+    model = (WIDE_TOY if run.toy else run.large).model(run.device, torch.bfloat16)
+    words = ["rollout=vllm", "rollout.dtype=bfloat16", f"rollout.kv_cache_gib={0.25 if run.toy else 8}"]
+    words += [f"rollout.max_sequences={sequences}", *([] if run.toy else ["rollout.sleep_level=2"])]
+    settings: Any = compose.load("train", words).rollout
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        model.save_pretrained(folder)
+        models.character_tokenizer("0123456789+=#| ").save_pretrained(folder)
+        vocabulary = len(model.get_input_embeddings().weight)
+        fixed = Probe(
+            probe.sequences([[2, 3, 4]], vocabulary, seed=0),
+            lambda asked, temperature: sequence_log_probs(model, asked, temperature),
+            dtype="bfloat16",
+        )
+        engine = registry.make(settings, Host(model, folder, folder / "engine.log", run.device, 0, fixed))
+        try:
+            engine.sync_weights(model.named_parameters(), version=0)
+            sampled = _sampled(run, engine, sequences, length)
+            again = lambda: engine.sync_weights(model.named_parameters(), version=1)  # noqa: E731
+            return {**sampled, "sync_seconds": run.seconds(again), "weights_by": engine.describe()["weights_by"]}
+        finally:
+            engine.close()
+
+
+def _sampled(run: Run, engine: Engine, sequences: int, length: int) -> dict[str, float]:
+    """Tokens a second of an engine that has done a batch before."""
     requests = [Request(tuple(range(2, 34)), (0, 0, 0, number, 0)) for number in range(sequences)]
     sampling = Sampling(1.0, length, eos_token_id=1, pad_token_id=0)
-    engine.generate(requests[:2], sampling)
+    engine.generate(requests, sampling)
     made: list[Any] = []
     seconds = run.seconds(lambda: made.extend(engine.generate(requests, sampling)))
-    return {"tokens_per_second": sum(len(one.token_ids) for one in made) / seconds, "sequences": sequences}
+    return {"tokens_per_second": sum(len(one.token_ids) for one in made) / seconds}
 
 
 def tests(_run: Run) -> dict[str, Any]:
@@ -282,7 +330,7 @@ def _batch(shape: Shape, device: torch.device) -> Batch:
     return batch.with_(advantages=torch.where(batch.rewards > 0, 1.0, -1.0).float())
 
 
-PARTS = (machine, noise, log_probs, repeatability, update, rollout, tests)
+PARTS = (machine, noise, log_probs, repeatability, update, rollout, vllm_engine, tests)
 
 
 def main() -> int:

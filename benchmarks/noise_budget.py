@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "noise.md"
 BUILD = ROOT / "build" / "noise_budget"
 # Of each model: the words that make it, and those that measure it.
 MODELS = {
-    "embedded": (["pretrain"], []),
+    "embedded": (["pretrain", "task.digits=3"], ["task.digits=3", "rollout.max_new_tokens=40"]),  # the quick grid's
     "smollm2": (
         ["fetch", "model=smollm2_135m"],
         [

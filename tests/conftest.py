@@ -39,7 +39,7 @@ SLOW = (
         f"reporting/test_{name}.py"
         for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tracking")
     ),
-    *(f"reporting/test_{name}.py" for name in ("tracking_database", "verify")),
+    *(f"reporting/test_{name}.py" for name in ("reference", "tracking_database", "verify")),
     *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "folders", "hf", "static", "transport")),
     *(f"rollout/test_{name}.py" for name in ("vllm", "vllm_gpu", "vllm_turns")),
     *(

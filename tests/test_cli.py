@@ -97,6 +97,11 @@ FAULTS = [
         "verify: there is no nothing/manifest.json; a grid's manifest is results/<grid>/manifest.json",
     ),
     (["verify", "pyproject.toml"], "verify: pyproject.toml is no manifest of format 1"),
+    (
+        ["verify", "docs"],
+        "verify: docs is a folder: name its manifest.json, or beside a folder of references the build",
+    ),
+    (["report", "reference=x"], "report: unknown key 'reference'"),
     (["methods", "grpo"], "methods: takes no arguments, got 'grpo'"),
 ]
 

@@ -42,7 +42,7 @@ SCHEMAS = {
     "figures": "alp.configuration.grid_schema:GridConfig",
     "track": "alp.configuration.grid_schema:GridConfig",
     "report": "alp.configuration.grid_schema:GridConfig",
-    "manifest": "alp.configuration.grid_schema:GridConfig",
+    "manifest": "alp.configuration.grid_schema:ManifestConfig",
     "diagnose": "alp.configuration.diagnose_schema:DiagnoseConfig",
     "clean": "alp.configuration.clean_schema:CleanConfig",
     "power": "alp.configuration.power_schema:PowerConfig",

@@ -11,3 +11,9 @@ class GridConfig(Strict):
     grid: str
     results: str
     replace: bool = False  # what was made from another form of the grid file gives way; without it that is refused
+
+
+class ManifestConfig(GridConfig):
+    """``reference`` names the folder that the grid's reference is written into (docs/faults.md); none without."""
+
+    reference: str | None = None

@@ -22,6 +22,8 @@ _VARIANTS = {
     "fixed_sigma": "fixed σ",
     "relative": "relative σ",
     "skip_first": "not layer 0",
+    "matched": "σ₀ as the mismatch",
+    "lr_tenth": "σ at a tenth of the rate",
     "authors": "authors' σ",
     "clip_wide": "wide clip",
     "clip_tight": "tight clip",
@@ -29,7 +31,8 @@ _VARIANTS = {
     "hf_int8": "HF int8",
     "vllm_bf16": "vLLM bf16",
 }
-_NOISE = re.compile(r"sigma0(\d+)")  # the usual label of a σ_0 override: sigma0003 is 0.003
+_NOISE = re.compile(r"(sigma0|relative)(\d+)")  # usual labels of overrides: sigma0003 is 0.003, and so is relative003
+_SIZES = {"sigma0": "σ₀", "relative": "relative σ, c₀"}
 
 
 # ---- methods and engines ---------------------------------------------------------------------------------------------
@@ -110,7 +113,7 @@ def label(name: str) -> str:
     method, _, variant = name.partition("-")
     shown = "-".join(word.upper() if word in _ACRONYMS else word.capitalize() for word in method.split("_"))
     noise = _NOISE.fullmatch(variant)
-    words = f"σ₀ = 0.{noise[1]}" if noise else _VARIANTS.get(variant, variant.replace("_", " "))
+    words = f"{_SIZES[noise[1]]} = 0.{noise[2]}" if noise else _VARIANTS.get(variant, variant.replace("_", " "))
     return f"{shown} ({words})" if variant else shown
 
 

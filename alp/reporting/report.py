@@ -1,7 +1,7 @@
 """One self-contained page per grid: results/<grid>/report.html. Tables are made from the result files, by the same
 functions as the files below ``tables/``; figures come from disk as they are.
 
-The same results and code give the same bytes.
+The same results, code and kept references give the same bytes on one kind of processor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alp.configuration.grid import Grid
 from alp.ownership import claimed
 from alp.rendering.artefact import Artefact
 from alp.rendering.page import Shown, render, shown_figure, shown_table
-from alp.reporting import records, registry, runs
+from alp.reporting import records, reference, registry, runs
 from alp.reporting.active_settings import SETTINGS, settings
 from alp.reporting.aggregate import build
 from alp.reporting.arms import label, named
@@ -43,7 +43,10 @@ def _page(loaded: Results, grid: Grid, results: Path) -> str:
     return render(
         TEMPLATE,
         grid=grid,
-        headline=headline(loaded, {name: table.rounded() for name, table in tables.items()}),
+        headline=[
+            *headline(loaded, {name: table.rounded() for name, table in tables.items()}),
+            *reference.sentences(loaded, results),
+        ],
         main=main,
         figures=[_figure(grid, results, artefact) for artefact in registry.of_grid("figures", grid)],
         tables=[*others, shown_table(LEAKAGE, LEAKAGE.make((grid, results)))],

@@ -1,5 +1,5 @@
-"""``alp verify``: does a folder hold what a manifest says, nothing else, and all of it? The manifest and the files are
-foreign content."""
+"""``alp verify``: does a folder hold what a manifest says, nothing else, and all of it? Of a build on another kind of
+processor: does it conclude the same? The manifest and the files are foreign content."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import errno
 import json
 import os
 import platform
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
-from alp.configuration.fields import is_name
 from alp.errors import UserError, printable
-from alp.foreign import once, read_text, reading, reason
+from alp.foreign import is_folder, reading, reason
+from alp.reporting import reference
+from alp.reporting.conclusions import Comparison, compare
 from alp.reporting.differences import comparable, explain
-from alp.reporting.manifest import FORMAT, VALUES
+from alp.reporting.manifest import VALUES, Described, checked, not_one, parse
 from alp.reproducibility import machine, provenance, sha256_file
 
 SAME, DIFFERS, CANNOT_TELL = 0, 1, 2
-_HASH = re.compile(r"[0-9a-f]{64}")
 _WIDEST = 200  # characters of a name or a value in a line
 _LISTED = 100  # files of one kind that are named
 # What a build makes beside the files it can answer for (docs/faults.md): records of time and of this machine, marks and
@@ -33,11 +32,25 @@ _FILES = ("timings.jsonl", "run.lock")
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
+@dataclass(frozen=True)
+class _Build:
+    """A folder with a manifest of its own, and what that describes."""
+
+    root: Path
+    content: dict[str, Any]
+    described: Described
+
+    def compare_files(self) -> _Files:
+        """Is it still what its own manifest says?"""
+        return _compare_files(self.root / "manifest.json", self.content, self.root)[0]
+
+
 @dataclass
-class _Comparison:
+class _Files:
     """Lines about each file, by what is the matter with it."""
 
     differing: list[list[str]] = field(default_factory=list)
+    kept: list[list[str]] = field(default_factory=list)  # those of ``differing`` that no processor may make otherwise
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -49,37 +62,179 @@ class _Comparison:
             return DIFFERS
         return CANNOT_TELL if self.unreadable else SAME
 
+    def lines(self, differing: list[list[str]]) -> list[str]:
+        """About every file that is not as it should be, ``differing`` ones first."""
+        lines = [line for block in differing for line in block]
+        for word, names in (("missing", self.missing), ("extra", self.extra), ("cannot be read", self.unreadable)):
+            lines += [f"{word:<8} {name}" for name in names[:_LISTED]]
+            lines += [f"{word:<8} … and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+        return lines
+
 
 def verify(manifest: Path, folder: Path | None) -> tuple[list[str], int]:
-    """Compare ``folder`` (the manifest's own by default) with a manifest: lines to print, and the exit code.
+    """Compare ``folder`` (the manifest's own by default) with a manifest, with a reference (``results/<grid>`` by
+    default), or with the right one of a folder of references: lines to print, and the exit code.
 
     0: every file is there and the same, and no other; 1: some differ, are missing, or are not in the manifest; 2:
-    nothing is known to differ, but a file or folder cannot be read. Raises UserError for a manifest that says nothing,
-    or says it in a form it never has.
+    nothing is known to differ, but a file or folder cannot be read. Where ``folder`` has a manifest of its own, of
+    another kind of processor: 0: no conclusion differs (alp/reporting/conclusions.py), 1: one does, or what no
+    processor may change; 2: nothing is concluded. Raises UserError for a manifest that says nothing, or says it in a
+    form it never has.
     """
-    content = _read(manifest)
-    root = manifest.parent if folder is None else folder
+    if is_folder(manifest):
+        manifest = _of_folder(manifest, folder)
+    plain = _parsed(manifest)
+    if isinstance(plain, dict) and "reference" in plain:
+        lines, code = _against_reference(manifest, folder)
+    else:
+        lines, code = _against_manifest(manifest, plain, manifest.parent if folder is None else folder)
+    return [printable(line) for line in lines], code
+
+
+def _parsed(path: Path) -> Any:
+    """The value of a file that is to be a manifest or a reference. Raises UserError."""
+    with reading("verify", path):
+        if not path.is_file():
+            raise UserError(f"verify: there is no {path}; a grid's manifest is results/<grid>/manifest.json")
+        try:
+            return parse("verify", path)
+        except ValueError as error:
+            raise not_one("verify", path, error) from error
+
+
+def _manifest(path: Path, plain: Any) -> tuple[dict[str, Any], Described | None]:
+    """A manifest, its ``made_from`` by dotted keys, and what it describes. Raises UserError."""
+    content, described = checked("verify", path, plain)
+    with reading("verify", path):
+        return content | {"made_from": dict(comparable(content.get("made_from", {})))}, described
+
+
+# ---- a manifest ------------------------------------------------------------------------------------------------------
+
+
+def _against_manifest(manifest: Path, plain: Any, root: Path) -> tuple[list[str], int]:
+    content, there = _manifest(manifest, plain)
+    files, originals = _compare_files(manifest, content, root)
+    build, notes = _own(manifest, root) if files.code != SAME else (None, [])
+    if there is None or build is None or there.processor.kind == build.described.processor.kind:
+        lines = files.lines(files.differing)
+        if files.code != SAME:
+            lines += [f"note     {line}" for line in (*originals.notes, *notes, *_circumstances(content))]
+        if there is not None and build is not None:
+            told = compare(there.numbers, build.described.numbers).summary
+            lines.append(f"note     of the paired differences: {told}")
+        return [*lines, _summary(content, files)], files.code
+    lines, code = _conclusions(there, build)
+    if files.kept or files.missing or files.extra:
+        code = DIFFERS
+    elif files.unreadable and code == SAME:
+        code = CANNOT_TELL
+    return [*files.lines(files.kept), *lines], code
+
+
+def _compare_files(manifest: Path, content: dict[str, Any], root: Path) -> tuple[_Files, _Originals]:
     if not root.is_dir():
         raise UserError(f"verify: there is no folder {root}")
-    originals, compared = _Originals(manifest, content, root), _Comparison()
+    originals, files = _Originals(manifest, content, root), _Files()
     for name, entry in sorted(content["files"].items()):
-        _compare(compared, root, name, entry, originals)
-    _look_around(compared, root, manifest, content["files"])
-    lines = [line for block in compared.differing for line in block]
-    for word, names in (
-        ("missing", compared.missing),
-        ("extra", compared.extra),
-        ("cannot be read", compared.unreadable),
-    ):
-        lines += [f"{word:<8} {name}" for name in names[:_LISTED]]
-        lines += [f"{word:<8} … and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
-    if compared.code != SAME:
-        lines += [f"note     {line}" for line in (*originals.notes, *_circumstances(content))]
-    lines.append(_summary(content, compared))
-    return [printable(line) for line in lines], compared.code
+        _compare(files, root, name, entry, originals)
+    _look_around(files, root, manifest, content["files"])
+    return files, originals
 
 
-def _summary(content: dict[str, Any], compared: _Comparison) -> str:
+def _own(manifest: Path, root: Path) -> tuple[_Build | None, list[str]]:
+    """The folder as a build with a manifest of its own, where that is another one; and notes why it is none."""
+    path = root / "manifest.json"
+    if not path.is_file() or path.samefile(manifest):
+        return None, []
+    try:
+        return _built(root), []
+    except UserError as error:
+        return None, [str(error)]
+
+
+def _built(root: Path) -> _Build:
+    """A build by its own manifest. Raises UserError without one, or where it describes nothing."""
+    path = root / "manifest.json"
+    content, described = _manifest(path, _parsed(path))
+    if described is None:
+        raise UserError(f"verify: {path} holds no numbers: alp manifest writes it anew")
+    return _Build(root, content, described)
+
+
+# ---- references and conclusions --------------------------------------------------------------------------------------
+
+
+def _of_folder(folder: Path, root: Path | None) -> Path:
+    """The reference for a build in ``root``. Raises UserError."""
+    if root is None:
+        raise UserError(
+            f"verify: {folder} is a folder: name its manifest.json, or beside a folder of references the build: alp"
+            " verify docs/reference results/quick"
+        )
+    here = _built(root).described
+    found = reference.chosen("verify", folder, here.grid, here.processor.kind)
+    if found is None:
+        raise UserError(f"verify: {folder} holds no reference of the grid {here.grid}")
+    return found[0]
+
+
+def _against_reference(path: Path, folder: Path | None) -> tuple[list[str], int]:
+    kept = reference.read("verify", path)
+    root = Path("results", kept.grid) if folder is None else folder
+    build = _built(root)
+    here = build.described
+    if here.grid != kept.grid:
+        raise UserError(f"verify: {path} is a reference of the grid {kept.grid}, and {root} holds {here.grid}")
+    if kept.processor.kind != here.processor.kind:
+        return _conclusions(kept, build, whose=f" with the reference {kept.title}")
+    files = build.compare_files()
+    if files.code != SAME:
+        return [_not_its_own(root), _summary(build.content, files)], files.code
+    jobs = reference.digests({name: entry["sha256"] for name, entry in build.content["files"].items()})
+    if not (differing := reference.differing_jobs(kept, jobs)):
+        return [f"{len(jobs)} jobs of {kept.grid} compared: every byte is that of the reference {kept.title}"], SAME
+    lines = [f"differs  {_short(name)}" for name in differing[:_LISTED]]
+    lines += [f"differs  … and {len(differing) - _LISTED} more"] if len(differing) > _LISTED else []
+    lines += [f"note     other than the reference's: {_short(why)}" for why in reference.moved(kept, vars(here))]
+    compared = compare(kept.numbers, here.numbers)
+    head = f"{len(kept.jobs.keys() | jobs.keys())} jobs of {kept.grid} compared with the reference {kept.title}"
+    return [*lines, *_told(compared), f"{head}: {len(differing)} differ; {compared.summary}"], DIFFERS
+
+
+def _conclusions(there: Described, build: _Build, whose: str = "") -> tuple[list[str], int]:
+    """What two builds on different kinds of processor conclude. The one here must be what its own manifest says."""
+    here, files = build.described, build.compare_files()
+    compared = compare(there.numbers, here.numbers)
+    lines = [
+        f"note     {there.processor.kind} there, {here.processor.kind} here: other instructions round sums otherwise,"
+        " which is another draw of the seeds; conclusions are compared, not bytes"
+    ]
+    reasons = reference.moved(there, vars(here))
+    lines += [f"note     other than there: {_short(why)}" for why in reasons if why != reference.SETTINGS]
+    settings = reference.SETTINGS in reasons
+    lines += ["differs  the configuration: other settings are another experiment"] if settings else []
+    lines += [_not_its_own(build.root)] if files.code != SAME else []
+    lines += _told(compared)
+    lines.append(f"{compared.known} paired differences of {there.grid} compared{whose}: {compared.summary}")
+    if compared.differing or compared.unmatched or settings or files.code == DIFFERS:
+        return lines, DIFFERS
+    return lines, SAME if compared.known and files.code == SAME else CANNOT_TELL
+
+
+def _not_its_own(root: Path) -> str:
+    return f"differs  {root} is not what its own manifest says: alp verify {root}/manifest.json tells more"
+
+
+def _told(compared: Comparison) -> list[str]:
+    lines = [f"differs  {line}" for line in (*compared.differing, *compared.unmatched)]
+    return [*lines, *(f"one side {line}" for line in compared.alone), *(f"tables   {line}" for line in compared.tables)]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _summary(content: dict[str, Any], compared: _Files) -> str:
     counts = (
         f"{len(content['files'])} files of {content['grid']} compared: {len(compared.differing)} differing files,"
         f" {len(compared.missing)} missing"
@@ -88,55 +243,11 @@ def _summary(content: dict[str, Any], compared: _Comparison) -> str:
     return counts + (f", {len(compared.unreadable)} cannot be read" if compared.unreadable else "")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The manifest, whole and of the form it is written in. Raises UserError."""
-    with reading("verify", path):
-        if not path.is_file():
-            raise UserError(f"verify: there is no {path}; a grid's manifest is results/<grid>/manifest.json")
-        return _parsed(path, read_text("verify", path))
-
-
-def _parsed(path: Path, text: str) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(text, object_pairs_hook=once, parse_constant=_no_number)
-        _check(path, content)
-        content["made_from"] = dict(comparable(content.get("made_from", {})))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"verify: {path} is no manifest of format {FORMAT}: {reason(error)}") from error
-    return content  # type: ignore[no-any-return]
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
-
-
-def _check(path: Path, content: Any) -> None:
-    """Raises UserError for names that lead elsewhere, ValueError for what no manifest says."""
-    files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or type(content.get("format")) is not int or content["format"] != FORMAT:
-        raise ValueError(f"'format' {FORMAT} and 'files' expected")
-    if not files:
-        raise ValueError("it names no file, so there is nothing to compare")
-    for name, entry in files.items():
-        pure = PurePosixPath(name)
-        if name.startswith("/") or ".." in pure.parts or not pure.parts:
-            raise UserError(f"verify: {path} names the file '{_short(name)}', outside its folder")
-        if pure.as_posix() != name:
-            raise ValueError(f"'{_short(name)}' is another way to write '{_short(pure.as_posix())}'")
-        known = isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and _HASH.fullmatch(entry["sha256"])
-        if not known or type(entry.get("bytes")) is not int or entry["bytes"] < 0:
-            raise ValueError(f"'{_short(name)}' needs 'sha256', 64 hexadecimal digits, and 'bytes', a number")
-    if not isinstance(content.get("grid"), str) or not is_name(content["grid"]):
-        raise ValueError("'grid' must be the name of a grid")
-    if not isinstance(content.get("made_from", {}), dict) or not isinstance(content.get("values_sha256", ""), str):
-        raise ValueError("'made_from' must be a mapping and 'values_sha256' a hash")
-
-
 def _short(text: str) -> str:
     return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}…"
 
 
-def _compare(compared: _Comparison, root: Path, name: str, entry: dict[str, Any], originals: _Originals) -> None:
+def _compare(compared: _Files, root: Path, name: str, entry: dict[str, Any], originals: _Originals) -> None:
     path, shown = root / name, _short(name)
     try:
         kind = _kind(root, name)
@@ -144,17 +255,25 @@ def _compare(compared: _Comparison, root: Path, name: str, entry: dict[str, Any]
             compared.missing.append(shown)
         elif kind:
             compared.differing.append([f"differs  {shown}: {kind}"])
+            compared.kept.append(compared.differing[-1])
         elif sha256_file(path) != entry["sha256"]:
             head, *rest = explain(name, path.read_bytes(), originals.read(name))
             compared.differing.append(
                 [f"differs  {shown}: {_short(head)}", *(f"         {_short(line)}" for line in rest)]
             )
+            if _is_data(name):
+                compared.kept.append(compared.differing[-1])
         elif path.stat().st_size != entry["bytes"]:
             compared.unreadable.append(
                 f"{shown}: the manifest contradicts itself, the hash is this file's and {entry['bytes']} bytes are not"
             )
     except OSError as error:
         compared.unreadable.append(f"{shown}: {reason(error)}")
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file holds problems, which every processor draws alike."""
+    return PurePosixPath(name).match("data/*.jsonl")
 
 
 def _kind(root: Path, name: str) -> str | None:
@@ -178,7 +297,7 @@ def _kind(root: Path, name: str) -> str | None:
     return "a folder stands there" if stat.S_ISDIR(mode) else "no ordinary file stands there"
 
 
-def _look_around(compared: _Comparison, root: Path, manifest: Path, listed: dict[str, Any]) -> None:
+def _look_around(compared: _Files, root: Path, manifest: Path, listed: dict[str, Any]) -> None:
     """What is there and not in the manifest, and what cannot be looked into."""
 
     def blocked(error: OSError) -> None:

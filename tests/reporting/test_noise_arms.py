@@ -87,16 +87,27 @@ def test_every_noise_stands_beside_the_controls_that_lack_it(noises: Finished) -
 
 
 def test_findings_ascribe_each_difference_to_its_noise(noises: Finished) -> None:
+    """Many arms in one sentence for each question; every figure of it anew from the runs."""
     loaded = runs.load(*noises)
-    made = {artefact.name: artefact.make for artefact in registry.of_grid("tables", loaded.grid)}
-    tables = {name: made[name](loaded).rounded() for name in ("main", "controls", "ratio_tails")}
+    tables = {artefact.name: artefact.make(loaded).rounded() for artefact in registry.of_grid("tables", loaded.grid)}
     found = headline(loaded, tables)
-    assert any(
-        text.startswith("Seq-ALP (relative σ) minus Seq-Bypass, which differs in the noise alone:") for text in found
-    )
-    assert any(
-        text.startswith("Seq-ALP (not layer 0): log-ratio tails") and "of the clean policy" in text for text in found
-    )
+    assert any(text.startswith("Accuracy with the noise minus without, 5 arms: ") for text in found)
+    assert any(text.startswith("Width of the log-ratio of the clean policy") for text in found)
+    (whose,) = (text for text in found if text.startswith("Whose noise"))
+    assert "layer 0 makes" in whose
+    (size,) = (text for text in found if text.startswith("All layers' noise beside the mismatch"))
+    figures = []
+    for arm in loaded.arms:
+        last = [[line for line in run.metrics if "budget/token_variance/all" in line][-1:] for run in arm.runs]
+        if last[0]:
+            wholes, gaps = (
+                np.mean([line[key] for (line,) in last])
+                for key in ("budget/token_variance/all", "rollout_corr/token/log_std")
+            )
+            figures.append(float(np.sqrt(wholes) / gaps))
+    assert len(figures) > 3
+    ends = dict.fromkeys(f"{pick(figures):.2g}" for pick in (min, max))
+    assert f"{' to '.join(ends)} times in {len(figures)} arms" in size
 
 
 def test_tails_of_the_clean_policy_are_a_mean_over_steps_and_seeds(noises: Finished) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from alp.errors import UserError
 from alp.rendering.tables import Row
 from alp.reporting import registry, runs
 from alp.reporting.aggregate import aggregate
+from alp.reporting.arms import label
 from alp.reporting.draw import figures
 from alp.reporting.findings import headline
 from alp.reporting.leakage import LEAKAGE
@@ -110,9 +112,9 @@ def test_bytes_are_stable(finished: Finished, page: str) -> None:
 
 
 def test_findings_repeat_the_tables(page: str) -> None:
-    text = re.sub(r"<[^>]+>", "", page)
+    text = html.unescape(re.sub(r"<[^>]+>", "", page))
     table = (
-        r"Token-ALP minus GRPO: (\S+) points",
+        r"Accuracy minus GRPO's, 3 arms: ",
         r"Token-ALP minus Token-ALP \(σ₀ = 0\), which differs in the noise alone: (\S+) points",
     )
     assert all(re.search(pattern, text) for pattern in table)
@@ -142,29 +144,32 @@ def test_findings_have_no_preferred_sign(finished: Finished) -> None:
         "control": "token_alp-sigma0",
         "changed": "noise",
         "difference": -0.1,
+        "clear": True,
         **loss,
     }
-    tail: Row = {"method": "token_alp", "level": "token", "reference": "token_bypass", "width_reduction": -0.5}
-    tail["clean_width_reduction"] = 0.25
-    found = headline(loaded, {"main": main, "controls": [control], "ratio_tails": [tail]})
-    alone = "Token-ALP minus GRPO: −10.0 points [−20.0, −5.0]; the interval excludes zero"
-    assert f"{alone}, and it stays clear of zero over all 2 comparisons of the main table at once." in found
-    assert any(
-        "differs in the noise alone: −10.0 points [−20.0, −5.0]; the interval excludes zero" in one for one in found
-    )
-    assert any("50 % wider than Token-Bypass's" in one for one in found)
+    found = headline(loaded, {"main": main, "controls": [control, control | {"changed": "clip range"}]})
+    clear = "Accuracy minus GRPO's, 2 arms: clear of zero over all 2 comparisons of the table at once:"
+    shown = f"{label('token_alp')} (−10.0 [−20.0, −5.0])"
+    rest = "the others at +30.0 points, with zero inside the interval"
+    assert f"{clear} {shown}; {rest}." in found
+    alone = "differs in the noise alone: −10.0 points [−20.0, −5.0]; the interval excludes zero, and"
+    at_once = "clear of it over all 2 comparisons of the controls table at once."
+    assert any(f"{alone} stays {at_once}" in one for one in found)
     main[3] |= {"clear": False}
-    without = headline(loaded, {"main": main, "controls": [], "ratio_tails": []})
-    assert f"{alone}, and it does not stay clear of zero over all 2 comparisons of the main table at once." in without
-    assert any("No control for the noise alone" in one for one in without)
+    control["clear"] = False
+    singly = headline(loaded, {"main": main, "controls": [control, control | {"changed": "clip range"}]})
+    none = "none stays clear of zero over all 2 comparisons of the table at once"
+    assert f"Accuracy minus GRPO's, 2 arms: {none}; taken singly, {shown}; {rest}." in singly
+    assert any(f"{alone} does not stay {at_once}" in one for one in singly)
+    assert any("No control for the noise alone" in one for one in headline(loaded, {"main": main, "controls": []}))
 
 
 def test_one_seed_is_said_to_tell_nothing_from_chance(tmp_path: Path) -> None:
     grid, results = fabricate(write_grid(tmp_path, GRID.replace("[0, 1]", "[0]")), tmp_path / "results", steps=3)
     aggregate(grid, results)
     figures(grid, results)
-    text = re.sub(r"<[^>]+>", "", report(grid, results).read_text(encoding="utf-8"))
-    assert re.search(r"Token-ALP minus GRPO: \S+ points, without an interval\.", text)
+    text = html.unescape(re.sub(r"<[^>]+>", "", report(grid, results).read_text(encoding="utf-8")))
+    assert re.search(r"Accuracy minus GRPO's, 3 arms: \S+ to \S+ points, without intervals\.", text)
     assert "no difference can be told from chance" in text
     assert "the interval excludes" not in text
 

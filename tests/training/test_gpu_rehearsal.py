@@ -11,9 +11,14 @@ import torch
 from benchmarks import gpu
 
 
-@pytest.mark.parametrize("part", [part for part in gpu.PARTS if part is not gpu.tests])
+@pytest.mark.parametrize("part", [part for part in gpu.PARTS if part not in (gpu.tests, gpu.vllm_engine)])
 def test_a_part_runs(part: Callable[[gpu.Run], dict[str, Any]]) -> None:
     assert part(gpu.Run(torch.device("cpu"), 60.0))
+
+
+@pytest.mark.long
+def test_the_part_of_vllm_runs() -> None:
+    assert gpu.vllm_engine(gpu.Run(torch.device("cpu"), 60.0))
 
 
 def test_its_tests_are_there() -> None:

@@ -132,7 +132,8 @@ EDITS: list[tuple[tuple[str, ...], dict[str, int]]] = [
     (("reporting/figures/tails.py", "reporting/tracking.py"), {"figures": 1, "report": 1, "manifest": 1, "track": 1}),
     (("reporting/tables/controls.py",), {"aggregate": 1, "report": 1, "manifest": 1}),
     (("reporting/aggregate.py",), {"aggregate": 1, "report": 1, "manifest": 1}),
-    (("reporting/manifest.py",), {"manifest": 1}),
+    (("reporting/manifest.py",), {"report": 1, "manifest": 1}),
+    (("reporting/verify.py",), {}),
     (("policy/ratio.py",), {"train": 4, "evaluate": 4, **ANALYSIS}),
     (("training/pretrain.py",), {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),
     (("tasks/grading.py", "rollout/vllm.py", "diagnosis/diagnose.py", "cli.py"), {}),
@@ -277,6 +278,65 @@ def test_the_manifest_lists_every_result_and_verify_names_what_differs(house: Pa
     )
     assert re.search(r"line \d: reward/mean: 0\.\d+ there, 0\.\d+ here", done.stdout)
     assert "1 differing files, 0 missing" in done.stdout
+
+
+def _alp(house: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "alp.cli", *words]
+    known = os.environ | {"PYTHONPATH": str(house)} | environment
+    return subprocess.run(command, cwd=house, env=known, capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def committed(house: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The house as a checkout with everything committed, and the reference of its smoke grid."""
+    copy = tmp_path_factory.mktemp("committed") / "house"
+    shutil.copytree(house, copy, symlinks=True)
+    (copy / ".gitignore").write_text("/results/\n/.snakemake/\n__pycache__/\n", encoding="utf-8")
+    identity = ("-c", "user.name=x", "-c", "user.email=x@y", "-c", "commit.gpgsign=false")
+    for words in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-qm", "x")):
+        subprocess.run(["git", *words], cwd=copy, check=True)
+    done = _alp(copy, "manifest", "grid=smoke", "reference=docs/reference")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("docs/reference/smoke.")
+    return copy
+
+
+def test_a_build_reproduces_the_reference_that_was_written_from_it(committed: Path) -> None:
+    done = _alp(committed, "verify", "docs/reference", "results/smoke")
+    assert (done.returncode, "every byte is that of the reference of commit" in done.stdout) == (0, True), done.stdout
+    assert "report" in _planned(committed), "the page is made again, to say so"
+    assert _alp(committed, "report", "grid=smoke").returncode == 0
+    page = (committed / "results/smoke/report.html").read_text(encoding="utf-8")
+    assert "This build reproduces the reference smoke." in page
+    said = (
+        "from pathlib import Path; from alp.reporting.reference import FOLDER, stale; print(stale(*FOLDER.iterdir()))"
+    )
+    code = [sys.executable, "-c", said]
+    ask = {"cwd": committed, "env": os.environ | {"PYTHONPATH": str(committed)}, "capture_output": True, "text": True}
+    assert subprocess.run(code, **ask).stdout == "[]\n"
+    with _edited(committed / "alp/policy/ratio.py", "from __future__ import annotations\n", "EDITED = 1\n"):
+        assert subprocess.run(code, **ask).stdout == "['the code of train']\n"
+        done = _alp(committed, "manifest", "grid=smoke", "reference=docs/reference")
+        assert (done.returncode, "there are uncommitted changes" in done.stderr) == (2, True)
+
+
+@pytest.mark.long
+def test_the_same_commit_under_other_instructions_concludes_the_same(committed: Path) -> None:
+    """Torch and its libraries held down to AVX2: every number is another, as on another kind of processor."""
+    held = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "grid=smoke", "results=other"]
+    done = subprocess.run(command, cwd=committed, env=os.environ | held, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    here = json.loads((committed / "other/smoke/manifest.json").read_text(encoding="utf-8"))
+    there = json.loads((committed / "results/smoke/manifest.json").read_text(encoding="utf-8"))
+    if here["processor"]["kind"] == there["processor"]["kind"]:
+        pytest.skip("this processor has no instructions beyond AVX2 to hold torch from")
+    assert here["numbers"] != there["numbers"]
+    for named in ("results/smoke/manifest.json", "docs/reference"):
+        done = _alp(committed, "verify", named, "other/smoke")
+        assert done.returncode == 0, done.stdout
+        assert "which is another draw of the seeds; conclusions are compared, not bytes" in done.stdout
+        assert done.stdout.endswith("no conclusion differs\n")
 
 
 @pytest.mark.long

@@ -69,7 +69,12 @@ rule report:
     params:
         words=grid_words,
         config=GRID_CONTENT,
-        code=grid_code("report", "alp/rendering/*.j2", "alp/reporting/*.j2"),
+        code=grid_code(
+            "report",
+            "alp/rendering/*.j2",
+            "alp/reporting/*.j2",
+            f"docs/reference/{GRID.name}.*.json",
+        ),
     message:
         "report of the grid"
     shell:
