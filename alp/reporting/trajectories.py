@@ -200,10 +200,11 @@ def _parts(arm: ArmRuns, line: dict[str, Any]) -> Iterator[Part]:
     for (behind, turn, tool), those in groupby(zip(keys, tokens, strict=True), key=lambda item: item[0]):
         skipped = line["gap"] if behind and not told else 0
         told = told or behind
+        pieces = list(_pieces([token for _, token in those]))
         yield Part(
             turn=turn + 1,
             tool=tool,
-            pieces=list(_pieces([token for _, token in those])),
+            pieces=[("", pieces[0][1].strip("\n"))] if tool else pieces,
             skipped=skipped,
             log_ratio=significant(line["level_log_ratio"][turn]) if by_turn and not tool else None,
         )
