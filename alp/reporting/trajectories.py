@@ -213,7 +213,8 @@ def _parts(arm: ArmRuns, line: dict[str, Any]) -> Iterator[Part]:
 def _pieces(tokens: list[tuple[int, str, float | None, str]]) -> Iterator[tuple[str, str]]:
     """Tokens with their classes; neighbours without any are one piece."""
     looks = ((classes(value, mark), visible(text, tool=mark == "tool")) for _, text, value, mark in tokens)
-    for plain, those in groupby(looks, key=lambda look: not look[0]):
+    for plain, group in groupby(looks, key=lambda look: not look[0]):
+        those = list(group)
         yield from [("", "".join(text for _, text in those))] if plain else those
 
 

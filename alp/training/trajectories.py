@@ -41,9 +41,7 @@ def chosen(job: Job, trajectories: list[Trajectory], step: int) -> list[dict[str
     problems = select(job.problems, trainer.prompts, trainer.seed, step - 1)
     places = sorted({0, trainer.prompts - 1})
     rows = [(place, sample) for place in places for sample in range(min(SAMPLES, trainer.samples))]
-    return [
-        _plain(trajectories[place * trainer.samples + sample], problems[place], sample) for place, sample in rows
-    ]
+    return [_plain(trajectories[place * trainer.samples + sample], problems[place], sample) for place, sample in rows]
 
 
 def _plain(item: Trajectory, problem: Problem, sample: int) -> dict[str, Any]:

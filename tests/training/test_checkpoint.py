@@ -30,7 +30,14 @@ from alp.training.update import Updater
 from tests.signals import heard
 
 Make = Callable[..., Any]
-RESULTS = ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "active.json", "provenance.json", "model/model.safetensors")
+RESULTS = (
+    "metrics.jsonl",
+    "updates.jsonl",
+    "trajectories.jsonl",
+    "active.json",
+    "provenance.json",
+    "model/model.safetensors",
+)
 STEPS, UPDATES = 2, 2
 WORDS = [
     f"trainer.steps={STEPS}",

@@ -20,7 +20,14 @@ from alp.training.scoring import padded, sample, score
 from alp.training.settings_report import check_active, describe_active
 
 Make = Callable[..., Any]
-RECORDS = ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "config.yaml", "active.json", "model/model.safetensors")
+RECORDS = (
+    "metrics.jsonl",
+    "updates.jsonl",
+    "trajectories.jsonl",
+    "config.yaml",
+    "active.json",
+    "model/model.safetensors",
+)
 
 
 class Killed(Exception):
@@ -53,7 +60,8 @@ def test_killed_and_continued_equals_undisturbed(train_config: Make, method: str
     for step in (1, 2):
         with pytest.raises(Killed):
             train(job, _kill_at(step))
-    for name in ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "active.json"):  # the workflow deletes outputs before every attempt
+    # The workflow deletes outputs before every attempt.
+    for name in ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "active.json"):
         (tmp_path / "broken" / name).unlink()
     train(job)
     broken = _digest(tmp_path / "broken")

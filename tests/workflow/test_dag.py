@@ -417,7 +417,13 @@ def test_a_killed_workflow_goes_on_where_it_was(house: Path, tmp_path: Path) -> 
     run = _runs(copy)[0]
     whole = {
         name: (run / name).read_bytes()
-        for name in ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "provenance.json", "model/model.safetensors")
+        for name in (
+            "metrics.jsonl",
+            "updates.jsonl",
+            "trajectories.jsonl",
+            "provenance.json",
+            "model/model.safetensors",
+        )
     }
     shutil.rmtree(run)
     target = str((run / "metrics.jsonl").relative_to(copy))
