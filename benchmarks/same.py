@@ -39,6 +39,7 @@ REASONS = Path(__file__).with_name("same_names.yaml")
 FILES = (
     "**/metrics.jsonl",
     "**/updates.jsonl",
+    "**/trajectories.jsonl",
     "**/*.safetensors",
     "**/evaluation/*.json",
     "**/evaluation/*.samples.jsonl.gz",

@@ -37,7 +37,7 @@ Word = Annotated[str, Field(max_length=100)]
 FORMAT = 1
 VALUES = "manifest_values.json"
 NUMBERS = (".json", ".jsonl", ".csv")
-_RUN = ("config.yaml", "active.json", "provenance.json", "metrics.jsonl", "updates.jsonl")
+_RUN = ("config.yaml", "active.json", "provenance.json", "metrics.jsonl", "updates.jsonl", "trajectories.jsonl")
 _EVALUATION = ("evaluation/test.json", "evaluation/test.samples.jsonl.gz")
 _HASH = re.compile(r"[0-9a-f]{64}")
 

@@ -14,7 +14,7 @@ from alp.configuration.grid import Grid
 from alp.ownership import claimed
 from alp.rendering.artefact import Artefact
 from alp.rendering.page import Shown, render, shown_figure, shown_table
-from alp.reporting import records, reference, registry, runs
+from alp.reporting import records, reference, registry, runs, trajectories
 from alp.reporting.active_settings import SETTINGS, settings
 from alp.reporting.aggregate import build
 from alp.reporting.arms import label, named
@@ -52,6 +52,8 @@ def _page(loaded: Results, grid: Grid, results: Path) -> str:
         first=first,
         figures=figures,
         tables=[*others, shown_table(LEAKAGE, LEAKAGE.make((grid, results)))],
+        trajectories=trajectories.shown(loaded),
+        bounds=trajectories.BOUNDS,
         setting_names=SETTINGS,
         settings=[settings(loaded, arm.name, arm.runs[0].folder) for arm in loaded.arms],
         provenance=_distinct(origins),

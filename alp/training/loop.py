@@ -20,7 +20,7 @@ from alp.policy.diagnostics import ratio_diagnostics
 from alp.progress import Progress
 from alp.reproducibility import json_bytes
 from alp.sharing import TakenOver, twins_of
-from alp.training import clean
+from alp.training import clean, trajectories
 from alp.training.job import OUTPUTS, Job
 from alp.training.metrics import envelope, noise_metrics, rollout_metrics, update_metrics
 from alp.training.pending import Clock, PendingStep
@@ -97,13 +97,14 @@ def begin(job: Job, number: int) -> PendingStep:
     """Sample and score a rollout batch."""
     stop_if_asked(job)
     clock = Clock({})
-    trajectories = sample(job, number, partial(between_turns, job))
+    sampled = sample(job, number, partial(between_turns, job))
     job.under_way = None
     clock.lap("rollout")
-    batch, metrics = score(job, padded(job, trajectories, number))
-    metrics |= rollout_metrics(trajectories, job.config.trainer.samples)
+    batch, metrics = score(job, padded(job, sampled, number))
+    metrics |= rollout_metrics(sampled, job.config.trainer.samples)
     clock.lap("score")
-    return PendingStep(number, batch, metrics, torch.zeros_like(batch.rollout_log_probs), seconds=clock.seconds)
+    shown, raw = trajectories.chosen(job, sampled, number), torch.zeros_like(batch.rollout_log_probs)
+    return PendingStep(number, batch, metrics, raw, seconds=clock.seconds, shown=shown)
 
 
 def update(job: Job, pending: PendingStep) -> None:
@@ -128,6 +129,8 @@ def update(job: Job, pending: PendingStep) -> None:
         raw = pending.raw[rows, : mini.input_ids.shape[1]]
         assert pending.clean is not None
         job.records.append("updates.jsonl", logged | envelope(mini, raw, pending.clean))
+    for line in trajectories.records(job, pending):
+        job.records.append("trajectories.jsonl", line)
 
 
 def between_turns(job: Job, state: Callable[[], dict[str, Any]]) -> None:

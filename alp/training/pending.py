@@ -20,7 +20,7 @@ class PendingStep:
 
     ``batch`` is scored; ``results`` are those of the mini-batches that are done, ``raw`` their log-ratios (batch,
     tokens); ``clean`` is that of the last mini-batch without noise, against μ (``clean.py``); ``metrics`` and
-    ``seconds`` are what the step has so far.
+    ``seconds`` are what the step has so far; ``shown`` are facts of trajectories to be written (``trajectories.py``).
     """
 
     step: int
@@ -30,6 +30,7 @@ class PendingStep:
     results: list[UpdateResult] = field(default_factory=list)
     clean: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    shown: list[dict[str, Any]] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data and tensors."""

@@ -1,4 +1,5 @@
-"""What a job writes line by line: ``metrics.jsonl``, ``updates.jsonl``, ``timings.jsonl`` (docs/results.md)."""
+"""What a job writes line by line: ``metrics.jsonl``, ``updates.jsonl``, ``trajectories.jsonl``, ``timings.jsonl``
+(docs/results.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 from alp.reproducibility import json_line, write_text
 
-RECORDS = ("metrics.jsonl", "updates.jsonl", "timings.jsonl")
+RECORDS = ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "timings.jsonl")
 
 
 class Records:

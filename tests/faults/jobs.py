@@ -33,6 +33,7 @@ CONTEXT.set_forkserver_preload(
 RESULTS = (
     "metrics.jsonl",
     "updates.jsonl",
+    "trajectories.jsonl",
     "active.json",
     "provenance.json",
     "model/model.safetensors",

@@ -28,10 +28,11 @@ from omegaconf import OmegaConf
 
 from alp import cli
 from alp.configuration import compose, grid
+from alp.policy.method import Method
 from tests.conftest import TINY_TASK
 from tests.faults import damage
 from tests.faults.conftest import ALL, Ledger
-from tests.reporting.conftest import GRID, fabricate, write_grid
+from tests.reporting.conftest import GRID, fabricate, trajectory, write_grid
 
 EXAMPLES = 22 if ALL else 2
 SECONDS = 60
@@ -164,6 +165,7 @@ def _yaml(root: Path, kinds: dict[str, Kind]) -> None:
 def _results(root: Path, kinds: dict[str, Kind]) -> None:
     from alp.reporting.records import UPDATE, read_lines
     from alp.reporting.tracking import describe
+    from alp.reporting.trajectories import read as read_trajectories
 
     made, results = fabricate(write_grid(root, GRID), root / "results", steps=3)
     run = made.run_dir(results, "grpo", 0)
@@ -175,6 +177,11 @@ def _results(root: Path, kinds: dict[str, Kind]) -> None:
     (run / "updates.jsonl").write_text(
         '{"step": 1, "log_ratio": [0.5, 0.1], "clean_log_ratio": [0.4, 0.1], "mean_probability": [0.5, 1.0]}\n'
     )
+    kinds["trajectories.jsonl"] = Kind(
+        run / "trajectories.jsonl", "json", call=lambda: read_trajectories(run / "trajectories.jsonl", "…")
+    )
+    line = trajectory(5, 0, Method(name="grpo"), np.random.default_rng(0))
+    (run / "trajectories.jsonl").write_text(json.dumps(line) + "\n")
     for name in ("config.yaml", "provenance.json"):
         kinds[name] = Kind(run / name, "binary" if name == "config.yaml" else "json", call=lambda: describe(run))
 
@@ -240,7 +247,8 @@ KINDS = [
     *(f"dump {name}" for name in ("dump.jsonl", "dump.parquet", "dump.npz", "packed.npz")),
     *("problems", "prepared problems"),
     *("grid", "configs/published", "configs/method/token_alp", "configs/trainer/default", "configs/task/arithmetic"),
-    *("metrics.jsonl", "updates.jsonl", "evaluation/test.json", "config.yaml", "provenance.json"),
+    *("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "evaluation/test.json"),
+    *("config.yaml", "provenance.json"),
     *("checkpoint.json", "state.pt", "samples"),
 ]
 

@@ -33,7 +33,7 @@ def test_workflow_killed_ten_times(tmp_path: Path, ledger: Ledger) -> None:
 def test_a_job_that_is_asked_to_stop_is_tried_again(tmp_path: Path, ledger: Ledger) -> None:
     """SIGTERM to the training job alone: the workflow starts it again by itself, and it goes on from its checkpoint."""
     run = "results/smoke/arithmetic/arithmetic_tiny/seq_alp/seed0"
-    names = ("metrics.jsonl", "updates.jsonl", "model/model.safetensors")
+    names = ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "model/model.safetensors")
     words = [*command(tmp_path, "smoke", 1)[:-2], f"{run}/metrics.jsonl", "--config", "grid=smoke"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     whole = [(tmp_path / run / name).read_bytes() for name in names]

@@ -18,6 +18,7 @@ from alp.configuration import compose
 from alp.configuration import grid as grids
 from alp.configuration.grid import Arm, Grid
 from alp.policy.diagnostics import QUANTILES
+from alp.policy.method import Method
 from alp.reporting import arms
 from alp.tasks.prepare import prepare
 
@@ -169,6 +170,8 @@ def _write_run(
     gap = MISMATCH.get(resolved.rollout.label, 1e-3)
     _write_lines(folder / "metrics.jsonl", [line | _mismatch(gap, rng) if line["step"] else line for line in lines])
     _write_lines(folder / "updates.jsonl", [_update(step, arm, rng) for step in range(5, steps + 1, 5)])
+    shown = [trajectory(step, place, resolved.method, rng) for step in range(5, steps + 1, 5) for place in range(4)]
+    _write_lines(folder / "trajectories.jsonl", shown)
 
 
 def _metrics(step: int, steps: int, final: float, arm: Arm, noise: bool, rng: np.random.Generator) -> dict[str, Any]:
@@ -250,6 +253,44 @@ def _update(step: int, arm: Arm, rng: np.random.Generator) -> dict[str, Any]:
         "log_ratio": ratio.tolist(),
         "clean_log_ratio": (0.6 * ratio).tolist(),
         "mean_probability": probability.tolist(),
+    }
+
+
+def trajectory(step: int, place: int, method: Method, rng: np.random.Generator) -> dict[str, Any]:
+    """A line of ``trajectories.jsonl`` of one turn: the fourth is right, its group's others are not."""
+    text = [*"17+25=42"[: 6 + place], "</s>"]
+    values = (WIDTH.get(method.name, 0.08) * rng.standard_t(3, size=len(text))).round(6).tolist()
+    advantage = 1.5 if place == 3 else -0.5
+    ratio, levels = values, [round(math.fsum(values), 6)]
+    if method.level == "sequence":
+        ratio = levels * len(text)
+    marks = []
+    for value in ratio:
+        low, high = math.log(1 - method.clip_low), math.log(1 + method.clip_high)
+        clipped = "clipped_low" if advantage < 0 and value < low else "clipped_high"
+        marks.append(clipped if (value > high if advantage > 0 else value < low) else "loss")
+    return {
+        "step": step,
+        "update": 8 * step,
+        "problem": f"train-{place // 2}",
+        "sample": place % 2,
+        "prompt": "17+25=",
+        "prompt_tokens": 6,
+        "response_tokens": len(text),
+        "reward": float(place == 3),
+        "advantage": advantage,
+        "finished": True,
+        "left_out": False,
+        "log_ratio_sum": levels[0],
+        "mismatch_log_ratio_sum": 0.001 * place,
+        "level_log_ratio": [] if method.level == "token" else levels,
+        "gap": 0,
+        "gap_at": 0,
+        "token_ids": list(range(len(text))),
+        "text": text,
+        "turn_ids": [0] * len(text),
+        "log_ratio": values,
+        "marks": marks,
     }
 
 

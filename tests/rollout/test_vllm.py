@@ -588,7 +588,7 @@ def test_kills_leave_no_trace_in_the_results(folder: Path, tmp_path: Path, monke
     job = _job(folder, tmp_path / "broken")
     train(job)
     assert Faulty.kills == 0
-    for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
+    for name in ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "active.json", "model/model.safetensors"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     timings = [
         json.loads(line) for line in (tmp_path / "broken" / "timings.jsonl").read_text(encoding="utf-8").splitlines()

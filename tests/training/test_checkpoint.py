@@ -30,7 +30,14 @@ from alp.training.update import Updater
 from tests.signals import heard
 
 Make = Callable[..., Any]
-RESULTS = ("metrics.jsonl", "updates.jsonl", "active.json", "provenance.json", "model/model.safetensors")
+RESULTS = (
+    "metrics.jsonl",
+    "updates.jsonl",
+    "trajectories.jsonl",
+    "active.json",
+    "provenance.json",
+    "model/model.safetensors",
+)
 STEPS, UPDATES = 2, 2
 WORDS = [
     f"trainer.steps={STEPS}",
@@ -105,6 +112,7 @@ def test_a_signal_stops_at_the_next_update_and_nothing_is_sampled_twice(
         for name in (
             "metrics.jsonl",
             "updates.jsonl",
+            "trajectories.jsonl",
             "active.json",
         ):  # the workflow deletes outputs before every attempt
             (tmp_path / "broken" / name).unlink()

@@ -196,6 +196,6 @@ def test_stopped_in_the_middle_of_a_batch_equals_undisturbed(
     with pytest.raises(Interrupted, match="1 steps and 1 updates"):
         train(train_config(*words, folder="broken"))
     train(train_config(*words, folder="broken"))
-    for name in ("metrics.jsonl", "updates.jsonl", "model/model.safetensors"):
+    for name in ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "model/model.safetensors"):
         whole, broken = (hashlib.sha256((tmp_path / run / name).read_bytes()) for run in ("whole", "broken"))
         assert whole.digest() == broken.digest(), name

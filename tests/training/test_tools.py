@@ -28,7 +28,7 @@ from alp.tasks.task import Problem
 from alp.training.batch import Batch, collate
 from alp.training.forward import token_log_probs
 from alp.training.job import Job
-from alp.training.loop import run, train
+from alp.training.loop import run, step, train
 from alp.training.pretrain import pretrain
 from alp.training.scoring import padded, sample, score
 
@@ -39,7 +39,7 @@ TRAINER = [
     *("trainer.validate_every=2", "trainer.validation_samples=1", "trainer.probe_every=2"),
     *("trainer.checkpoint_every=1", "trainer.device=cpu", "trainer.threads=1"),
 ]
-RECORDS = ("metrics.jsonl", "updates.jsonl", "model/model.safetensors")
+RECORDS = ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "model/model.safetensors")
 Make = Callable[..., Any]
 
 
@@ -172,6 +172,34 @@ def test_a_void_trajectory_leaves_the_loss_and_stays_in_its_group(make: Make) ->
     groups = torch.tensor([item.group for item in trajectories])
     torch.testing.assert_close(batch.advantages.double(), group_advantages(rewards, groups).float().double())
     job.close()
+
+
+def test_trajectories_on_record_tell_the_tool_s_tokens_from_the_model_s(make: Make) -> None:
+    """What a tool said is marked so and has no log-ratio; a void trajectory is out of the loss, and its turns are
+    still told apart."""
+    job = with_abacus(make("method=token_bypass", "method.level=turn"), Strict())
+    job.start()
+    trajectories = {(item.group, place % 6): item for place, item in enumerate(sample(job, 2))}
+    step(job, 2)
+    job.close()
+    found = lines(job.run_dir, "trajectories.jsonl")
+    last = max(group for group, _ in trajectories)
+    assert [line["sample"] for line in found] == [0, 1, 0, 1]
+    for line, key in zip(found, [(0, 0), (0, 1), (last, 0), (last, 1)], strict=True):
+        item = trajectories[key]
+        assert (line["token_ids"], line["turn_ids"]) == (item.response_ids, item.turn_ids)
+        assert "".join(line["text"]) == job.tokenizer.decode(item.response_ids)
+        assert [mark != "tool" for mark in line["marks"]] == [bool(one) for one in item.response_mask]
+        assert line["left_out"] == item.left_out == ("left_out" in line["marks"])
+        counted = [bool(one) and not item.left_out for one in item.response_mask]
+        assert [value is not None for value in line["log_ratio"]] == counted
+        assert len(line["level_log_ratio"]) == (0 if item.left_out else item.turn_ids[-1] + 1)
+        sums = [
+            sum(value for value, at in zip(line["log_ratio"], item.turn_ids, strict=True) if value and at <= turn)
+            for turn in range(len(line["level_log_ratio"]))
+        ]
+        assert line["level_log_ratio"] == pytest.approx(sums, abs=1e-5)
+    assert {mark for line in found for mark in line["marks"]} >= {"loss", "tool"}
 
 
 def test_levels_turn_and_prefix_see_the_turns(make: Make) -> None:

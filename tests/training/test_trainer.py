@@ -20,7 +20,14 @@ from alp.training.scoring import padded, sample, score
 from alp.training.settings_report import check_active, describe_active
 
 Make = Callable[..., Any]
-RECORDS = ("metrics.jsonl", "updates.jsonl", "config.yaml", "active.json", "model/model.safetensors")
+RECORDS = (
+    "metrics.jsonl",
+    "updates.jsonl",
+    "trajectories.jsonl",
+    "config.yaml",
+    "active.json",
+    "model/model.safetensors",
+)
 
 
 class Killed(Exception):
@@ -53,11 +60,12 @@ def test_killed_and_continued_equals_undisturbed(train_config: Make, method: str
     for step in (1, 2):
         with pytest.raises(Killed):
             train(job, _kill_at(step))
-    for name in ("metrics.jsonl", "updates.jsonl", "active.json"):  # the workflow deletes outputs before every attempt
+    # The workflow deletes outputs before every attempt.
+    for name in ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "active.json"):
         (tmp_path / "broken" / name).unlink()
     train(job)
     broken = _digest(tmp_path / "broken")
-    for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
+    for name in ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "active.json", "model/model.safetensors"):
         assert broken[name] == whole[name], name
     assert not (tmp_path / "broken" / "checkpoints").exists(), "a finished job leaves no checkpoints"
 

@@ -82,6 +82,7 @@ def test_every_documented_output_is_there(house: Path) -> None:
         "active.json",
         "metrics.jsonl",
         "updates.jsonl",
+        "trajectories.jsonl",
         "timings.jsonl",
         "model/model.safetensors",
         "evaluation/test.json",
@@ -172,7 +173,7 @@ def test_a_job_by_hand_gives_the_same_bytes(house: Path, tmp_path: Path) -> None
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("metrics.jsonl", "updates.jsonl", "active.json", "model/model.safetensors"):
+    for name in ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "active.json", "model/model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes(), name
 
 
@@ -416,7 +417,13 @@ def test_a_killed_workflow_goes_on_where_it_was(house: Path, tmp_path: Path) -> 
     run = _runs(copy)[0]
     whole = {
         name: (run / name).read_bytes()
-        for name in ("metrics.jsonl", "updates.jsonl", "provenance.json", "model/model.safetensors")
+        for name in (
+            "metrics.jsonl",
+            "updates.jsonl",
+            "trajectories.jsonl",
+            "provenance.json",
+            "model/model.safetensors",
+        )
     }
     shutil.rmtree(run)
     target = str((run / "metrics.jsonl").relative_to(copy))

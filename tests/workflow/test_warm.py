@@ -24,7 +24,15 @@ ALP = Path(sys.executable).parent / "alp"
 ONE = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")}
 ENVIRONMENT = os.environ | ONE | {"VECLIB_MAXIMUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 ENVIRONMENT = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("PYTEST")}
-FILES = ("metrics.jsonl", "updates.jsonl", "active.json", "provenance.json", "config.yaml", "model/model.safetensors")
+FILES = (
+    "metrics.jsonl",
+    "updates.jsonl",
+    "trajectories.jsonl",
+    "active.json",
+    "provenance.json",
+    "config.yaml",
+    "model/model.safetensors",
+)
 Start = Callable[..., subprocess.Popen[str]]
 
 pytestmark = pytest.mark.skipif(

@@ -55,6 +55,7 @@ rule report:
         rules.aggregate.output,
         rules.figures.output,
         f"{DATA}/leakage.json",
+        every(f"{RUN}/trajectories.jsonl"),
         **everything(),
     output:
         f"{FOLDER}/report.html",
@@ -89,6 +90,7 @@ rule manifest:
         rules.prepare.output,
         START if GRID.own_model or GRID.fetched else rules.pretrain.output,
         every([f"{RUN}/model/{name}" for name in MODEL_FILES]),
+        every(f"{RUN}/trajectories.jsonl"),
         **everything(),
     output:
         f"{FOLDER}/manifest.json",

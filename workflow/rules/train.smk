@@ -11,6 +11,7 @@ rule train:
         [f"{RUN}/model/{name}" for name in MODEL_FILES],
         f"{RUN}/metrics.jsonl",
         f"{RUN}/updates.jsonl",
+        f"{RUN}/trajectories.jsonl",
         f"{RUN}/timings.jsonl",
         f"{RUN}/config.yaml",
         f"{RUN}/active.json",
