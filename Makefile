@@ -89,7 +89,7 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 	$(VENV)-newest/bin/python -c 'import transformers; print("transformers", transformers.__version__)' && \
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest tests/policy -q -p no:cacheprovider
 
-bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability; coverage: do the intervals hold; grading_speed: wrong answers a second; starts: of a job; training: whole steps beside TRL; coverage: of intervals
+bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability; coverage: do the intervals hold; grading_speed: wrong answers a second; starts: of a job; training: whole steps beside TRL; sandbox: programs a second
 	$(BIN)/python -m benchmarks.$(BENCH)
 
 gpu: ## all that needs a GPU: checks, tests, benchmarks -> build/gpu.json (10 minutes; GPU_PYTHON=<any python with torch and transformers>)

@@ -22,7 +22,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0; 2 with one line on stderr for a user's mistake; 75 after a signal, to be
-    tried again; 1 for a failure, or for results that differ from their manifest (2 where that cannot be told)."""
+    tried again; 1 for a failure, for results that differ from their manifest (2 where that cannot be told) and for
+    figures that left their band."""
     words = sys.argv[1:] if arguments is None else arguments
     if arguments is not None:
         return _run_words(words)
@@ -84,11 +85,14 @@ def _dispatch(words: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(_verb_help(verb))
         return 0
-    if verb.takes == "words":
-        text, code = verb.call(rest)
-        print(text)
-        return int(code)
-    return _run(verb, rest)
+    return _said(verb.call(rest)) if verb.takes == "words" else _run(verb, rest)
+
+
+def _said(result: Any) -> int:
+    """Print what a verb returned; returns the exit code."""
+    text, code = result if isinstance(result, tuple) else (result, 0)
+    print(text)
+    return int(code)
 
 
 def _run(verb: Verb, rest: list[str]) -> int:
@@ -108,8 +112,7 @@ def _run(verb: Verb, rest: list[str]) -> int:
         print(compose.to_yaml(config), end="")
         return 0
     print(shlex.join(["alp", verb.name, *rest]), file=sys.stderr, flush=True)
-    print(_call(verb, config))
-    return 0
+    return _said(_call(verb, config))
 
 
 def _call(verb: Verb, config: Any) -> Any:

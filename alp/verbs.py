@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Verb:
-    """``function`` is ``module:name`` and returns what is printed; ``takes`` says what it is called with and, by that,
-    where it writes:
+    """``function`` is ``module:name`` and returns what is printed, or that and the exit code; ``takes`` says what it is
+    called with and, by that, where it writes:
 
     - ``run``: the configuration (its schema: :mod:`alp.configuration.compose`); it writes below ``run.dir``.
     - ``grid``: the grid, the results root, ``replace`` and what else its schema has; it writes below the grid's folder.
     - ``configuration``: the configuration; it looks after its folder itself.
-    - ``words``: the words behind the verb (``usage``); it returns the exit code too.
+    - ``words``: the words behind the verb (``usage``).
     """
 
     name: str
@@ -105,6 +105,12 @@ VERBS = {
             "plan",
             "what a grid takes before it starts: jobs, samples, tokens, FLOPs, hours, memory, disk",
             "alp.planning.plan:plan",
+            "configuration",
+        ),
+        Verb(
+            "monitor",
+            "follows running jobs, and says when tails or KL leave the band of a baseline",
+            "alp.reporting.monitor:monitor",
             "configuration",
         ),
         Verb(

@@ -1,9 +1,8 @@
 """Configuration: Hydra composes the YAML groups of ``configs/``, pydantic closes and types the result.
 
 Each verb has a primary file (``configs/train.yaml`` …) that names the groups it reads, so a key that a verb would
-ignore is unknown to it and refused. Imports neither torch nor transformers: the workflow and the planning verbs need no
-GPU stack. Hydra and pydantic take most of a second to import and wait until a choice of groups that is known as wrong
-has been refused.
+ignore is unknown to it and refused. Imports neither torch nor transformers; Hydra and pydantic, most of a second, wait
+until a choice of groups that is known as wrong has been refused.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ SCHEMAS = {
     "power": "alp.configuration.power_schema:PowerConfig",
     "noise": "alp.configuration.noise_schema:NoiseConfig",
     "plan": "alp.configuration.plan_schema:PlanConfig",
+    "monitor": "alp.configuration.monitor_schema:MonitorConfig",
 }
 ENTRIES = {
     "prepare": "alp.tasks.prepare:prepare",
@@ -64,6 +64,7 @@ ENTRIES = {
     "power": "alp.reporting.power:power",
     "noise": "alp.diagnosis.noise:noise",
     "plan": "alp.planning.plan:plan",
+    "monitor": "alp.reporting.monitor:monitor",
 }
 _OF_A_GRID = ("prepare", "fetch", "pretrain", "train", "evaluate")  # verbs whose jobs a grid composes
 
@@ -222,11 +223,7 @@ def resolve(verb: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str,
     for item, chosen in zip(parsed, is_choice, strict=True):
         if chosen:
             continue
-        if item.key_or_group in (
-            "rollout.engine",
-            "validation.engine",
-            "task.name",
-        ):  # each has keys of its own, and they come with its file
+        if item.key_or_group in ("rollout.engine", "validation.engine", "task.name"):  # each file has keys of its own
             group, _, kind = item.key_or_group.partition(".")
             kind = group if group != "rollout" else kind
             raise UserError(f"{verb}: choose the {kind} by its file, not by its key: {group}={item.value()}")

@@ -64,10 +64,14 @@ def _evaluate(config: EvaluateConfig, sampler: Sampler, path: Path) -> None:
     chunks = Chunks(path.with_suffix(".parts"), sampler.origin["identity"])
     samples: list[Sample] = []
     new = 0
-    with Progress(f"evaluate {config.run.arm or config.model.name} on {settings.set}", len(problems)) as progress:
+    folder = Path(config.run.dir).resolve().name.replace("seed", "seed ")
+    title = f"evaluate {config.run.arm or config.model.name} {folder} on {settings.set}"
+    with Progress(title, len(problems), "problem") as progress:
         for number, part in enumerate(parts):
             kept = chunks.read(number, sampler.expected(part))
-            if kept is None:
+            if kept is not None:
+                progress.keep(number * size + len(part))
+            else:
                 chunks.write(number, sampler.lines(part, first=number * size))
                 kept = chunks.read(number, sampler.expected(part))
                 new += len(part)
@@ -75,13 +79,13 @@ def _evaluate(config: EvaluateConfig, sampler: Sampler, path: Path) -> None:
             samples += kept
             correct = [item.reward == 1.0 for item in samples if item.sample is not None]
             progress.update(min((number + 1) * size, len(problems)), f"accuracy {sum(correct) / len(correct):.3f}")
-    result = summarise(problems, samples, settings.samples) | {"set": settings.set, "config_hash": identity(config)}
-    chunks.join(len(parts), path.with_suffix(".samples.jsonl.gz"))
-    write_json(path, result)
-    write_text(
-        path.with_suffix(".timings.jsonl"), json_line({"seconds": time.perf_counter() - started, "problems": new})
-    )
-    chunks.remove()
+        result = summarise(problems, samples, settings.samples) | {"set": settings.set, "config_hash": identity(config)}
+        chunks.join(len(parts), path.with_suffix(".samples.jsonl.gz"))
+        write_json(path, result)
+        write_text(
+            path.with_suffix(".timings.jsonl"), json_line({"seconds": time.perf_counter() - started, "problems": new})
+        )
+        chunks.remove()
 
 
 class Sampler:

@@ -61,7 +61,9 @@ def run(job: Job, on_step: Observer = lambda: None) -> None:
     """Every step, then the final model."""
     trainer = job.config.trainer
     job.start()
-    with Progress(f"train {job.config.run.arm or job.config.method.name} seed {trainer.seed}", trainer.steps) as bar:
+    title = f"train {job.config.run.arm or job.config.method.name} seed {trainer.seed}"
+    with Progress(title, trainer.steps, "step") as bar:
+        bar.keep(job.done)
         while job.done < trainer.steps:
             metrics = step(job, job.done + 1)
             job.records.append("metrics.jsonl", metrics)
@@ -70,7 +72,7 @@ def run(job: Job, on_step: Observer = lambda: None) -> None:
             if trainer.checkpoint_every and job.done % trainer.checkpoint_every == 0 and job.done < trainer.steps:
                 job.save()
             on_step()
-    job.finish()
+        job.finish()
 
 
 def step(job: Job, number: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def _pretrain(config: PretrainConfig) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=0.1)
     random = stream("pretraining examples", settings.seed)
     lines, total, started = [], 0.0, time.perf_counter()
-    with Progress(f"pretrain {config.model.name}", settings.steps) as progress:
+    with Progress(f"pretrain {config.model.name} seed {settings.seed}", settings.steps, "step") as progress:
         for step in range(1, settings.steps + 1):
             input_ids, labels = _batch(task, problems, tokenizer, random, config)
             loss = model(
@@ -76,11 +76,13 @@ def _pretrain(config: PretrainConfig) -> None:
                 lines.append(json_line({"step": step, "pretrain/loss": total / span}))
                 progress.update(step, f"loss {total / span:.3f}")
                 total = 0.0
-    folder = Path(config.run.dir)
-    models.save_model(model.eval(), tokenizer, folder / "model")
-    write_text(folder / "metrics.jsonl", "".join(lines))
-    write_text(folder / "timings.jsonl", json_line({"seconds": time.perf_counter() - started, "steps": settings.steps}))
-    write_text(folder / "config.yaml", to_yaml(config))
+        folder = Path(config.run.dir)
+        models.save_model(model.eval(), tokenizer, folder / "model")
+        write_text(folder / "metrics.jsonl", "".join(lines))
+        write_text(
+            folder / "timings.jsonl", json_line({"seconds": time.perf_counter() - started, "steps": settings.steps})
+        )
+        write_text(folder / "config.yaml", to_yaml(config))
 
 
 def _batch(

@@ -50,6 +50,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = _snakemake(folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "report: results/smoke/report.html" in done.stderr
+    ends = re.findall(r"^alp: (train|evaluate) (\w+) seed (\d)(?: on test)?: done, ", done.stderr, flags=re.MULTILINE)
+    assert sorted(ends) == sorted((verb, arm, str(k)) for verb in ("train", "evaluate") for arm in ARMS for k in SEEDS)
     return folder
 
 

@@ -1,7 +1,10 @@
-# What would run, by arm, before; in a terminal, one line now and then about the training jobs; the report's path at the end.
+# What would run, by arm, before; then, in a terminal, one line now and then about the training jobs, and in a log what each job
+# says of itself; the report's path at the end.
 import atexit
 import threading
 from collections import defaultdict
+
+from alp.following import JobLines
 
 
 def planned(jobs):
@@ -77,6 +80,15 @@ def follow(ended, seconds=10):
         before = now
 
 
+def relay(ended, jobs, seconds=30):
+    """Print where each job stands, whenever it has said so, and that it is done, until the workflow ends."""
+    over = False
+    while not over:
+        over = ended.wait(seconds)
+        for line in jobs.news():
+            print(f"alp: {line}", file=sys.stderr, flush=True)
+
+
 def logs():
     """When each log of the grid was written last."""
     return {
@@ -98,22 +110,33 @@ def complaints(before):
 
 ENDED = threading.Event()
 BEFORE = logs()
+FOLLOWER = threading.Thread(
+    target=follow if sys.stderr.isatty() else relay,
+    args=(ENDED,) if sys.stderr.isatty() else (ENDED, JobLines(Path(FOLDER, "logs"))),
+    daemon=True,
+)
+
+
+def stop_following():
+    """Have the last lines printed."""
+    ENDED.set()
+    if FOLLOWER.ident is not None:
+        FOLLOWER.join(10)
 
 
 onstart:
     mark()
     warm()
-    if sys.stderr.isatty():
-        threading.Thread(target=follow, args=(ENDED,), daemon=True).start()
+    FOLLOWER.start()
 
 
 onsuccess:
-    ENDED.set()
+    stop_following()
     print(f"report: {FOLDER}/report.html", file=sys.stderr)
 
 
 onerror:
-    ENDED.set()
+    stop_following()
     for complaint in complaints(BEFORE):
         print(complaint, file=sys.stderr)
     print(
