@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from alp.configuration import compose
 from alp.configuration import grid as grids
 from alp.policy.method import Correction
 from alp.rendering import plots
@@ -18,6 +19,7 @@ from alp.reporting.arms import label
 from alp.reporting.figures import drift, phase
 
 from .conftest import fabricate, write_grid
+from .test_figures import assert_legible
 
 HEAD = """
 title: Corrections
@@ -71,6 +73,16 @@ def test_every_arm_is_a_numbered_point_at_its_drift(tmp_path: Path) -> None:
         (place,) = np.asarray(point)
         assert place == pytest.approx([arm.step_mean("clean_batch/k3_kl"), 100 * results.mean(arm.accuracy)])
     assert axes.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("kind", ["drift", "phase"])
+def test_text_is_legible(tmp_path: Path, kind: str) -> None:
+    """Thirty arms with points close together, and six small multiples."""
+    names = [path.stem for path in sorted((compose.CONFIGS / "method").glob("*.yaml"))][:30]
+    text = HEAD + "".join(f"  - method: {name}\n" for name in names) if kind == "drift" else PHASE
+    results = loaded(tmp_path, text)
+    with plots.style():
+        assert_legible({"drift": drift, "phase": phase}[kind].make(results))
 
 
 def test_a_collapse_is_a_cross(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

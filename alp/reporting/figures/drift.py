@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -32,20 +33,27 @@ ARTEFACT = Declaration(
 COLLAPSED = 0.10  # below the base model
 _KEY = "clean_batch/k3_kl"
 _HUES = dict(zip(presets.GROUPS, ("#572a00", "#4a7aee", "#b53d5a", "#35268f"), strict=True))
-_NAMES = 40  # of a column at the right
+_ROW = 0.14  # inches of a name
+_SIZE = 8  # points of names and numbers
+_DIGIT = 5.5  # points, its width
+# Where a number may stand beside its point, in points from it to its middle: the nearest place that is free.
+_PLACES = [
+    (reach * math.cos(turn * math.pi / 6 + 0.4), reach * math.sin(turn * math.pi / 6 + 0.4))
+    for reach in (10, 16, 24, 34, 46, 60, 76)
+    for turn in range(12)
+]
 
 
 def make(loaded: Results) -> Figure:
     """Accuracy with its interval against the mean k3 of the clean policy to the rollout policy."""
     ranked = sorted(loaded.arms, key=lambda arm: -loaded.mean(arm.accuracy))
-    height = max(3.4, 0.7 + 0.135 * len(ranked))
-    figure = plots.canvas(height)
+    figure = plots.canvas(max(3.4, 0.8 + _ROW * len(ranked)))
     axes, names = figure.subplots(1, 2, width_ratios=[2.6, 1])
     base = loaded.base_interval()
     base_line(axes, base, vertical=False)
     known = [(number, arm) for number, arm in enumerate(ranked, 1) if arm.step_mean(_KEY)]
-    for number, arm in known:
-        _point(axes, number, arm, loaded.interval(arm.accuracy), collapsed=_collapsed(loaded, arm, base))
+    for _, arm in known:
+        _point(axes, arm, loaded.interval(arm.accuracy), collapsed=_collapsed(loaded, arm, base))
     if known:
         axes.set_xscale("log")
     else:
@@ -55,8 +63,9 @@ def make(loaded: Results) -> Figure:
     names.set_axis_off()
     for number, arm in enumerate(ranked, 1):
         place = 1 - (number - 0.5) / max(len(ranked), 20)
-        names.text(0, place, f"{number}  {label(arm.name)}", color=_colour(arm), va="center", fontsize=7.5)
+        names.text(0, place, f"{number}  {label(arm.name)}", color=_colour(arm), va="center", fontsize=_SIZE)
     plots.legend_below(figure, _handles(ranked), columns=3)
+    _numbers(figure, axes, {number: (arm.step_mean(_KEY), 100 * loaded.mean(arm.accuracy)) for number, arm in known})
     return figure
 
 
@@ -68,16 +77,35 @@ def _colour(arm: ArmRuns) -> str:
     return _HUES[presets.group(arm.method)]
 
 
-def _point(axes: Axes, number: int, arm: ArmRuns, accuracy: Interval, *, collapsed: bool) -> None:
+def _numbers(figure: Figure, axes: Axes, points: dict[int, Any]) -> None:
+    """The rank beside each point, where no other number stands."""
+    figure.draw_without_rendering()  # which lays the axes out
+    scale = 72 / figure.dpi
+    taken: list[tuple[float, float, float]] = []  # middle and width
+    for number, point in points.items():
+        x, y = (float(part) * scale for part in axes.transData.transform(point))
+        width = _DIGIT * len(str(number)) + 1
+        free = (
+            place
+            for place in _PLACES
+            if all(
+                abs(x + place[0] - left) > (width + other) / 2 or abs(y + place[1] - top) > _SIZE + 2
+                for left, top, other in taken
+            )
+        )
+        across, along = next(free, _PLACES[0])
+        taken.append((x + across, y + along, width))
+        middle: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": _SIZE}
+        axes.annotate(str(number), point, (across, along), **middle).set_in_layout(False)
+
+
+def _point(axes: Axes, arm: ArmRuns, accuracy: Interval, *, collapsed: bool) -> None:
     drift = arm.step_mean(_KEY)
     look: dict[str, Any] = {"color": _colour(arm), "zorder": 3.0}
     assert drift is not None
     if accuracy.low is not None and accuracy.high is not None:
         axes.plot([drift, drift], [100 * accuracy.low, 100 * accuracy.high], linewidth=0.9, alpha=0.5, **look)
     axes.plot(drift, 100 * accuracy.mean, "x" if collapsed else "o", markersize=5 if collapsed else 4, **look)
-    side = 1 if number % 2 else -1  # neighbours in rank lie close: their numbers stand on two sides
-    place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "left" if side > 0 else "right"}
-    axes.annotate(str(number), (drift, 100 * accuracy.mean), (4 * side, 3), fontsize=7.5, **place)
 
 
 def _handles(arms: list[ArmRuns]) -> list[Line2D]:
