@@ -102,6 +102,12 @@ VERBS = {
             "configuration",
         ),
         Verb(
+            "plan",
+            "what a grid takes before it starts: jobs, samples, tokens, FLOPs, hours, memory, disk",
+            "alp.planning.plan:plan",
+            "configuration",
+        ),
+        Verb(
             "clean",
             "results that no grid asks for any more: listed, and removed after asking",
             "alp.commands:clean",

@@ -41,7 +41,7 @@ class Size:
 
 SIZES = {
     "embedded": Size(48, 8, 8, 24, 4, ()),
-    "smollm2": Size(8, 8, 2, 16, 2, ("task=sums_in_words", "model=smollm2_135m", "model.chat=false")),
+    "smollm2": Size(8, 8, 2, 16, 2, ("task=sums_in_words", "model=smollm2_135m", "model.chat=false", "trainer.lr=1e-6")),
 }
 
 

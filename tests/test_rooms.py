@@ -24,6 +24,7 @@ LEVELS = {
     "evaluation": 5,
     "diagnosis": 6,
     "reporting": 6,
+    "planning": 6,
     "cli": 7,
 }
 # The commands themselves stand beside the rooms, and call into them.

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from alp.configuration.fields import Strict
 
-# The verbs of alp/verbs.py that take a configuration: its schema, and the code that its jobs run. Both are lazy
-# (alp/code_identity.py): a job runs, and is hashed with, the schema and the code of its own verb alone.
+# Schema and code of the verbs that take a configuration; lazy registries of alp/code_identity.py.
 SCHEMAS = {
     "prepare": "alp.configuration.prepare_schema:PrepareConfig",
     "fetch": "alp.configuration.fetch_schema:FetchConfig",
@@ -47,6 +46,7 @@ SCHEMAS = {
     "clean": "alp.configuration.clean_schema:CleanConfig",
     "power": "alp.configuration.power_schema:PowerConfig",
     "noise": "alp.configuration.noise_schema:NoiseConfig",
+    "plan": "alp.configuration.plan_schema:PlanConfig",
 }
 ENTRIES = {
     "prepare": "alp.tasks.prepare:prepare",
@@ -63,6 +63,7 @@ ENTRIES = {
     "clean": "alp.clean:clean",
     "power": "alp.reporting.power:power",
     "noise": "alp.diagnosis.noise:noise",
+    "plan": "alp.planning.plan:plan",
 }
 _OF_A_GRID = ("prepare", "fetch", "pretrain", "train", "evaluate")  # verbs whose jobs a grid composes
 

@@ -36,6 +36,13 @@ class _Task(Strict):
     def check_limit(self, max_new_tokens: int) -> None:
         """Refuse a limit on responses that no right answer fits into; most tasks cannot know one."""
 
+    def longest_response(self, max_new_tokens: int) -> int:
+        """Tokens that may follow a prompt: one response, or all turns and what is said between them."""
+        tools: Tools | None = getattr(self, "tools", None)
+        if tools is None:
+            return max_new_tokens
+        return min(tools.context, tools.turns * (max_new_tokens + tools.observation_tokens))
+
     def sources_of(self, sets: set[str]) -> dict[str, Source]:  # noqa: ARG002
         """Where the problems of these sets are loaded from, by configuration key; most tasks make theirs."""
         return {}

@@ -65,6 +65,7 @@ def _measure(config: NoiseConfig, sampler: Sampler) -> Measured:
         pad_token_id=sampler.tokenizer.pad_token_id,
         first_sequence=0,
         device=sampler.device,
+        for_loss=False,
     )
     pieces = [piece for _, piece in batch.split(settings.batch_size)]
     std = [noise.std] * len(layers)

@@ -1,10 +1,14 @@
-"""What several tables say of arms in the same words: intervals as cells, differences to GRPO, the best of a column."""
+"""What several tables say of arms in the same words: intervals as cells, means of what is known, who stands out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from alp.evaluation import statistics
 from alp.evaluation.statistics import Interval
 from alp.rendering.numbers import Cell
 
@@ -21,9 +25,17 @@ def mean_of_known(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def highest(values: Sequence[Cell], *, start: int) -> list[int]:
-    """Positions from ``start`` on whose value prints as the highest, to one digit of a percent."""
-    printed = {
-        row: round(100 * float(value), 1) for row, value in enumerate(values) if row >= start and value is not None
-    }
-    return [row for row, value in printed.items() if value == max(printed.values())]
+def stands_out(tables: Sequence[NDArray[np.generic] | None], *, sizes: Sequence[int] | None = None) -> int | None:
+    """Position of the arm whose mean is above every other's by more than the interval of their paired difference, taken
+    singly; None where there is no such arm, so that a tie is never marked.
+
+    ``tables`` are (seeds, problems) of each arm, None for an arm without the figure.
+    """
+    known = {place: np.asarray(table, dtype=np.float64) for place, table in enumerate(tables) if table is not None}
+    if len(known) < 2:
+        return None
+    best = max(known, key=lambda place: statistics.mean(known[place], sizes=sizes))
+    gaps = [
+        statistics.paired_difference(known[best], other, sizes=sizes) for place, other in known.items() if place != best
+    ]
+    return best if all(gap.low is not None and gap.low > 0 for gap in gaps) else None

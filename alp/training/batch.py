@@ -92,9 +92,16 @@ def by_length(lengths: list[int], budget: int) -> list[list[int]]:
     return groups[::-1]
 
 
-def collate(trajectories: list[Trajectory], *, pad_token_id: int, first_sequence: int, device: torch.device) -> Batch:
-    """Pad trajectories to the right. ``sequence_ids`` count on from ``first_sequence``: unique in a run. One that is
-    left out of the loss keeps its reward and nothing of its mask."""
+def collate(
+    trajectories: list[Trajectory],
+    *,
+    pad_token_id: int,
+    first_sequence: int,
+    device: torch.device,
+    for_loss: bool = True,
+) -> Batch:
+    """Pad trajectories to the right. ``sequence_ids`` count on from ``first_sequence``: unique in a run. ``for_loss``:
+    a trajectory that is left out of the loss keeps its reward and nothing of its mask."""
     count = len(trajectories)
     lengths = torch.tensor([len(item.prompt_ids) + len(item.response_ids) for item in trajectories])
     shape = (count, int(lengths.max()))
@@ -105,7 +112,7 @@ def collate(trajectories: list[Trajectory], *, pad_token_id: int, first_sequence
     for row, item in enumerate(trajectories):
         start, end = len(item.prompt_ids), int(lengths[row])
         input_ids[row, :end] = torch.tensor(item.prompt_ids + item.response_ids)
-        if not item.left_out:
+        if not (for_loss and item.left_out):
             response_mask[row, start:end] = torch.tensor(item.response_mask, dtype=torch.bool)
         turn_ids[row, start:end] = torch.tensor(item.turn_ids)
         rollout_log_probs[row, start:end] = torch.tensor(item.rollout_log_probs)

@@ -91,7 +91,7 @@ class Validation:
     def budget(self, model: Any) -> dict[str, float]:
         """What each layer's noise does to log π of the same batch; nothing where there is none (docs/noise.md)."""
         noise, settings = self.perturbation, self.config.method.perturbation
-        if noise is None or settings is None or not noise.enabled or not bool(self._probe.response_mask.any()):
+        if noise is None or settings is None or not noise.enabled:
             return {}
         return probe_metrics(
             model,
@@ -122,7 +122,8 @@ class Validation:
         rollout = self.config.rollout
         sampling = replace(self.sampling, temperature=rollout.temperature, max_new_tokens=rollout.max_new_tokens)
         trajectories = self._sample(engine, sampling, step=0, samples=1)
-        return collate(trajectories, pad_token_id=self.tokenizer.pad_token_id, first_sequence=0, device=self.device)
+        pad = self.tokenizer.pad_token_id
+        return collate(trajectories, pad_token_id=pad, first_sequence=0, device=self.device, for_loss=False)
 
     def _sample(self, engine: Engine, sampling: Sampling, step: int, samples: int) -> list[Trajectory]:
         return collect(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from scipy import stats
 
 from alp.configuration.grid import Grid
 from alp.errors import UserError
 from alp.rendering import plots
 from alp.reporting import registry, runs
 from alp.reporting.aggregate import aggregate
+from alp.reporting.comparisons import stands_out
 from alp.reporting.draw import figures
 from alp.reporting.figures import accuracy, length
 from alp.reporting.figures import sets as sets_figure
@@ -99,19 +102,42 @@ def test_every_set_has_its_row(several: Finished, tables: Path) -> None:
             assert float(row["difference_to_grpo"]) == pytest.approx(gap, abs=1e-6)
 
 
-def test_the_best_of_each_column_is_bold(several: Finished, tables: Path) -> None:
+def test_bold_is_who_stands_out_from_every_other_arm(several: Finished, tables: Path) -> None:
+    """Against scipy's paired test of each pair of arms."""
     lines = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
         for line in (tables / "sets.md").read_text(encoding="utf-8").splitlines()
     ]
     assert lines[0] == ["Method", "Mean of the sets, %", "easy (30), %", "hard (10), %"]
-    names = ["base", "grpo", "token_alp", "token_alp-sigma0"]
-    for column, measure in enumerate(
-        [plain_mean, *(lambda values, place=place: values[:, place].mean() for place in PLACES.values())], start=1
-    ):
-        bold = {name for name, line in zip(names, lines[2:], strict=True) if line[column].startswith("**")}
-        means = {name: round(100 * measure(accuracies(several, name)), 1) for name in names[1:]}
-        assert bold == {name for name, mean in means.items() if mean == max(means.values())}
+    names = ["grpo", "token_alp", "token_alp-sigma0"]
+    for column, places in enumerate([list(PLACES.values()), *([place] for place in PLACES.values())], start=1):
+        numbers = {name: _of_seeds(accuracies(several, name), places) for name in names}
+        bold = {name for name, line in zip(names, lines[3:], strict=True) if line[column].startswith("**")}
+        ahead = {
+            name
+            for name in names
+            if all(
+                stats.ttest_rel(numbers[name], numbers[other]).confidence_interval().low > 0
+                for other in names
+                if other != name
+            )
+        }
+        assert bold == ahead
+
+
+def _of_seeds(values: Any, places: list[Any]) -> Any:
+    """Each seed's plain mean of the sets' means."""
+    return np.mean([values[:, place].mean(1) for place in places], axis=0)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.0, None), (0.2, 2), (-0.2, None)])
+def test_a_tie_stands_out_from_nothing(shift: float, expected: int | None) -> None:
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(0, 0.01, size=(3, 5, 1))
+    tables = [np.clip(0.5 + of_arm + rng.normal(0, 0.02, size=(5, 30)), 0, 1) for of_arm in seeds]
+    assert stands_out([*tables[:2], tables[2] + shift, None]) == expected
+    assert stands_out([tables[0][:1], tables[1][:1] + 0.3]) is None  # one seed
+    assert stands_out([tables[0]]) is None
 
 
 def test_pass_at_k_is_of_all_problems_and_of_each_set(several: Finished, tables: Path) -> None:

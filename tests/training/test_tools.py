@@ -226,9 +226,13 @@ def test_levels_turn_and_prefix_see_the_turns(make: Make) -> None:
     job.close()
 
 
-@pytest.mark.parametrize("method", ["seq_alp", "token_mis"])
-def test_figures_of_turns_are_logged_and_lengths_are_the_model_s(make: Make, method: str) -> None:
-    config = make(f"method={method}")
+@pytest.mark.parametrize(
+    "words",
+    [["seq_alp"], ["token_mis"], ["token_bypass", "method.level=turn"], ["token_bypass", "method.level=prefix"]],
+    ids=lambda words: "-".join(words),
+)
+def test_figures_of_turns_are_logged_and_lengths_are_the_model_s(make: Make, words: list[str]) -> None:
+    config = make(f"method={words[0]}", *words[1:])
     job = with_abacus(config)
     with job.stop:
         run(job)

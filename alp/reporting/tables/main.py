@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alp.evaluation.statistics import Interval, stay_clear
 from alp.rendering.numbers import Cell, one_decimal, percent, percent_as_published, points
 from alp.rendering.tables import Column, Table, frame, words
 from alp.reporting import arms
-from alp.reporting.comparisons import highest, interval_cells, mean_of_known
+from alp.reporting.comparisons import interval_cells, mean_of_known, stands_out
 from alp.reporting.records import Evaluation
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import ArmRuns, Results
@@ -25,7 +26,8 @@ ARTEFACT = Declaration(
         "seeds on these very problems (Student's t over the seeds; nothing is said of other problems), each taken "
         "singly; an arm of one seed has none, and the base model's holds the noise of its samples alone. Differences "
         "to GRPO are taken seed by seed. A dagger (†) marks the differences that stay clear of zero over all "
-        "comparisons of this table at once (Holm's test: a chance of at most 5 % that any mark is wrong). The "
+        "comparisons of this table at once (Holm's test: a chance of at most 5 % that any mark is wrong). Bold is an "
+        "arm above each other one by more than the interval of their difference, if there is such an arm. The "
         "published column comes from another setting (a bigger model, real benchmarks, no error bars): only the "
         "ordering of the methods is comparable."
     ),
@@ -49,8 +51,12 @@ def make(loaded: Results) -> Table:
     ]
     rows = [_base_row(loaded, compared[0]), *map(partial(_arm_row, loaded), loaded.arms, compared[1:])]
     cells = frame(rows, EXPORTED)
-    # what is printed decides, and of the arms alone
-    best = {(row, name) for name in ("accuracy_mean", "greedy_mean") for row in highest(cells[name].tolist(), start=1)}
+    sizes = [span.stop - span.start for span in loaded.sets.values()]
+    compared_by: dict[str, list[NDArray[np.generic] | None]] = {
+        "accuracy_mean": [*(arm.accuracy for arm in loaded.arms)],
+        "greedy_mean": [_greedy_marks(arm) for arm in loaded.arms],
+    }
+    best = {(1 + row, name) for name, of in compared_by.items() if (row := stands_out(of, sizes=sizes)) is not None}
     columns = [
         words("method", "Method", lambda name: arms.label(str(name))),
         Column("accuracy_mean", loaded.average, percent, "%", interval=("accuracy_low", "accuracy_high")),
@@ -112,6 +118,13 @@ def _best_validation(arm: ArmRuns) -> tuple[int | None, float | None]:
     means = values[:, complete].mean(axis=0)
     best = int(np.argmax(means))
     return int(steps[complete][best]), float(means[best])
+
+
+def _greedy_marks(arm: ArmRuns) -> NDArray[np.generic] | None:
+    """Right greedy answers (seeds, problems); None unless every seed has them."""
+    marks = [run.evaluation.greedy_correct for run in arm.runs]
+    known = [one for one in marks if one is not None and one.size]
+    return np.stack(known) if len(known) == len(marks) else None
 
 
 def _greedy(loaded: Results, evaluation: Evaluation) -> float | None:

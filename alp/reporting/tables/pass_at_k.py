@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from alp.evaluation import passk
 from alp.rendering.numbers import Cell, percent
 from alp.rendering.tables import Column, Table, frame, words
 from alp.reporting import arms
-from alp.reporting.comparisons import highest, mean_of_known
+from alp.reporting.comparisons import mean_of_known, stands_out
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import Results
 
@@ -48,10 +50,14 @@ def make(loaded: Results) -> Table:
     names = [f"pass_at_{k}" for k in ks]
     cells = frame(rows, ["method", "set", *names])
     best = set()
-    for name in names:
-        for first in range(0, len(rows), len(evaluations)):  # the arms of one set against each other
-            block = cells[name].tolist()[first : first + len(evaluations)]
-            best |= {(first + row, name) for row in highest(block, start=1)}
+    for number, span in enumerate(spans.values()):
+        for k, name in zip(ks, names, strict=True):
+            chances = [
+                np.stack([passk.pass_at_k(samples, run.evaluation.correct[span], k) for run in arm.runs])
+                for arm in loaded.arms
+            ]
+            if (row := stands_out(chances)) is not None:
+                best.add((number * len(evaluations) + 1 + row, name))
     columns = [
         words("method", "Method", lambda name: arms.label(str(name))),
         *([words("set", "Set")] if several else []),

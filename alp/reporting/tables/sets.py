@@ -8,7 +8,7 @@ from alp.evaluation.statistics import Interval
 from alp.rendering.numbers import Cell, percent
 from alp.rendering.tables import Column, Table, frame, words
 from alp.reporting import arms
-from alp.reporting.comparisons import highest, interval_cells
+from alp.reporting.comparisons import interval_cells, stands_out
 from alp.reporting.records import Floats
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import Results
@@ -63,11 +63,11 @@ def make(loaded: Results) -> Table:
             for header, (mean, low, high) in zip(headers, names, strict=True)
         ),
     ]
-    best = {
-        (row, part)
-        for part, of_part in intervals.items()
-        for row in highest([interval.mean for interval in of_part], start=1)
-    }
+    arms_of = [arm.accuracy for arm in loaded.arms]
+    sizes = [span.stop - span.start for span in loaded.sets.values()]
+    marked = {_MEAN: stands_out(arms_of, sizes=sizes)}
+    marked |= {part: stands_out([table[:, span] for table in arms_of]) for part, span in loaded.sets.items()}
+    best = {(1 + row, part) for part, row in marked.items() if row is not None}
     sources = ["method", *(name for of_part in names for name in of_part)]
     return Table(frame(rows, EXPORTED), columns, wide=frame(wide, sources), best=frozenset(best))
 

@@ -1,0 +1,1 @@
+"""What a grid takes before it starts: ``alp plan``."""
