@@ -184,7 +184,7 @@ def _notes(line: dict[str, Any]) -> list[str]:
     if line["left_out"]:
         notes.append("Left out of the loss: it has a void turn. It counts in its group's mean and deviation.")
     elif line["advantage"] == 0:
-        notes.append("A = 0: all rewards of its group are equal, so it moves nothing.")
+        notes.append("A = 0: the rewards of its group are all equal.")
     if not line["finished"]:
         notes.append("Cut at the limit of tokens.")
     return notes
