@@ -36,7 +36,7 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
     "smollm2_135m": lambda ends: LlamaForCausalLM(LlamaConfig(**COMMON, **ends, tie_word_embeddings=True)),
 }
-PRESETS = [name for name in compose.choices("model") if name != "arithmetic_tiny"]
+PRESETS = [name for name in compose.choices("model") if name not in ("arithmetic_tiny", "calculator_tiny")]
 
 
 def _tiny(preset: str, folder: Path) -> Path:

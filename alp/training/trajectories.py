@@ -118,6 +118,7 @@ def _gradient(method: Method, mini: Batch, raw: Tensor, *, with_old: bool) -> Te
         rollout_log_probs=rollout,
         response_mask=mini.response_mask,
         advantages=mini.advantages,
+        rewards=mini.rewards,
         turn_ids=mini.turn_ids,
         weights=mini.weights.double(),
         loss_mask=mini.loss_mask,

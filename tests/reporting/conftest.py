@@ -266,7 +266,8 @@ def trajectory(step: int, place: int, method: Method, rng: np.random.Generator) 
         ratio = levels * len(text)
     marks = []
     for value in ratio:
-        low, high = math.log(1 - method.clip_low), math.log(1 + method.clip_high)
+        low = -math.inf if method.clip_low is None else math.log(1 - method.clip_low)
+        high = math.inf if method.clip_high is None else math.log(1 + method.clip_high)
         clipped = "clipped_low" if advantage < 0 and value < low else "clipped_high"
         marks.append(clipped if (value > high if advantage > 0 else value < low) else "loss")
     return {

@@ -31,7 +31,7 @@ from .conftest import GRID, bytes_below, fabricate, write_grid
 Finished = tuple[Grid, Path]
 ALL = {artefact.name: artefact for artefact in registry.registered("figures")}
 ABOUT_CORRECTIONS = ("drift", "phase")  # tests/reporting/test_corrections.py
-ONE_ENGINE = [name for name in ALL if name not in ("mismatch", "sets", *ABOUT_CORRECTIONS)]
+ONE_ENGINE = [name for name in ALL if name not in ("mismatch", "sets", "tools", *ABOUT_CORRECTIONS)]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_sigma_needs_learned_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_names_are_known_before_anything_ran() -> None:
     assert registry.names("figures", grids.load("quick")) == ONE_ENGINE
     assert registry.names("figures", grids.load("mismatch")) == [
-        name for name in ALL if name not in ("sets", *ABOUT_CORRECTIONS)
+        name for name in ALL if name not in ("sets", "tools", *ABOUT_CORRECTIONS)
     ]
 
 

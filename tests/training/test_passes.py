@@ -67,7 +67,7 @@ def test_without_old_log_probs_the_training_is_the_same(train_config: Make, tmp_
         train(train_config(f"method={method}", "trainer.kl=0.1", "trainer.steps=2", *words, folder=folder))
     weights, lines, active = zip(*(_read(tmp_path / folder) for folder in runs), strict=True)
     assert weights[0] == weights[1]
-    lost = ("policy/entropy", "rollout_corr/")
+    lost = ("policy/entropy", "rollout_corr/", "clean_batch/k3_kl_old")
     for full, less in zip(*lines, strict=True):
         assert less == {name: value for name, value in full.items() if not name.startswith(lost)}
     assert any(name.startswith(lost) for name in lines[0][1])
@@ -87,7 +87,7 @@ def test_who_reads_old_log_probs_is_named(train_config: Make, method: str) -> No
     with pytest.raises(UserError, match=said):
         train_config(f"method={method}", WITHOUT)
     with pytest.raises(UserError, match="whose corrections read π_old"):
-        train_config("method=token_bypass", "method.corrections=[{kind: none}]", WITHOUT)
+        train_config("method=token_bypass", "method.corrections=[{kind: mask, level: sequence, upper: 2.0, weight: one}]", WITHOUT)
 
 
 def test_optimizer_states_stay_in_place(train_config: Make, tmp_path: Path) -> None:
