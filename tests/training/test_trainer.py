@@ -52,7 +52,7 @@ def _kill_at(step: int) -> Callable[[], None]:
     return observer
 
 
-@pytest.mark.parametrize("method", ["grpo", "seq_alp"])
+@pytest.mark.parametrize("method", ["grpo", "seq_alp", "m2po"])
 def test_killed_and_continued_equals_undisturbed(train_config: Make, method: str, tmp_path: Path) -> None:
     train(train_config(f"method={method}", folder="whole"))
     whole = _digest(tmp_path / "whole")
