@@ -39,10 +39,8 @@ class Size:
     words: tuple[str, ...]
 
 
-SIZES = {
-    "embedded": Size(48, 8, 8, 24, 4, ()),
-    "smollm2": Size(8, 8, 2, 16, 2, ("task=sums_in_words", "model=smollm2_135m", "model.chat=false", "trainer.lr=1e-6")),
-}
+SMOLLM2 = ("task=sums_in_words", "model=smollm2_135m", "model.chat=false", "trainer.lr=1e-6")
+SIZES = {"embedded": Size(48, 8, 8, 24, 4, ()), "smollm2": Size(8, 8, 2, 16, 2, SMOLLM2)}
 
 
 def _words(size: Size, model: Path, folder: Path) -> list[str]:

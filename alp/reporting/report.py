@@ -40,6 +40,7 @@ def _page(loaded: Results, grid: Grid, results: Path) -> str:
     tables, origins = build(loaded), _origins(loaded)
     shown = [shown_table(artefact, tables[artefact.name]) for artefact in registry.of_grid("tables", grid)]
     main, *others = shown
+    first, *figures = (_figure(grid, results, artefact) for artefact in registry.of_grid("figures", grid))
     return render(
         TEMPLATE,
         grid=grid,
@@ -48,7 +49,8 @@ def _page(loaded: Results, grid: Grid, results: Path) -> str:
             *reference.sentences(loaded, results),
         ],
         main=main,
-        figures=[_figure(grid, results, artefact) for artefact in registry.of_grid("figures", grid)],
+        first=first,
+        figures=figures,
         tables=[*others, shown_table(LEAKAGE, LEAKAGE.make((grid, results)))],
         setting_names=SETTINGS,
         settings=[settings(loaded, arm.name, arm.runs[0].folder) for arm in loaded.arms],

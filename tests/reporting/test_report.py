@@ -74,6 +74,12 @@ def test_page_is_well_formed_and_self_contained(page: str) -> None:
     assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
 
 
+def test_the_answer_comes_first(page: str) -> None:
+    """Findings, then every arm's accuracy and difference drawn, then the table, then the rest."""
+    places = [page.index(mark) for mark in ('id="findings"', 'id="figure-accuracy"', 'id="main"', 'id="figures"')]
+    assert places == sorted(places)
+
+
 def test_page_holds_every_figure_and_table(finished: Finished, page: str) -> None:
     grid, results = finished
     parsed = Page(page)

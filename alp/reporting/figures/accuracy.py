@@ -46,7 +46,7 @@ def make(loaded: Results) -> Figure:
         plots.at_least(axes, 1.0)
     for axes in right:
         axes.axvline(0, color="#555555", linewidth=1, zorder=0.9)
-        title = "Paired difference to GRPO" if reference else "Paired difference to the same without noise"
+        title = "Paired difference to GRPO" if reference else "Paired difference to no noise"
         axes.set(title=title, xlabel="percentage points")
         axes.tick_params(left=False)
     plots.legend_below(figure, dot_handles())
