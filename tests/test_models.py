@@ -36,7 +36,8 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
     "smollm2_135m": lambda ends: LlamaForCausalLM(LlamaConfig(**COMMON, **ends, tie_word_embeddings=True)),
 }
-PRESETS = [name for name in compose.choices("model") if name not in ("arithmetic_tiny", "calculator_tiny")]
+EMBEDDED = ("arithmetic_tiny", "calculator_tiny")
+PRESETS = [name for name in compose.choices("model") if name not in EMBEDDED]
 
 
 def _tiny(preset: str, folder: Path) -> Path:

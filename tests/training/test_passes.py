@@ -87,7 +87,8 @@ def test_who_reads_old_log_probs_is_named(train_config: Make, method: str) -> No
     with pytest.raises(UserError, match=said):
         train_config(f"method={method}", WITHOUT)
     with pytest.raises(UserError, match="whose corrections read π_old"):
-        train_config("method=token_bypass", "method.corrections=[{kind: mask, level: sequence, upper: 2.0, weight: one}]", WITHOUT)
+        mask = "{kind: mask, level: sequence, upper: 2.0, weight: one}"
+        train_config("method=token_bypass", f"method.corrections=[{mask}]", WITHOUT)
 
 
 def test_optimizer_states_stay_in_place(train_config: Make, tmp_path: Path) -> None:
