@@ -51,7 +51,7 @@ smol: GRID = smol
 smol: grid ## a real pretrained language model: four methods on SmolLM2, 28 minutes on 2 free cores
 
 tools: GRID = quick_tools
-tools: sandbox-there grid ## a small model that writes Python and reads what it prints, six methods, 20 minutes on 2 free cores
+tools: sandbox-there grid ## a small model that writes Python and reads what it prints, six methods, an estimated 20 minutes on 2 free cores
 
 sandbox-there:
 	@command -v bwrap >/dev/null || apt-get install -y bubblewrap || echo "bubblewrap is missing, and could not be installed here"
