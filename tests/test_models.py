@@ -36,7 +36,8 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
     "smollm2_135m": lambda ends: LlamaForCausalLM(LlamaConfig(**COMMON, **ends, tie_word_embeddings=True)),
 }
-PRESETS = [name for name in compose.choices("model") if name != "arithmetic_tiny"]
+EMBEDDED = ("arithmetic_tiny", "calculator_tiny")
+PRESETS = [name for name in compose.choices("model") if name not in EMBEDDED]
 
 
 def _tiny(preset: str, folder: Path) -> Path:
@@ -122,6 +123,7 @@ def test_without_its_folder_a_preset_names_the_command_that_makes_it(preset: str
     assert compose.load("fetch", [f"model={preset}"]).model.source is not None
 
 
-def test_the_embedded_model_has_nothing_to_fetch() -> None:
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_model_has_nothing_to_fetch(name: str) -> None:
     with pytest.raises(UserError, match="has no source"):
-        compose.load("fetch", ["model=arithmetic_tiny"])
+        compose.load("fetch", [f"model={name}"])
