@@ -86,8 +86,8 @@ def test_who_reads_old_log_probs_is_named(train_config: Make, method: str) -> No
     said = rf"trainer.old_log_probs = false does not go with method '{method}', whose denominator is 'old'"
     with pytest.raises(UserError, match=said):
         train_config(f"method={method}", WITHOUT)
+    mask = "{kind: mask, level: sequence, upper: 2.0, weight: one}"
     with pytest.raises(UserError, match="whose corrections read π_old"):
-        mask = "{kind: mask, level: sequence, upper: 2.0, weight: one}"
         train_config("method=token_bypass", f"method.corrections=[{mask}]", WITHOUT)
 
 
