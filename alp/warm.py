@@ -328,12 +328,13 @@ def main() -> int:
     place, parent = Path(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # in the middle of the imports: the folder goes too
     end_with(parent, signal.SIGTERM)
-    made_from, before = fingerprint(), dict(os.environ)
+    before = dict(os.environ)
     listener = socket.socket(socket.AF_UNIX)
     own = os.getpid()
     try:
-        listener.bind(str(place))
+        listener.bind(str(place))  # first of all: a command that comes before starts cold
         listener.listen(64)  # commands wait here for the imports
+        made_from = fingerprint()
         request = _serve(listener, made_from, before)
     except OSError as error:  # a path too long for a socket
         print(f"alp: jobs start cold: {place}: {error.strerror or error}", file=sys.stderr)
