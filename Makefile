@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml $(LOCK) locks/overrides.txt locks/uv.sh
 	$$uv pip install --compile-bytecode --constraint $$lock $$overrides --editable ".[$$extras]"
 	@touch $(STAMP)
 
-grid: install ## rebuild a grid end to end (GRID=quick), 11 minutes on 2 free cores
+grid: install ## rebuild a grid end to end (GRID=quick), 14 minutes on 2 free cores
 	export ALP_PARENT=$$PPID ALP_SHELL=$$$$; exec $(BIN)/snakemake --cores $(CORES) --config grid=$(GRID)
 	@echo "report: results/$(notdir $(basename $(GRID)))/report.html"
 
@@ -62,7 +62,7 @@ check: install ## lint, types, and the tests that need no training, engine or wo
 unit:
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
-test: install ## lint and all tests, the smoke grid through the real workflow included (14 minutes on 2 free cores)
+test: install ## lint and all tests, the smoke grid through the real workflow included (15 minutes on 2 free cores)
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not long"
 
