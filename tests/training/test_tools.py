@@ -39,6 +39,7 @@ TRAINER = [
     *("trainer.validate_every=2", "trainer.validation_samples=1", "trainer.probe_every=2"),
     *("trainer.checkpoint_every=1", "trainer.device=cpu", "trainer.threads=1"),
 ]
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bubblewrap here: make sandbox")
 RECORDS = ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "model/model.safetensors")
 Make = Callable[..., Any]
 
