@@ -28,6 +28,7 @@ from alp.rendering.tables import to_markdown
 from alp.reporting import arms, runs
 from alp.reporting.aggregate import build
 from alp.reporting.findings import headline, verdict
+from alp.reporting.processor import processor
 from alp.reporting.runs import Results, Run
 from alp.reproducibility import write_bytes, write_json, write_text
 from benchmarks.evidence_blocks import BLOCKS, Evidence
@@ -56,7 +57,7 @@ def collect(name: str, results: Path) -> dict[str, Any]:
         "title": loaded.grid.title,
         "command": f"make grid GRID={name}",
         "commit": commit_of(loaded),
-        "cpu": cpu_kind(),
+        "cpu": processor()["kind"],
         "seeds": len(loaded.grid.seeds),
         "problems": loaded.base.problems,
         "samples": loaded.base.samples,
@@ -71,13 +72,6 @@ def collect(name: str, results: Path) -> dict[str, Any]:
             for arm in loaded.arms
         },
     }
-
-
-def cpu_kind() -> str:
-    """Kind of the CPU that this runs on, by what decides a result's bytes: torch's own word for its instructions."""
-    import torch
-
-    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _number(value: float | None) -> float | None:

@@ -37,19 +37,19 @@ from alp.configuration import compose
 from alp.policy import LayerwisePerturbation
 from alp.policy import noise as noises
 from alp.policy.streams import Normals, RowNames
-from alp.rollout import probe, registry, vllm
-from alp.rollout.engine import Engine, Host, Probe, Request, Sampling
+from alp.rollout import registry, vllm
+from alp.rollout.engine import Engine, Host, Request, Sampling
 from alp.rollout.episodes import Trajectory
 from alp.rollout.hf import HFEngine
 from alp.training.attention import choose
 from alp.training.batch import Batch, collate
 from alp.training.compiled import CompiledLayers
-from alp.training.forward import sequence_log_probs, token_log_probs
+from alp.training.forward import token_log_probs
 from alp.training.head import proven_head
 from alp.training.loop import train
 from alp.training.masters import Masters
 from alp.training.update import Updater
-from benchmarks.shapes import random_qwen2
+from benchmarks.shapes import fixed_probe, random_qwen2
 
 TESTS = ("tests/policy/test_kernels.py", "tests/policy/test_perturbation_gradients.py", "tests/training/test_head.py")
 TESTS = (*TESTS, "tests/training/test_attention.py", "tests/training/test_precision.py", "tests/rollout/test_static.py")
@@ -271,18 +271,13 @@ def vllm_engine(run: Run) -> dict[str, Any]:
         folder = Path(place)
         model.save_pretrained(folder)
         models.character_tokenizer("0123456789+=#| ").save_pretrained(folder)
-        vocabulary = len(model.get_input_embeddings().weight)
-        fixed = Probe(
-            probe.sequences([[2, 3, 4]], vocabulary, seed=0),
-            lambda asked, temperature: sequence_log_probs(model, asked, temperature),
-            dtype="bfloat16",
-        )
+        fixed = fixed_probe(model, "bfloat16")
         engine = registry.make(settings, Host(model, folder, folder / "engine.log", run.device, 0, fixed))
         try:
             engine.sync_weights(model.named_parameters(), version=0)
             sampled = _sampled(run, engine, sequences, length)
-            again = lambda: engine.sync_weights(model.named_parameters(), version=1)  # noqa: E731
-            return {**sampled, "sync_seconds": run.seconds(again), "weights_by": engine.describe()["weights_by"]}
+            seconds = run.seconds(lambda: engine.sync_weights(model.named_parameters(), version=1))
+            return {**sampled, "sync_seconds": seconds, "weights_by": engine.describe()["weights_by"]}
         finally:
             engine.close()
 

@@ -28,10 +28,9 @@ import torch
 
 from alp.configuration import compose
 from alp.models import character_tokenizer
-from alp.rollout import probe, registry, vllm
-from alp.rollout.engine import Engine, Host, Probe, Request, Sampling
-from alp.training.forward import sequence_log_probs
-from benchmarks.shapes import random_qwen2
+from alp.rollout import registry, vllm
+from alp.rollout.engine import Engine, Host, Request, Sampling
+from benchmarks.shapes import fixed_probe, random_qwen2
 
 CPU = torch.device("cpu")
 END = 1
@@ -113,11 +112,7 @@ def engines(model: Any, dtype: str, folder: Path) -> dict[str, Engine]:
         extra = ["rollout.max_sequences=512", "rollout.kv_cache_gib=2.0"] if name != "hf" else []
         rollout = compose.load("train", [*words, *extra, f"rollout.dtype={dtype}"]).rollout
         (folder / name).mkdir()
-        fixed = Probe(
-            probe.sequences([[2, 3, 4]], len(model.get_input_embeddings().weight), seed=0),
-            lambda sequences, temperature: sequence_log_probs(model, sequences, temperature),
-            dtype="float32",
-        )
+        fixed = fixed_probe(model, "float32")
         found[name] = registry.make(rollout, Host(model, folder, folder / name / "engine.log", CPU, 0, fixed))
         found[name].sync_weights(model.named_parameters(), version=0)
     return found

@@ -7,6 +7,10 @@ from typing import Any, Protocol
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from alp.rollout import probe
+from alp.rollout.engine import Probe
+from alp.training.forward import sequence_log_probs
+
 
 class Shape(Protocol):
     """What a benchmark's own description of a size has."""
@@ -39,4 +43,13 @@ def random_qwen2(shape: Shape, **more: Any) -> Any:
             tie_word_embeddings=True,
             **more,
         )
+    )
+
+
+def fixed_probe(model: Any, dtype: str) -> Probe:
+    """What an engine's first answers are held against; ``dtype`` is what ``model`` computes in."""
+    return Probe(
+        probe.sequences([[2, 3, 4]], len(model.get_input_embeddings().weight), seed=0),
+        lambda sequences, temperature: sequence_log_probs(model, sequences, temperature),
+        dtype=dtype,
     )

@@ -12,8 +12,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonschema import Draft202012Validator
 
@@ -22,6 +23,9 @@ from alp.configuration.fields import NAME_RULE, is_name
 from alp.configuration.tracking_uri import NAME, SQLITE, located
 from alp.errors import UserError, nearest
 from alp.foreign import is_file, read_json, read_yaml, reading, shortened
+
+if TYPE_CHECKING:
+    from alp.configuration.train_schema import TrainConfig
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "grid.schema.json"
 _SHOWN = 200  # characters of a user's text in a message
@@ -149,6 +153,17 @@ class Grid:
         if verb == "train":  # evaluations are logged by `alp track`, all at once: importing MLflow takes seconds
             words.append(f"run.tracking={quoted(self.tracking_uri(results))}")
         return words
+
+
+@cache
+def _job(words: tuple[str, ...]) -> TrainConfig:
+    job: TrainConfig = compose.load("train", words)
+    return job
+
+
+def job_of(grid: Grid, arm: Arm) -> TrainConfig:
+    """The resolved training configuration of an arm's first seed, from the grid file alone."""
+    return _job(tuple(grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0])))
 
 
 def quoted(value: str | Path) -> str:

@@ -4,13 +4,10 @@ noise. Neither numpy, pandas nor plotting: the workflow asks before anything ran
 from __future__ import annotations
 
 import re
-from functools import cache
 
-from alp.configuration import compose
 from alp.configuration import grid as grids
-from alp.configuration.grid import Arm, Grid
+from alp.configuration.grid import Arm, Grid, job_of
 from alp.configuration.method_schema import Method
-from alp.configuration.train_schema import TrainConfig
 
 BASE = "base"
 REFERENCE = "grpo"  # the arm that differences are taken to
@@ -73,17 +70,6 @@ def learns_noise(method: Method) -> bool:
 def adds_noise(method: Method) -> bool:
     """Whether it trains under noise, learned or fixed."""
     return method.perturbation is not None and method.perturbation.std > 0
-
-
-@cache
-def _job(words: tuple[str, ...]) -> TrainConfig:
-    job: TrainConfig = compose.load("train", words)
-    return job
-
-
-def job_of(grid: Grid, arm: Arm) -> TrainConfig:
-    """The resolved training configuration of an arm's first seed, from the grid file alone."""
-    return _job(tuple(grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0])))
 
 
 # ---- conditions of tables and figures --------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alp.configuration import compose
-from alp.configuration.grid import Arm, Grid
+from alp.configuration.grid import Arm, Grid, job_of
 from alp.configuration.method_schema import Method
 from alp.evaluation import statistics
 from alp.evaluation.power import Components, difference_components
 from alp.evaluation.statistics import Interval
-from alp.reporting.arms import BYPASS, build_command, job_of, learns_noise, ratio_level
+from alp.reporting.arms import BYPASS, build_command, learns_noise, ratio_level
 from alp.reporting.records import STEP, UPDATE, Evaluation, Floats, damaged, read_evaluation, read_lines
 
 

@@ -7,26 +7,9 @@ from __future__ import annotations
 
 import importlib
 
-from alp.configuration.task_schema import (
-    ArithmeticTask,
-    CalculatorTask,
-    CustomTask,
-    MathematicsTask,
-    MathematicsToolsTask,
-    ReasoningGymTask,
-    SumsInWordsTask,
-)
+from alp.configuration.task_schema import Task as TaskConfig
 from alp.tasks.task import Task
 
-TaskConfig = (
-    ArithmeticTask
-    | CalculatorTask
-    | SumsInWordsTask
-    | MathematicsTask
-    | MathematicsToolsTask
-    | ReasoningGymTask
-    | CustomTask
-)
 TASKS = {
     "arithmetic": "alp.tasks.arithmetic:Arithmetic",
     "calculator": "alp.tasks.calculator:Calculator",

@@ -9,12 +9,13 @@ from pathlib import Path
 from alp.configuration.compose import code_of, identity, origin_of
 from alp.configuration.prepare_schema import PrepareConfig
 from alp.configuration.run_schema import Run
+from alp.configuration.task_schema import Task as TaskConfig
 from alp.errors import UserError
 from alp.foreign import read_json
 from alp.ownership import claimed
 from alp.reproducibility import json_line, sha256_file, write_json, write_text
 from alp.sharing import Twins
-from alp.tasks.catalogue import TaskConfig, load_task
+from alp.tasks.catalogue import load_task
 from alp.tasks.leakage import leakage, markdown
 from alp.tasks.task import SPLITS, Task, check_disjoint
 

@@ -15,7 +15,7 @@ from alp.configuration import grid as grids
 from alp.configuration.grid import Grid
 from alp.ownership import claimed
 from alp.rendering import plots
-from alp.reporting import arms, registry, runs
+from alp.reporting import registry, runs
 from alp.reporting.aggregate import aggregate
 from alp.reporting.draw import figures
 from alp.reporting.figures import dynamics, mismatch
@@ -189,6 +189,6 @@ def test_engines_as_people_read_them(words: list[str], expected: str) -> None:
 
 def test_the_mismatch_grid_compares_four_engines() -> None:
     grid = grids.load("mismatch")
-    found = [arms.job_of(grid, arm).rollout.label for arm in grid.arms]
+    found = [grids.job_of(grid, arm).rollout.label for arm in grid.arms]
     assert list(dict.fromkeys(found)) == ["HF fp32", "HF bf16", "HF int8", "vLLM bf16"]
     assert {found.count(engine) for engine in found} == {3}
