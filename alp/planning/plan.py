@@ -17,9 +17,9 @@ from typing import Any
 
 from alp.configuration import compose
 from alp.configuration import grid as grids
-from alp.configuration.grid import Arm, Grid
+from alp.configuration.grid import Grid, job_of
 from alp.configuration.plan_schema import Device, PlanConfig
-from alp.errors import UserError
+from alp.errors import UserError, nearest
 from alp.planning import work
 from alp.planning.size import FLOAT32, GIB, Size, size_of
 from alp.planning.table import text
@@ -109,18 +109,32 @@ def plan(config: PlanConfig) -> str:
     grids.check_results(config.results)
     made = make(config)
     if config.output is not None:
-        write_json(Path(config.output), made.as_json())
+        _write(Path(config.output), made.as_json())
     return text(made)
+
+
+def _write(path: Path, plain: dict[str, Any]) -> None:
+    """The plan for machines; a file that is there gives way where it is a plan. Raises UserError for any other."""
+    if path.exists():
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            kept = None
+        if not isinstance(kept, dict) or kept.keys() != plain.keys():
+            raise UserError(f"plan: output: {path} is there and is no plan: name another file")
+    write_json(path, plain)
 
 
 def make(config: PlanConfig) -> Plan:
     """Work and hours of every job of the grid."""
     grid, results = grids.load(config.grid), Path(config.results)
-    first = _training_config(grid, grid.arms[0])
+    first = job_of(grid, grid.arms[0])
     embedded = first.model.source is None and grid.own_model is None
     size = size_of(first.model, config.shapes, grid.model_dir(results), taught=embedded)
     lengths = Lengths(config.prompt_tokens or (EMBEDDED_PROMPT if embedded else PROMPT), config.fill)
     name = config.device or ("cpu_core" if embedded else "h100")
+    if name not in config.devices:
+        raise UserError(f"plan: device: no device '{name}'{nearest(name, config.devices)}")
     device = config.devices[name]
     works = _works(grid, results, config, size, lengths)
     jobs = [
@@ -147,7 +161,7 @@ def _works(
         found.append(_beginning(grid, config, size, lengths))
     found.append(("evaluate", "base", 1, evaluated))
     for arm in grid.arms:
-        done = work.training(_training_config(grid, arm), size, lengths)
+        done = work.training(job_of(grid, arm), size, lengths)
         found.append(("train", arm.name, len(grid.seeds), done))
     for arm in grid.arms:
         found.append(("evaluate", arm.name, len(grid.seeds), evaluated))
@@ -160,13 +174,9 @@ def _beginning(grid: Grid, config: PlanConfig, size: Size, lengths: Lengths) -> 
     if grid.fetched:
         return "fetch", None, 1, Work(0, 0.0, memory=2.0 * weights, disk=weights)
     taught = compose.load("pretrain", grid.overrides("pretrain", config.results))
-    length = lengths.prompt + lengths.fill * _training_config(grid, grid.arms[0]).rollout.max_new_tokens
+    length = lengths.prompt + lengths.fill * job_of(grid, grid.arms[0]).rollout.max_new_tokens
     flops = {"update": 3.0 * taught.pretrain.steps * taught.pretrain.batch * length * size.forward_flops(length)}
     return "pretrain", None, 1, Work(0, 0.0, taught.pretrain.steps, flops, 4.0 * weights, weights)
-
-
-def _training_config(grid: Grid, arm: Arm) -> Any:
-    return compose.load("train", grid.overrides("train", "results", arm=arm.name, seed=grid.seeds[0]))
 
 
 # ---- seconds ---------------------------------------------------------------------------------------------------------
@@ -182,7 +192,7 @@ def _seconds(grid: Grid, results: Path, stage: str, arm: str | None, done: Work,
     """Of one job, and whether that is measured: steps of the arm's runs; of an evaluation its tokens by the speed of
     rollouts."""
     if stage == "train" and (lines := _timings(grid, results, arm)):
-        steps = _training_config(grid, grid.arm(str(arm))).trainer.steps
+        steps = job_of(grid, grid.arm(str(arm))).trainer.steps
         return steps * statistics.fmean(_whole(line) for line in lines), True
     if stage == "evaluate" and (lines := _timings(grid, results, None)):
         taken = sum(line.get(_KINDS["sample"], 0.0) for line in lines)

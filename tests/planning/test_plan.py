@@ -142,6 +142,7 @@ def test_a_model_that_is_here_is_read_from_its_own_file(tmp_path: Path) -> None:
         (("grid=smol", "shapes={}"), "how many tokens the model smollm2_135m knows"),
         (("fill=0",), "fill"),
         (("grid=quik",), "quick"),
+        (("devices={}",), "no device 'cpu_core'"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -149,6 +150,20 @@ def test_what_cannot_be_planned_is_one_line(words: tuple[str, ...], message: str
         plan(planned(*words, results=tmp_path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "mine\n", "{}", '{"grid": "quick"}', "[1]"])
+def test_a_plan_overwrites_plans_alone(content: str | None, tmp_path: Path) -> None:
+    """A folder, and any file of somebody else's, stay as they are."""
+    path = tmp_path / "plan.json"
+    words = ("grid=quick", f"output='{path}'")
+    plan(planned(*words, results=tmp_path))
+    plan(planned(*words, results=tmp_path))
+    path.unlink()
+    path.mkdir() if content is None else path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="is no plan"):
+        plan(planned(*words, results=tmp_path))
+    assert path.is_dir() if content is None else path.read_text(encoding="utf-8") == content
 
 
 @given(st.integers(1, 400), st.integers(0, 60))
