@@ -17,7 +17,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress corrections smol tools sandbox-there check unit test reproduce same faults long sandbox newest bench gpu grading lint ruff types workflow-lint format ui lock clean
+.PHONY: help install grid stress corrections smol tools quick-all sandbox-there check unit test reproduce same faults long sandbox newest bench gpu grading lint ruff types workflow-lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-11s %s\n' "$$t" "$$d"; done
@@ -52,6 +52,10 @@ smol: grid ## a real pretrained language model: four methods on SmolLM2, 28 minu
 
 tools: GRID = quick_tools
 tools: sandbox-there grid ## a small model that writes Python and reads what it prints, six methods, an estimated 20 minutes on 2 free cores
+
+TWINS := quick_single_turn quick_multi_turn quick_ablation_layers quick_ablation_sigma quick_controls quick_staleness quick_mismatch
+quick-all: install sandbox-there ## the twins of the paper's grids, one after another, equal jobs once (under 2 hours on 2 free cores)
+	@for grid in $(TWINS); do $(MAKE) --no-print-directory grid GRID=$$grid || exit 1; done
 
 sandbox-there:
 	@command -v bwrap >/dev/null || apt-get install -y bubblewrap || echo "bubblewrap is missing, and could not be installed here"

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from alp.configuration import compose
+from alp.configuration import compose, grid_file
 from alp.configuration import grid as grids
 from alp.configuration.clean_schema import CleanConfig
 from alp.configuration.grid import Grid
@@ -136,7 +136,7 @@ def find(results: Path, *, missing: bool = False) -> tuple[list[Stale], list[str
 
 
 def _has_file(named: str) -> bool:
-    return Path(named).is_file() if named.endswith((".yaml", ".yml")) else named in grids.names()
+    return Path(named).is_file() if named.endswith((".yaml", ".yml")) else named in grid_file.names()
 
 
 def _wanted(grid: Grid, results: Path) -> Iterator[Wanted]:

@@ -143,7 +143,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
         for grid in ("quick", "stress", "noise")
         for name, measures in CLAIMS.items()
     },
-    "layers": block("ablation_layers", against_preset),
-    "sigma": block("ablation_sigma", against_preset),
+    "layers": block("quick_ablation_layers", against_preset),
+    "sigma": block("quick_ablation_sigma", against_preset),
     "regime": lambda evidence: pilot(evidence["regime"]),
 }

@@ -20,9 +20,8 @@ from typing import Any
 
 import yaml
 
-from alp.configuration import compose
+from alp.configuration import compose, grid_file
 from alp.configuration import grid as grids
-from alp.foreign import read_yaml
 from alp.reporting.records import STEP, read_lines
 from alp.reproducibility import write_json, write_text
 
@@ -47,9 +46,9 @@ def matched(tried: Mapping[float, float], target: float, tolerance: float) -> fl
     return closest if abs(tried[closest] / target - 1) <= tolerance else None
 
 
-def grid_file(rates: Mapping[str, float], number: int, settings: Settings, out: Path) -> Path:
+def round_file(rates: Mapping[str, float], number: int, settings: Settings, out: Path) -> Path:
     """One round as a grid: every method at its rate, for a few steps."""
-    plain = dict(read_yaml("grid", compose.CONFIGS / "grid" / f"{settings['arms_of']}.yaml"))
+    plain = grid_file.read(grid_file.located(settings["arms_of"]))
     overrides = dict(plain.get("overrides", {}))
     dropped = ("trainer.steps=", "trainer.probe_every=", "trainer.lr=", "trainer.validate_every=")
     kept = [word for word in overrides.get("train", []) if not word.startswith(dropped)]
@@ -92,7 +91,7 @@ def search(settings: Settings, out: Path, cores: str) -> tuple[dict[str, dict[fl
     tried: dict[str, dict[float, float]] = {name: {} for name in methods}
     rates, target = dict.fromkeys(methods, first), math.nan
     for number in range(1, settings["rounds"] + 1):
-        path = grid_file(rates, number, settings, out)
+        path = round_file(rates, number, settings, out)
         command = [str(Path(sys.executable).with_name("snakemake")), "--cores", cores, "--until", "train"]
         subprocess.run([*command, "--config", f"grid={path}", f"results={out}"], check=True)
         for name, value in measured(path, settings, out).items():

@@ -32,13 +32,12 @@ GRID_SEEDS = 5  # what a grid of this size is to have
 
 def grid_file(name: str, settings: dict[str, Any], out: Path) -> Path:
     """The candidate as a grid file."""
-    arms = yaml.safe_load(Path("configs/grid", f"{settings['arms_of']}.yaml").read_text(encoding="utf-8"))
     candidate = settings["candidates"][name]
     overrides = {**candidate, "evaluate": [f"evaluation.samples={settings['samples']}", *candidate.get("evaluate", [])]}
     path = out / "grids" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        **arms,
+        "extends": settings["arms_of"],
         "title": f"Pilot {name}",
         "description": f"Candidate {name} of benchmarks/regime.yaml.",
         "seeds": settings["seeds"],

@@ -3,11 +3,11 @@
     python -m benchmarks.training                      the embedded model, one thread (5 minutes)
     python -m benchmarks.training --size smollm2 --model <folder>    SmolLM2's size (20 minutes)
 
-Both sides sample the same number of responses to the same problems, up to the same length, grade them with the same
-task and take the same number of optimizer steps of the same number of sequences on them. They take turns, each round in
-a process of its own; a step counts from the second on. A ratio is the median over rounds of two speeds of the same
-round: machines are noisy, ratios less so. On a GPU, ours also gives its model FLOPs utilisation against the speed of a
-large matrix product in the same run.
+Both sides sample the same number of responses to the same prompts (their worked examples included), up to the same
+length, grade them with the same task and take the same number of optimizer steps of the same number of sequences on
+them. They take turns, each round in a process of its own; a step counts from the second on. A ratio is the median over
+rounds of two speeds of the same round: machines are noisy, ratios less so, and those of processor time least. On a GPU,
+ours also gives its model FLOPs utilisation against the speed of a large matrix product in the same run.
 """
 
 from __future__ import annotations
@@ -58,6 +58,15 @@ def _words(size: Size, model: Path, folder: Path) -> list[str]:
     ]
 
 
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _between(first: tuple[float, float], last: tuple[float, float]) -> dict[str, float]:
+    """Seconds by the clock, and of this process on the processor, which other work on the machine moves less."""
+    return {"seconds": last[0] - first[0], "processor": last[1] - first[1]}
+
+
 def ours(size: Size, model: Path, folder: Path) -> dict[str, Any]:
     """Tokens and seconds of the counted steps."""
     from alp.configuration import compose
@@ -65,14 +74,14 @@ def ours(size: Size, model: Path, folder: Path) -> dict[str, Any]:
     from alp.training.loop import run
 
     config = compose.load("train", _words(size, model, folder))
-    clock = [time.perf_counter()]
+    clock = [_now()]
     job = Job(config, folder)
-    run(job, lambda: clock.append(time.perf_counter()))
+    run(job, lambda: clock.append(_now()))
     job.close()
     timings = [json.loads(line) for line in (folder / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = {name: sum(line.get(name, 0.0) for line in timings[1:]) for name in timings[0] if "/" in name}
     tokens = sum(line["response_tokens"] for line in timings[1:])
-    result = {"tokens": tokens, "seconds": clock[-1] - clock[1], "parts": seconds}
+    result = {"tokens": tokens, **_between(clock[1], clock[-1]), "parts": seconds}
     return result | _utilisation(job, tokens, result["seconds"])
 
 
@@ -104,6 +113,7 @@ def theirs(size: Size, model: Path, folder: Path) -> dict[str, Any]:
 
     from alp.configuration import compose
     from alp.models import load_tokenizer
+    from alp.rollout.prompts import prompt_text
     from alp.tasks.catalogue import load_task
     from alp.tasks.task import select
 
@@ -121,11 +131,11 @@ def theirs(size: Size, model: Path, folder: Path) -> dict[str, Any]:
         counted.append(sum(map(len, completion_ids)))
         return [task.grade(chosen[index], text) for index, text in zip(number, completions, strict=True)]
 
-    clock: list[float] = []
+    clock: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.append(time.perf_counter())
+            clock.append(_now())
 
     per_update = size.prompts * size.samples // size.updates
     arguments = GRPOConfig(
@@ -153,13 +163,16 @@ def theirs(size: Size, model: Path, folder: Path) -> dict[str, Any]:
         reward_funcs=reward,
         args=arguments,
         train_dataset=Dataset.from_list(
-            [{"prompt": task.prompt(problem), "number": index} for index, problem in enumerate(chosen)]
+            [
+                {"prompt": prompt_text(tokenizer, task, problem, config.model), "number": index}
+                for index, problem in enumerate(chosen)
+            ]
         ),
         processing_class=tokenizer,
         callbacks=[Clock()],
     )
     trainer.train()
-    return {"tokens": sum(counted[1:]), "seconds": clock[-1] - clock[size.updates - 1]}
+    return {"tokens": sum(counted[1:]), **_between(clock[size.updates - 1], clock[-1])}
 
 
 def _made(folder: Path) -> Path:
@@ -204,15 +217,23 @@ def main() -> None:
         model = options.model or _made(Path(folder))
         rounds = [{side: _round(side, options, model) for side in ("ours", "theirs")} for _ in range(options.rounds)]
     steps = SIZES[options.size].steps
-    print("| round | ours, tokens/s | TRL, tokens/s | ratio | ours, s a step | TRL, s a step |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| round | ours, tokens/s | TRL, tokens/s | ratio | ours, s a step | TRL, s a step | ours, processor s | TRL |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for number, pair in enumerate(rounds, start=1):
         mine, other = pair["ours"], pair["theirs"]
         print(
             f"| {number} | {mine['speed']:.0f} | {other['speed']:.0f} | {mine['speed'] / other['speed']:.2f} |"
             f" {mine['seconds'] / steps:.2f} | {other['seconds'] / steps:.2f} |"
+            f" {mine['processor'] / steps:.2f} | {other['processor'] / steps:.2f} |"
         )
-    print(f"median ratio: {statistics.median(pair['ours']['speed'] / pair['theirs']['speed'] for pair in rounds):.2f}")
+    ratios = {name: [pair["ours"][name] / pair["theirs"][name] for pair in rounds] for name in ("speed", "processor")}
+    a_step = statistics.median(1 / ratio for ratio in ratios["processor"])
+    print(
+        f"median ratio: {statistics.median(ratios['speed']):.2f} of tokens/s by the clock, {a_step:.2f} of a step by"
+        " processor time"
+    )
     parts = rounds[-1]["ours"]["parts"]
     print(
         "ours, last round, seconds: "

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from alp.configuration import grid as grids
+from alp.configuration import grid_file
 from benchmarks import matched
 
 SETTINGS = yaml.safe_load(Path(matched.__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -42,14 +43,12 @@ def test_what_cannot_be_matched_is_named() -> None:
 
 def test_a_round_is_a_grid_that_composes(tmp_path: Path) -> None:
     """Of the corrections grid's regime, with the round's rates, on seeds of no grid; what it logs is read back."""
-    path = matched.grid_file({"grpo": 1e-4, "cispo": 5e-5}, 2, SETTINGS, tmp_path)
+    path = matched.round_file({"grpo": 1e-4, "cispo": 5e-5}, 2, SETTINGS, tmp_path)
     grid = grids.load(str(path))
     assert [arm.name for arm in grid.arms] == ["grpo-round2", "cispo-round2"]
     assert grid.task == grids.load(SETTINGS["arms_of"]).task
     assert not set(grid.seeds) & {
-        seed
-        for name in grids.names()
-        for seed in yaml.safe_load((Path("configs/grid") / f"{name}.yaml").read_text(encoding="utf-8"))["seeds"]
+        seed for name in grid_file.names() for seed in grid_file.read(grid_file.located(name))["seeds"]
     }
     words = grid.overrides("train", tmp_path, arm="cispo-round2")
     assert "trainer.lr=5e-05" in words

@@ -16,18 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonschema import Draft202012Validator
-
-from alp.configuration import compose
+from alp.configuration import compose, grid_file
 from alp.configuration.fields import NAME_RULE, is_name
 from alp.configuration.tracking_uri import NAME, SQLITE, located
 from alp.errors import UserError, nearest
-from alp.foreign import is_file, read_json, read_yaml, reading, shortened
+from alp.foreign import read_yaml, reading, shortened
 
 if TYPE_CHECKING:
     from alp.configuration.train_schema import TrainConfig
 
-SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "grid.schema.json"
 _SHOWN = 200  # characters of a user's text in a message
 _UNSPEAKABLE = (
     "Cc",
@@ -223,58 +220,12 @@ def check_results(results: str) -> None:
         raise UserError("results: empty (a shell variable that is not set?); name a folder: results=results")
 
 
-def names() -> list[str]:
-    """Grids that come with the package."""
-    return compose.choices("grid")
-
-
 def load(name: str) -> Grid:
     """Read and check a grid by its name in ``configs/grid`` or by path. Raises :class:`UserError` with one line."""
-    if name.endswith((".yaml", ".yml")):
-        path, missing = Path(name), f"no grid file at {shortened(name)}"
-    else:
-        path, missing = (
-            compose.CONFIGS / "grid" / f"{name}.yaml",
-            f"unknown grid '{shortened(name)}'{nearest(name[:_SHOWN], names())}",
-        )
-        if not is_name(name):
-            raise UserError(missing)
-    if not is_file(path):
-        raise UserError(missing)
-    if not is_name(path.stem):
-        raise UserError(
-            f"grid: {shortened(name)}: a grid is called as its file, and '{shortened(path.stem)}' is no name"
-            f" ({NAME_RULE})"
-        )
-    plain = read_yaml("grid", path)
-    with reading("grid", path):
-        _check_schema(path, plain)
-    grid = _build(path.stem, plain)
+    path = grid_file.located(name)
+    grid = _build(path.stem, grid_file.read(path))
     _check_arms(path, grid)
     return grid
-
-
-def _check_schema(path: Path, plain: Any) -> None:
-    schema = read_json("grid", SCHEMA)
-    errors = sorted(Draft202012Validator(schema).iter_errors(plain), key=lambda error: list(map(str, error.path)))
-    if not errors:
-        return
-    error = errors[0]
-    field = ".".join(str(part) for part in error.path) or "top level"
-    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        allowed = list(error.schema["properties"])
-        unknown = next(key for key in error.instance if key not in allowed)
-        raise UserError(
-            f"{path.name}: unknown field '{shortened(str(unknown))}' at"
-            f" {field}{nearest(str(unknown)[:_SHOWN], allowed)}"
-        )
-    group = str(error.path[-1]) if error.path else ""
-    if group in ("task", "model", "method", "variant") and isinstance(error.instance, str):
-        hint = nearest(error.instance.strip()[:_SHOWN], compose.choices(group))
-        raise UserError(
-            f"{path.name}: {field}: {shortened(repr(error.instance))} is no name of a {group} ({NAME_RULE}){hint}"
-        )
-    raise UserError(f"{path.name}: {shortened(field)}: {shortened(error.message)}")
 
 
 def _build(name: str, plain: dict[str, Any]) -> Grid:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from alp.configuration import grid as grids
+from alp.configuration import grid_file
 from alp.configuration.grid import Arm, Grid, job_of
 from alp.configuration.method_schema import Method
 
@@ -149,7 +149,7 @@ def label(name: str) -> str:
 
 def named(grid: Grid) -> str:
     """How the grid is given on a command line."""
-    return f"grid={grid.name}" if grid.name in grids.names() else f"grid=<folder>/{grid.name}.yaml"
+    return f"grid={grid.name}" if grid.name in grid_file.names() else f"grid=<folder>/{grid.name}.yaml"
 
 
 def build_command(grid: Grid) -> str:

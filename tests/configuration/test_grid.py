@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alp.configuration import compose, grid
+from alp.configuration import compose, grid, grid_file
 from alp.errors import UserError
 
 GOOD: dict[str, Any] = {
@@ -31,7 +31,7 @@ def _write(tmp_path: Path, **changes: Any) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", grid.names())
+@pytest.mark.parametrize("name", grid_file.names())
 def test_shipped_grids_compose(name: str) -> None:
     loaded = grid.load(name)
     for arm in loaded.arms:
@@ -79,6 +79,51 @@ def test_a_model_of_one_s_own_replaces_the_embedded_one(tmp_path: Path, the_proj
     assert loaded.model_dir("results") == Path("/models/mine")
     for verb, arm in (("train", "grpo"), ("evaluate", None)):
         assert compose.load(verb, loaded.overrides(verb, "results", arm=arm)).model.path == "/models/mine"
+
+
+def test_a_grid_extends_another_field_by_field(tmp_path: Path) -> None:
+    _write(tmp_path, overrides={"train": ["trainer.steps=3"]})
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: mine.yaml\ntitle: Own\nseeds: [7]\n", encoding="utf-8")
+    third = tmp_path / "third.yaml"
+    third.write_text("extends: own.yaml\narms: [{method: gspo}]\n", encoding="utf-8")
+    other, loaded, last = (grid.load(str(path)) for path in (tmp_path / "mine.yaml", own, third))
+    assert (loaded.name, loaded.title, loaded.seeds, loaded.arms) == ("own", "Own", (7,), other.arms)
+    assert ([arm.name for arm in last.arms], last.seeds, last.title) == (["gspo"], (7,), "Own")
+    assert "trainer.steps=3" in last.overrides("train", "results", arm="gspo")
+    assert loaded.content_hash == grid.load(_whole_file(tmp_path, "own", seeds=[7], title="Own")).content_hash
+
+
+def _whole_file(tmp_path: Path, name: str, **changes: Any) -> str:
+    """The same grid, all of it in one file of the same name."""
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    written = Path(_write(folder, overrides={"train": ["trainer.steps=3"]}, **changes))
+    return str(written.rename(folder / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"a": "extends: quik\n"}, "a.yaml: extends: unknown grid 'quik'; did you mean 'quick'?"),
+        ({"a": "extends: none.yaml\n"}, "a.yaml: extends: no grid file at"),
+        ({"a": "extends: 3\n"}, "a.yaml: extends: 3 is no name of a grid"),
+        ({"a": "extends: a.yaml\n"}, "a.yaml: extends: a.yaml extends this grid itself"),
+        ({"a": "extends: b.yaml\n", "b": "extends: a.yaml\n"}, "b.yaml: extends: a.yaml extends this grid itself"),
+        ({"a": "extends: b.yaml\n", "b": "[1]\n"}, "a.yaml: top level: [1] is not of type 'object'"),
+        ({"a": "extends: quick\nsedes: [1]\n"}, "a.yaml: unknown field 'sedes' at top level"),
+        ({"a": "extend: quick\n"}, "a.yaml: unknown field 'extend' at top level; did you mean 'extends'?"),
+        ({"a": "extends: [quick]\n"}, "a.yaml: extends: "),
+        ({"a": "extends: quick\narms: []\n"}, "a.yaml: arms: [] should be non-empty"),
+    ],
+)
+def test_what_cannot_be_extended_is_one_line(texts: dict[str, str], message: str, tmp_path: Path) -> None:
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        grid.load(str(tmp_path / "a.yaml"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_content_hash_follows_content(tmp_path: Path) -> None:
@@ -230,7 +275,7 @@ def test_the_names_of_the_schema_are_those_of_the_configuration() -> None:
 
     from alp.configuration.fields import is_name
 
-    rule = json.loads(grid.SCHEMA.read_text(encoding="utf-8"))["$defs"]["name"]
+    rule = json.loads(grid_file.SCHEMA.read_text(encoding="utf-8"))["$defs"]["name"]
 
     @settings(max_examples=300, deadline=None)
     @given(st.text("aZ09_.-\n /'", max_size=6) | st.text(max_size=4) | st.from_regex(rule["pattern"]))

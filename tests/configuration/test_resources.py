@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from alp.configuration import compose, grid, resources
+from alp.configuration import compose, grid, grid_file, resources
 
 
-@pytest.mark.parametrize("name", grid.names())
+@pytest.mark.parametrize("name", grid_file.names())
 def test_every_job_of_the_shipped_grids_states_what_it_needs(name: str) -> None:
     asked = grid.load(name)
     for verb in ("prepare", "train", "evaluate"):

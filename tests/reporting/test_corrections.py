@@ -56,7 +56,7 @@ def drawn(make: object, results: runs.Results) -> Figure:
 
 def test_each_grid_has_the_figures_that_are_about_it() -> None:
     wanted = {"corrections": "drift", "corrections_stress": "drift", "corrections_subset": "drift", "phase": "phase"}
-    for name in (*wanted, "smoke", "mismatch"):
+    for name in (*wanted, "smoke", "engines"):
         own = {"drift", "phase"} & set(registry.names("figures", grids.load(name)))
         assert own == ({wanted[name]} if name in wanted else set()), name
 

@@ -134,7 +134,7 @@ def test_sigma_needs_learned_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_names_are_known_before_anything_ran() -> None:
     assert registry.names("figures", grids.load("quick")) == ONE_ENGINE
-    assert registry.names("figures", grids.load("mismatch")) == [
+    assert registry.names("figures", grids.load("engines")) == [
         name for name in ALL if name not in ("sets", "tools", *ABOUT_CORRECTIONS)
     ]
 

@@ -188,7 +188,7 @@ def test_engines_as_people_read_them(words: list[str], expected: str) -> None:
 
 
 def test_the_mismatch_grid_compares_four_engines() -> None:
-    grid = grids.load("mismatch")
+    grid = grids.load("engines")
     found = [grids.job_of(grid, arm).rollout.label for arm in grid.arms]
     assert list(dict.fromkeys(found)) == ["HF fp32", "HF bf16", "HF int8", "vLLM bf16"]
     assert {found.count(engine) for engine in found} == {3}

@@ -17,7 +17,7 @@ WHOLE = 'ARTEFACT = Declaration(order=1, title="T", caption="C.")\ndef make(load
 
 
 def test_the_page_s_order_and_the_conditions() -> None:
-    quick, mismatch = grids.load("quick"), grids.load("mismatch")
+    quick, mismatch = grids.load("quick"), grids.load("engines")
     others = ["controls", "ratio_tails", "noise_budget", "pass_at_k"]
     assert registry.names("tables", quick) == ["main", *others]
     assert registry.names("tables", mismatch) == ["main", "mismatch", *others]
