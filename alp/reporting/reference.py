@@ -30,6 +30,7 @@ from alp.reproducibility import ROOT, sha256_file, write_json
 FOLDER = ROOT / "docs" / "reference"
 FORMAT = 1
 SETTINGS = "the configuration"
+CODE = "the code of"
 _APART = ("config.yaml", "provenance.json")  # they say where numbers come from, and hold none
 _NAMED = 4  # jobs that a line names
 _PIN = re.compile(r"^([\w.-]+)==([^\s;]+)", re.MULTILINE)  # of a lock
@@ -149,7 +150,7 @@ def moved(kept: Described, now: Mapping[str, Any]) -> list[str]:
     verbs = [
         verb for verb in sorted(kept.code.keys() | now["code"].keys()) if kept.code.get(verb) != now["code"].get(verb)
     ]
-    reasons += [f"the code of {', '.join(verbs)}"] if verbs else []
+    reasons += [f"{CODE} {', '.join(verbs)}"] if verbs else []
     old, new = ({_key(name): _version(text) for name, text in of.items()} for of in (kept.packages, now["packages"]))
     return reasons + [
         f"{name} ({version} there, {new.get(name, 'none')} here)"

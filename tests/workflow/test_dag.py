@@ -20,6 +20,8 @@ import pytest
 
 from alp.marks import read_mark
 from alp.ownership import claimed
+from alp.reporting import reference
+from alp.reporting.processor import processor
 from tests.canary import plant, snapshot
 from tests.reporting.test_tracking import expected
 
@@ -222,6 +224,20 @@ def _verify(house: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "alp.cli", "verify", "results/smoke/manifest.json"]
     return subprocess.run(
         command, cwd=house, env=os.environ | {"PYTHONPATH": str(house)}, capture_output=True, text=True
+    )
+
+
+def test_the_numbers_are_those_of_the_kept_reference(house: Path) -> None:
+    """Where they are not, numbers have moved, and the references of docs/reference/ are of earlier ones."""
+    kind = processor()["kind"]
+    path = ROOT / "docs" / "reference" / f"smoke.{kind}.json"
+    if not path.is_file():
+        pytest.skip(f"docs/reference has no smoke grid of this kind of processor, {kind}")
+    kept = reference.read("reference", path)
+    files = json.loads((house / "results/smoke/manifest.json").read_text(encoding="utf-8"))["files"]
+    found = reference.digests({name: entry["sha256"] for name, entry in files.items()})
+    assert reference.differing_jobs(kept, found) == [], (
+        f"numbers have moved since {kept.commit}: should they, build and write those of docs/reference/ anew"
     )
 
 
