@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from alp.configuration import grid as grids
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +30,32 @@ def test_a_dry_run_names_every_job_and_closes_by_arm(tmp_path: Path) -> None:
         "  the grid: aggregate, evaluate_base, figures, manifest, prepare, pretrain, report, track",
         "  grpo: train seeds 0, 1; evaluate seeds 0, 1",
         "  seq_alp: train seeds 0, 1; evaluate seeds 0, 1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["single_turn", "ablation_layers"])
+def test_a_grid_of_the_paper_is_listed_without_a_network(name: str, tmp_path: Path) -> None:
+    """In a network namespace of its own, where the system lends one: neither model nor data is looked for."""
+    alone = ["unshare", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no network namespace can be had here (unshare --net)")
+    command = [
+        *alone,
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--dry-run",
+        "--config",
+        f"grid={name}",
+        f"results={tmp_path}/r",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    grid = grids.load(name)
+    seeds = ", ".join(map(str, grid.seeds))
+    lines = done.stderr.splitlines()
+    assert lines[-len(grid.arms) :] == [
+        f"  {arm.name}: train seeds {seeds}; evaluate seeds {seeds}" for arm in grid.arms
     ]
 
 
