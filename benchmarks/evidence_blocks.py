@@ -137,7 +137,13 @@ CLAIMS = {
 }
 BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "quick_summary": block("quick", summary),
-    **{f"{grid}_results": block(grid, results) for grid in ("quick", "stress", "noise", "smol")},
+    **{
+        f"{grid}_results": block(grid, results)
+        for grid in (
+            *("quick", "stress", "noise", "smol", "quick_tools"),
+            *(f"quick_{paper}" for paper in ("single_turn", "multi_turn", "controls", "staleness", "mismatch")),
+        )
+    },
     **{
         f"{grid}_{name}": block(grid, claim(*measures))
         for grid in ("quick", "stress", "noise")
