@@ -20,6 +20,7 @@ sys.path.insert(
     0, str(ROOT)
 )  # the `alp` beside this Snakefile, wherever the results go
 
+from alp import cluster as alp_cluster
 from alp import warm as alp_warm
 from alp.configuration import compose as alp_config
 from alp.configuration import grid as alp_grid
@@ -109,6 +110,18 @@ def warm():
 
 
 set_prefix()
+
+
+def cluster():
+    """Names for the jobs of a cluster, and none beside those that an earlier start left there (alp/cluster.py)."""
+    if workflow.executor_plugin.name != "slurm":
+        return
+    try:
+        alp_cluster.check_nothing_runs(GRID.name, Path.cwd())
+    except UserError as error:
+        print(f"alp: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    alp_cluster.adapt(sys.modules["snakemake_executor_plugin_slurm"], GRID.name)
 
 
 def claim():
