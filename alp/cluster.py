@@ -8,7 +8,6 @@ it ask for all jobs of the user instead (it looks its own up by number), which l
 from __future__ import annotations
 
 import getpass
-import re
 import shlex
 import subprocess
 from collections.abc import Callable, Mapping
@@ -24,9 +23,10 @@ _SQUEUE_SECONDS = 60.0
 
 
 def job_name(grid: str, rule: str, wildcards: Mapping[str, str]) -> str:
-    """``train-seq_alp-seed1-smoke``: what tells most first, since squeue shows eight characters by itself."""
-    parts = [rule, *(f"seed{value}" if key == "seed" else value for key, value in wildcards.items()), grid]
-    return "-".join(parts)
+    """``train-seq_alp-seed1@smoke``: what tells most first, since squeue shows eight characters by itself. No grid has
+    an @ in its name."""
+    parts = [rule, *(f"seed{value}" if key == "seed" else value for key, value in wildcards.items())]
+    return f"{'-'.join(parts)}@{grid}"
 
 
 def adapt(executor: ModuleType, grid: str) -> None:
@@ -76,13 +76,9 @@ def left_behind(grid: str, folder: Path) -> dict[str, str]:
     except (subprocess.SubprocessError, OSError) as error:
         why = getattr(error, "stderr", None) or error
         raise UserError(f"Slurm: squeue does not answer: {str(why).strip().splitlines()[-1]}") from None
-    mine = re.compile(rf"\w+-(.+-)?{re.escape(grid)}")
     rows = [line.split("|", 2) for line in said.splitlines() if line.count("|") >= 2]
-    return {number: name for number, name, place in rows if mine.fullmatch(name) and _same(Path(place), folder)}
-
-
-def _same(place: Path, folder: Path) -> bool:
-    return place.resolve() == folder.resolve()
+    here = folder.resolve()
+    return {number: name for number, name, place in rows if name.endswith(f"@{grid}") and Path(place).resolve() == here}
 
 
 def check_nothing_runs(grid: str, folder: Path) -> None:

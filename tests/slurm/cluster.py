@@ -7,15 +7,19 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from alp.lifetime import end_with
+
 VARIABLE = "SLURM_PACKAGES"  # a folder that holds usr/ of the unpacked packages
-CLIENTS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+CLIENTS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo", "sacct", "sacctmgr", "sshare")
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
 NODE, CPUS, MEMORY = "node1", 4, 16000  # MiB; more cores than the machine may have: jobs wait for one another less
 
@@ -88,8 +92,13 @@ class Cluster:
         self._daemon("slurmctld", "-D", "-f", str(at / "slurm.conf"))
         stepd = self._programs.paths["slurmstepd"]
         self._daemon("slurmd", "-D", "-f", str(at / "slurm.conf"), "-N", NODE, "-d", stepd)
-        until(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%t", check=False), what=self._log("slurmctld"))
+        until(
+            lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%t", check=False), what=self._log("slurmctld")
+        )
         self.ask("scontrol", "update", f"nodename={NODE}", "gres=gpu:1")
+
+    def _is_up(self) -> bool:
+        return "idle" in self.ask("sinfo", "--noheader", "--format=%t", check=False)
 
     def _configuration(self) -> str:
         """Of slurm.conf: no accounting, no cgroups, jobs of this user alone."""
@@ -137,7 +146,14 @@ class Cluster:
         with (self.folder / f"{name}.out").open("wb") as out:
             command = [self._programs.paths[name], *options]
             self._running.append(
-                subprocess.Popen(command, env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+                subprocess.Popen(
+                    command,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    preexec_fn=partial(end_with, os.getpid(), signal.SIGTERM),  # when the tests are killed
+                )
             )
 
     def _log(self, name: str) -> str:

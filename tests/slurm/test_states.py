@@ -40,7 +40,7 @@ def test_a_job_that_was_pushed_out_for_good_counts_as_failed(here: Cluster, tmp_
     try:
         executor = importlib.import_module(name)
         alp_cluster.adapt(executor, "smoke")
-        pushed = _submit(here, tmp_path, "train-grpo-seed0-smoke", "--partition=spare")
+        pushed = _submit(here, tmp_path, "train-grpo-seed0@smoke", "--partition=spare")
         until(lambda: _state(here, pushed) == "RUNNING")
         urgent = _submit(here, tmp_path, "other", "--partition=urgent", f"--cpus-per-task={CPUS}")
         until(lambda: _state(here, pushed) == "PREEMPTED", 120.0)
@@ -58,15 +58,15 @@ def test_a_job_that_was_pushed_out_for_good_counts_as_failed(here: Cluster, tmp_
 def test_jobs_of_an_earlier_start_are_found_by_grid_and_folder(here: Cluster, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    mine = _submit(here, tmp_path, "train-grpo-seed0-smoke", "--hold")
-    prepare = _submit(here, tmp_path, "prepare-smoke", "--hold")
+    mine = _submit(here, tmp_path, "train-grpo-seed0@smoke", "--hold")
+    prepare = _submit(here, tmp_path, "prepare@smoke", "--hold")
     others = [
-        _submit(here, other, "train-grpo-seed0-smoke", "--hold"),
-        _submit(here, tmp_path, "train-grpo-seed0-smoke2", "--hold"),
-        _submit(here, tmp_path, "smoke", "--hold"),
+        _submit(here, other, "train-grpo-seed0@smoke", "--hold"),
+        _submit(here, tmp_path, "train-grpo-seed0@smoke2", "--hold"),
+        _submit(here, tmp_path, "train-grpo-seed0@other-smoke", "--hold"),
     ]
     try:
-        assert alp_cluster.left_behind("smoke", tmp_path) == {mine: "train-grpo-seed0-smoke", prepare: "prepare-smoke"}
+        assert alp_cluster.left_behind("smoke", tmp_path) == {mine: "train-grpo-seed0@smoke", prepare: "prepare@smoke"}
         with pytest.raises(UserError, match=rf"Slurm still has jobs of grid smoke .*scancel .*{mine}"):
             alp_cluster.check_nothing_runs("smoke", tmp_path)
     finally:

@@ -112,9 +112,17 @@ def warm():
 set_prefix()
 
 
+def on_slurm():
+    """Whether this process submits to Slurm."""
+    return (
+        workflow.executor_plugin is not None
+        and workflow.executor_plugin.name == "slurm"
+    )
+
+
 def cluster():
     """Names for the jobs of a cluster, and none beside those that an earlier start left there (alp/cluster.py)."""
-    if workflow.executor_plugin.name != "slurm":
+    if not on_slurm():
         return
     try:
         alp_cluster.check_nothing_runs(GRID.name, Path.cwd())
@@ -198,9 +206,26 @@ def memory(verb):
     )
 
 
+@functools.cache
+def evaluation_minutes():
+    """Minutes that `alp plan` expects of the longest evaluation, where a scheduler may end one; 0 where it cannot say."""
+    if not on_slurm():
+        return 0.0
+    from alp.planning.plan import make
+
+    words = [f"grid={alp_grid.quoted(NAMED)}", f"results={alp_grid.quoted(RESULTS)}"]
+    try:
+        jobs = make(alp_config.load("plan", words)).jobs
+    except UserError:  # of a set whose size nothing says yet
+        return 0.0
+    return max(job.seconds for job in jobs if job.stage == "evaluate") / 60
+
+
 def minutes(verb):
     """A resources function: minutes."""
-    return lambda wildcards, attempt: alp_resources.minutes(verb, attempt)
+    return lambda wildcards, attempt: alp_resources.minutes(
+        verb, attempt, evaluation_minutes() if verb == "evaluate" else 0.0
+    )
 
 
 def gpus(verb):
