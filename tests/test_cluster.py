@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import importlib
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from types import ModuleType
 import pytest
 
 from alp import cluster
+from alp.configuration import grid
 from alp.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,4 +101,32 @@ def test_snakemake_reads_the_profile() -> None:
     words = ["--profile", str(ROOT / "workflow" / "profiles" / "slurm"), "--workflow-profile", "none"]
     _, found = parse_args(words)
     assert (found.executor, found.slurm_status_command, found.slurm_requeue) == ("slurm", "squeue", True)
-    assert "--signal=TERM@180" in str(found.default_resources)
+    assert {"runtime", "slurm_extra"} <= set(found.default_resources)
+
+
+def test_the_page_s_commands_are_there() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for kind, block in blocks if not kind for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    programs = {"snakemake", "make", "alp", "squeue", "apptainer", "srun", "docker"}
+    assert {words[0] for words in commands} == programs
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for program, *words in commands:
+        if program == "make":
+            assert words[0] in targets
+            settings = dict(word.split("=") for word in words[1:])
+            assert (ROOT / settings.get("LOCK", "locks/cpu.txt")).is_file()
+        for name in (word.removeprefix("grid=") for word in words if word.startswith("grid=")):
+            assert grid.load(name).name == name
+        if "--profile" in words:
+            assert (ROOT / words[words.index("--profile") + 1] / "profile.yaml").is_file()
+        for path in (word for word in words if word.startswith("containers/")):
+            assert (ROOT / path).is_file()
+
+
+def test_the_executor_reads_the_page_s_partitions(executor: ModuleType, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    path = tmp_path / "partitions.yaml"
+    path.write_text(re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[0], encoding="utf-8")
+    assert [partition.name for partition in executor.read_partition_file(path)] == ["cpu", "gpu"]
