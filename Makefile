@@ -17,7 +17,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress corrections smol tools quick-all sandbox-there check unit test reproduce same faults long sandbox newest bench gpu grading lint ruff types workflow-lint format ui lock clean
+.PHONY: help install grid stress corrections smol tools quick-all sandbox-there check unit test reproduce same faults long sandbox slurm slurm-there newest bench gpu grading lint ruff types workflow-lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-11s %s\n' "$$t" "$$d"; done
@@ -86,6 +86,13 @@ long: install ## what make test leaves out: make faults, and the rest of the arc
 sandbox: install sandbox-there ## the suite of the sandbox for programs, hostile ones included (installs bubblewrap where it may; a minute)
 	$(BIN)/python -m pytest -q tests/sandbox
 
+slurm: install slurm-there ## the smoke grid through a real Slurm on this machine: a job requeued, one killed, the workflow killed (10 minutes)
+	SLURM_PACKAGES=$$(test ! -d build/slurm/usr || echo build/slurm) $(BIN)/python -m pytest -q tests/slurm
+
+slurm-there: # Debian's packages as files in build/slurm: nothing is installed, so nothing is left in the system
+	@command -v slurmctld >/dev/null || test -d build/slurm/usr || sh tests/slurm/unpack.sh build/slurm || \
+	  echo "Slurm is missing, and its packages could not be had here (apt-get update first?)"
+
 newest: ## the tests of the method on the newest transformers that installs, in an environment of its own
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-newest && \
 	{ cpu_torch $(TORCH) $(TORCH_CPU_INDEX) || $$uv pip install --compile-bytecode torch==$(TORCH); } && \
@@ -131,4 +138,4 @@ lock: install ## resolve both locks anew (LOCK_INDEX=<url> where no local CPU wh
 
 clean: install ## remove results that carry alp's marks, and what make builds; anything else in results/ stays, mlflow.db too
 	$(BIN)/alp clean results=results all=true yes=true
-	rm -rf build/reproduce build/kill_grid
+	rm -rf build/reproduce build/kill_grid build/slurm

@@ -31,7 +31,7 @@ TINY_MODEL = ["model.hidden=32", "model.heads=1", "model.intermediate=64", "mode
 
 # What `make check` leaves out: tests that train, start an engine, a workflow or MLflow, compile, draw, or take seconds.
 SLOW = (
-    *("diagnosis", "examples", "faults", "parity", "sandbox", "training", "workflow"),
+    *("diagnosis", "examples", "faults", "parity", "sandbox", "slurm", "training", "workflow"),
     *("configuration/test_resources.py", "evaluation/test_evaluate.py"),
     *(f"policy/test_{name}.py" for name in ("alone", "architectures", "budget", "kernels")),
     *(f"policy/test_perturbation_{name}.py" for name in ("cost", "gradients", "noise", "surroundings")),

@@ -5,12 +5,14 @@ Estimates for the scheduler of a cluster; nothing that is computed depends on th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from alp.configuration.model_schema import Model
 
 _MINUTES = {"prepare": 60, "fetch": 120, "pretrain": 60, "train": 240, "evaluate": 120}  # of a first attempt
 _ANALYSIS_MINUTES = 30
+_MARGIN = 1.5  # times what a plan expects
 _PROCESS_MB = 2000  # Python, torch and the data of a job
 _ANALYSIS_MB = 2000
 _FLOAT32_MB = 4 / 2**20  # MiB a parameter
@@ -42,9 +44,10 @@ def memory_mb(verb: str, config: Any, attempt: int = 1) -> int:
     return int((_PROCESS_MB + weights) * (1 + (attempt - 1) / 2))
 
 
-def minutes(verb: str, attempt: int = 1) -> int:
-    """Minutes until a scheduler may end the job; a training job that was ended goes on from its checkpoint."""
-    return _MINUTES.get(verb, _ANALYSIS_MINUTES) * attempt
+def minutes(verb: str, attempt: int = 1, planned: float = 0.0) -> int:
+    """Minutes until a scheduler may end the job, more where ``planned`` minutes do not fit into them; a training job
+    that was ended goes on from its checkpoint, other work is lost."""
+    return max(_MINUTES.get(verb, _ANALYSIS_MINUTES), math.ceil(_MARGIN * planned)) * attempt
 
 
 def gpus(verb: str, config: Any) -> int:

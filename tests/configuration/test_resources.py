@@ -47,3 +47,10 @@ def test_memory_grows_with_the_model() -> None:
     small, large = (compose.load("train", [f"model={name}"]) for name in ("arithmetic_tiny", "qwen2_5_7b"))
     assert resources.memory_mb("train", small) < 2100
     assert 150_000 < resources.memory_mb("train", large) < 400_000
+
+
+def test_a_job_that_is_planned_longer_gets_more_time() -> None:
+    usual = resources.minutes("evaluate")
+    assert resources.minutes("evaluate", planned=usual / 2) == usual
+    assert resources.minutes("evaluate", planned=usual) == usual * 3 // 2
+    assert resources.minutes("evaluate", 2, planned=usual) == usual * 3

@@ -20,6 +20,7 @@ sys.path.insert(
     0, str(ROOT)
 )  # the `alp` beside this Snakefile, wherever the results go
 
+from alp import cluster as alp_cluster
 from alp import warm as alp_warm
 from alp.configuration import compose as alp_config
 from alp.configuration import grid as alp_grid
@@ -111,6 +112,26 @@ def warm():
 set_prefix()
 
 
+def on_slurm():
+    """Whether this process submits to Slurm."""
+    return (
+        workflow.executor_plugin is not None
+        and workflow.executor_plugin.name == "slurm"
+    )
+
+
+def cluster():
+    """Names for the jobs of a cluster, and none beside those that an earlier start left there (alp/cluster.py)."""
+    if not on_slurm():
+        return
+    try:
+        alp_cluster.check_nothing_runs(GRID.name, Path.cwd())
+    except UserError as error:
+        print(f"alp: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    alp_cluster.adapt(sys.modules["snakemake_executor_plugin_slurm"], GRID.name)
+
+
 def claim():
     """Hold this grid for this process; locks that a killed Snakemake left on it are removed, those of a living one stay."""
     state = Path(".snakemake")
@@ -185,9 +206,26 @@ def memory(verb):
     )
 
 
+@functools.cache
+def evaluation_minutes():
+    """Minutes that `alp plan` expects of the longest evaluation, where a scheduler may end one; 0 where it cannot say."""
+    if not on_slurm():
+        return 0.0
+    from alp.planning.plan import make
+
+    words = [f"grid={alp_grid.quoted(NAMED)}", f"results={alp_grid.quoted(RESULTS)}"]
+    try:
+        jobs = make(alp_config.load("plan", words)).jobs
+    except UserError:  # of a set whose size nothing says yet
+        return 0.0
+    return max(job.seconds for job in jobs if job.stage == "evaluate") / 60
+
+
 def minutes(verb):
     """A resources function: minutes."""
-    return lambda wildcards, attempt: alp_resources.minutes(verb, attempt)
+    return lambda wildcards, attempt: alp_resources.minutes(
+        verb, attempt, evaluation_minutes() if verb == "evaluate" else 0.0
+    )
 
 
 def gpus(verb):

@@ -125,6 +125,7 @@ def stop_following():
 
 
 onstart:
+    cluster()
     mark()
     warm()
     FOLLOWER.start()
