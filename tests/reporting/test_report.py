@@ -66,12 +66,36 @@ def page(finished: Finished) -> str:
 def test_page_is_well_formed_and_self_contained(page: str) -> None:
     parsed = Page(page)
     assert parsed.open == []
-    assert "script" not in parsed.tags
+    assert parsed.tags.count("script") == 1
     assert "link" not in parsed.tags
     assert len(parsed.ids) == len(set(parsed.ids))
-    assert all(link.startswith("#") and link[1:] in parsed.ids for link in parsed.links)
+    assert len(page) < 4 * 2**20
     assert all(image.startswith("data:image/svg+xml;base64,") for image in parsed.images)
     assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
+
+
+def test_every_link_leads_somewhere(finished: Finished, page: str) -> None:
+    """To a place of the page, or to a file of the results beside it: tables, figures, and every run's own."""
+    grid, results = finished
+    parsed = Page(page)
+    inner = {link[1:] for link in parsed.links if link.startswith("#")}
+    assert inner <= set(parsed.ids)
+    assert {"arm-base", *(f"arm-{arm.name}" for arm in grid.arms)} <= inner
+    files = {link for link in parsed.links if not link.startswith("#")}
+    assert all((grid.folder(results) / file).is_file() for file in files)
+    run = grid.run_dir(results, "token_alp", 1).relative_to(grid.folder(results)).as_posix()
+    assert {f"{run}/config.yaml", f"{run}/metrics.jsonl", f"{run}/evaluation/test.json", "tables/main.csv"} <= files
+
+
+def test_an_arm_says_what_its_configuration_has_differently(page: str) -> None:
+    card = page[page.index('id="arm-token_alp-sigma0"') :]
+    card = card[: card.index("</details>")]
+    rows = re.findall(r"<tr><td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td></tr>", card)
+    settings = {key: (there, here) for key, there, here in rows}
+    assert settings["method.name"] == ("grpo", "token_alp")
+    assert settings["method.perturbation.std"] == ("–", "0.0")
+    assert settings["method.clip_high"] == ("0.28", "3.0")
+    assert not any(key.startswith(("run.", "model.path", "task.data", "trainer.seed")) for key in settings)
 
 
 def test_the_answer_comes_first(page: str) -> None:
@@ -84,14 +108,13 @@ def test_page_holds_every_figure_and_table(finished: Finished, page: str) -> Non
     grid, results = finished
     parsed = Page(page)
     embedded = [base64.b64decode(image.partition(",")[2]) for image in parsed.images]
-    on_disk = [
-        (grid.folder(results) / "figures" / f"{name}.svg").read_bytes() for name in registry.names("figures", grid)
-    ]
-    assert embedded == on_disk
+    shown = [name for name in registry.names("figures", grid) if name != "limit"]  # nothing was cut to speak of
+    assert "1.0 % of a step&#39;s training responses were cut" in page
+    assert embedded == [(grid.folder(results) / "figures" / f"{name}.svg").read_bytes() for name in shown]
     for svg in embedded:  # nothing to fetch from inside a figure either
         references = re.findall(rb'(?:xlink:)?href="([^"]*)"', svg)
         assert all(one.startswith((b"#", b"data:")) for one in references)
-    assert parsed.tags.count("table") == 6 + 3
+    assert parsed.tags.count("table") == 6 + 3 + 3
 
 
 def test_page_says_where_it_comes_from(finished: Finished, page: str) -> None:
