@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from alp.configuration import compose
 from alp.configuration.grid import Grid
+from alp.configuration.power_schema import PowerConfig
 from alp.errors import UserError
+from alp.rendering.numbers import points
 from alp.rendering.tables import Row
-from alp.reporting import registry, runs
-from alp.reporting.aggregate import aggregate
+from alp.reporting import arms, power, registry, runs
+from alp.reporting.aggregate import aggregate, build
 from alp.reporting.arms import label
 from alp.reporting.draw import figures
 from alp.reporting.findings import headline
@@ -263,3 +266,34 @@ def test_leakage_is_that_of_the_data(several: Finished) -> None:
     grid, results = several
     printed = (grid.data_dir(results) / "leakage.md").read_text(encoding="utf-8").splitlines()[2:]
     assert [f"| {' | '.join(cells)} |" for cells in LEAKAGE.make(several).shown()] == printed
+
+
+def test_an_arm_of_ones_own_gets_its_sentence_and_one_point_its_seeds(tmp_path: Path) -> None:
+    own = "  - {method: token_alp, variant: mine, overrides: [method.clip_high=2.0]}\n"
+    grid, results = fabricate(write_grid(tmp_path, GRID + own), tmp_path / "results", steps=3)
+    loaded = runs.load(grid, results)
+    said = headline(loaded, {name: table.rounded() for name, table in build(loaded).items()})
+    arm = loaded.find("token_alp-mine")
+    assert arm is not None
+    parts = []
+    for name in ("grpo", "token_alp"):
+        other = loaded.find(name)
+        assert other is not None
+        gap = loaded.difference(arm.accuracy, other.accuracy)
+        assert gap.low is not None
+        assert gap.high is not None
+        does = "includes" if gap.low <= 0 <= gap.high else "excludes"
+        ends = f"[{points(gap.low)}, {points(gap.high)}]"
+        parts.append(f"{points(gap.mean)} points {ends} to {label(name)}, an interval that {does} zero")
+    assert f"Token-ALP (mine), of this grid's own: {'; '.join(parts)}." in said
+    reference = loaded.find("grpo")
+    assert reference is not None
+    others = [one for one in loaded.arms if one is not reference]
+    config = PowerConfig(grid="tiny", results=str(results), effect=1, power=0.8)
+    needed = power.make(loaded, reference, others, config).rounded()[-1]["seeds_here"]
+    assert isinstance(needed, int)
+    assert sum(f"; {needed - 2} more seeds an arm would resolve one point" in one for one in said) == 1
+
+
+def test_the_presets_that_are_no_users_own_are_there() -> None:
+    assert set(compose.choices("method")) >= arms.SHIPPED

@@ -32,7 +32,9 @@ def silent(loaded: Results) -> str:
     test = [one.truncated for one in evaluations if one.truncated is not None]
     curves = [arm.series("response/truncated")[1] for arm in loaded.arms]
     trained = [float(np.nanmax(values)) for values in curves if values.size]
-    if max([*test, *trained], default=0.0) > _SEEN:
+    if not test and not trained:
+        return "What was cut at the length limit is not logged."
+    if max([*test, *trained]) > _SEEN:
         return ""
     if not any([*test, *trained]):
         return "No response was cut at the length limit, neither in training nor on the test set."
