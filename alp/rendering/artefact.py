@@ -18,12 +18,18 @@ Measured = TypeVar("Measured")  # what it is made from
 Made = TypeVar("Made")
 
 
+def never_silent(_: Any) -> str:
+    """Of what always has something to show."""
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Artefact(Generic[Known, Measured, Made]):
     """A table or a figure: ``name`` of its files, ``title`` and ``caption`` in plain text for its readers.
 
-    ``condition`` says whether there is one for what is ``Known``; ``make`` makes it. Raises ValueError for a text that
-    is missing, so that no page can lack one.
+    ``condition`` says whether there is one for what is ``Known``; ``make`` makes it. ``silent`` says in one line that
+    what was ``Measured`` gives a figure nothing to show: a page says it instead. Raises ValueError for a text that is
+    missing, so that no page can lack one.
     """
 
     name: str
@@ -31,6 +37,7 @@ class Artefact(Generic[Known, Measured, Made]):
     caption: str
     make: Callable[[Measured], Made]
     condition: Callable[[Known], bool] = lambda _: True
+    silent: Callable[[Measured], str] = never_silent
 
     def __post_init__(self) -> None:
         missing = [key for key in ("name", "title", "caption") if not str(getattr(self, key)).strip()]

@@ -1,8 +1,10 @@
-"""One self-contained page of tables and figures: no scripts, no external references, no clock and no host name."""
+"""One self-contained page of tables and figures: nothing to fetch, nothing hidden without its script, no clock and no
+host name."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +17,30 @@ from alp.rendering.tables import Table, to_html
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure or table of the page: ``content`` is a data URI or finished HTML."""
+    """A figure or table of the page: ``content`` is a data URI or finished HTML; ``files`` are names and relative
+    addresses of its files; a figure that carries no signal says so in ``silent``, and is not drawn."""
 
     name: str
     title: str
     caption: str
     content: str
+    files: Sequence[tuple[str, str]] = ()
+    silent: str = ""
 
 
-def shown_table(artefact: Artefact[Any, Any, Any], table: Table) -> Shown:
+def shown_table(artefact: Artefact[Any, Any, Any], table: Table, files: Sequence[tuple[str, str]] = ()) -> Shown:
     """The table with what it is registered with."""
-    return Shown(artefact.name, artefact.title, artefact.caption, to_html(table))
+    return Shown(artefact.name, artefact.title, artefact.caption, to_html(table), files)
 
 
-def shown_figure(artefact: Artefact[Any, Any, Any], svg: bytes) -> Shown:
+def shown_figure(
+    artefact: Artefact[Any, Any, Any], svg: bytes, files: Sequence[tuple[str, str]] = (), silent: str = ""
+) -> Shown:
     """The figure likewise. An <img> is a document of its own: ids of different figures cannot meet, as they would
     inline."""
     encoded = base64.b64encode(svg).decode()
-    return Shown(artefact.name, artefact.title, artefact.caption, f"data:image/svg+xml;base64,{encoded}")
+    content = f"data:image/svg+xml;base64,{encoded}"
+    return Shown(artefact.name, artefact.title, artefact.caption, content, files, silent)
 
 
 def render(template: Path, **values: Any) -> str:

@@ -22,10 +22,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from alp.reproducibility import write_bytes
+from alp.rendering import readout
+from alp.reproducibility import write_bytes, write_text
 
 Floats = NDArray[np.float64]
 
@@ -95,10 +96,11 @@ def canvas(height: float, width: float = WIDTH) -> Figure:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write ``stem``.svg and ``stem``.png, each whole or not at all, without date."""
+    """Write ``stem``.svg, with the numbers of its named lines, and ``stem``.png, each whole or not at all, without
+    date."""
     vector = io.BytesIO()
     figure.savefig(vector, format="svg", dpi=DOTS, metadata={"Date": None})
-    write_bytes(stem.with_suffix(".svg"), vector.getvalue())
+    write_text(stem.with_suffix(".svg"), readout.within(vector.getvalue().decode(), figure))
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", dpi=DOTS)
     write_bytes(stem.with_suffix(".png"), pixels.getvalue())
@@ -146,6 +148,12 @@ def stretched(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
 def step_ticks(axes: Axes, most: int | None = None) -> None:
     """Whole steps alone on the x axis."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=most or "auto", integer=True, min_n_ticks=1))
+
+
+def ticks_at(axes: Axes, steps: Sequence[float], most: int = 9) -> None:
+    """Ticks at measured steps alone, the last one among them: every one, or every second, third … of many."""
+    every = max(1, math.ceil((len(steps) - 1) / max(1, most - 1)))
+    axes.xaxis.set_major_locator(FixedLocator([*steps[::-1][::every]][::-1]))
 
 
 def at_least(axes: Axes, span: float, *, axis: str = "x") -> None:

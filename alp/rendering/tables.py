@@ -34,7 +34,8 @@ class Column:
 
     ``source`` is the frame's column, ``unit`` stands behind the header, ``show`` makes a cell's text. ``interval``
     names the two columns whose values follow in brackets, ``aside`` one that follows in parentheses, ``mark`` one whose
-    truth puts a dagger behind all that; each only where the cell itself and what would follow are not missing.
+    truth puts a dagger behind all that; each only where the cell itself and what would follow are not missing. ``link``
+    leads from a cell of a page to ``#<link>-<value>`` there.
     """
 
     source: str
@@ -45,6 +46,7 @@ class Column:
     interval: tuple[str, str] | None = None
     aside: str | None = None
     mark: str | None = None
+    link: str | None = None
 
     @property
     def heading(self) -> str:
@@ -62,9 +64,9 @@ class Column:
         return shown if self.aside is None else f"{shown} ({text(row[self.aside])})"
 
 
-def words(source: str, header: str, show: Callable[[Cell], str] = text) -> Column:
+def words(source: str, header: str, show: Callable[[Cell], str] = text, link: str | None = None) -> Column:
     """A column of text, set left."""
-    return Column(source, header, show, align="left")
+    return Column(source, header, show, align="left", link=link)
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,14 @@ class Table:
     wide: pd.DataFrame | None = None
     best: frozenset[tuple[int, str]] = frozenset()
 
+    @property
+    def seen(self) -> list[Row]:
+        """The rows that people see."""
+        return records(self.frame if self.wide is None else self.wide)
+
     def shown(self) -> list[list[str]]:
         """Finished text, row by row."""
-        seen = records(self.frame if self.wide is None else self.wide)
-        return [[column.cell(row) for column in self.columns] for row in seen]
+        return [[column.cell(row) for column in self.columns] for row in self.seen]
 
     def exact(self) -> list[dict[str, str]]:
         """What machines read, row by row: empty for a missing figure and for an infinity."""
@@ -160,16 +166,23 @@ def to_latex(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """A ``<table>``; its cells are plain text."""
+    """A ``<table>``; its cells are plain text, some of them links to places of the same page."""
     kinds = ["text" if column.align == "left" else "number" for column in table.columns]
 
     def line(tag: str, cells: Sequence[str]) -> str:
         return "".join(f'<{tag} class="{kind}">{cell}</{tag}>' for kind, cell in zip(kinds, cells, strict=True))
 
+    def linked(row: Row, cells: Sequence[str]) -> list[str]:
+        return [
+            f'<a href="#{column.link}-{html.escape(str(row[column.source]))}">{cell}</a>'
+            if column.link and row[column.source] is not None
+            else cell
+            for column, cell in zip(table.columns, cells, strict=True)
+        ]
+
     head = line("th", [html.escape(column.heading) for column in table.columns])
-    body = "".join(
-        f"<tr>{line('td', cells)}</tr>\n" for cells in _emphasised(table, "<strong>{}</strong>".format, html.escape)
-    )
+    rows = zip(table.seen, _emphasised(table, "<strong>{}</strong>".format, html.escape), strict=True)
+    body = "".join(f"<tr>{line('td', linked(row, cells))}</tr>\n" for row, cells in rows)
     if not body:
         body = f'<tr><td colspan="{len(kinds)}">nothing to compare in this grid</td></tr>\n'
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"

@@ -13,6 +13,15 @@ BASE = "base"
 REFERENCE = "grpo"  # the arm that differences are taken to
 BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
 
+SHIPPED = frozenset(  # presets that are no user's own
+    re.findall(
+        r"\w+",
+        "apmpo bapo bypass_pg_is cispo dapo dppo_kl dppo_tv dro geo_rs gmpo grpo grpo_unclipped gspo icepop ipo kpop "
+        "luspo m2po opsm pspo sapo seq_alp seq_bypass seq_mask_tis seq_mask_trl seq_mis seq_tis so_grpo_ratio spo "
+        "token_alp token_bypass token_mis token_tis topr trm_max_k2 trm_mean_k3 vespo veto",
+    )
+)
+
 _ACRONYMS = {
     *(
         "grpo",
@@ -132,6 +141,13 @@ def is_phase_diagram(grid: Grid) -> bool:
 def is_control(arm: Arm) -> bool:
     """Variants that exist to be compared with their own preset: noise off, noise fixed, another clip range."""
     return arm.variant is not None and (arm.variant in ("sigma0", "fixed_sigma") or arm.variant.startswith("clip_"))
+
+
+def is_own(arm: Arm) -> bool:
+    """Whether it is the grid's or its reader's own: a preset of theirs, or a shipped one under overrides."""
+    variant = arm.variant or ""
+    known = variant in _VARIANTS or _NOISE.fullmatch(variant) or is_control(arm)
+    return arm.method not in SHIPPED or (bool(arm.overrides) and not known)
 
 
 def label(name: str) -> str:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from alp.evaluation.power import pooled, seeds_needed, smallest_difference
+from alp.rendering.numbers import points
 from alp.rendering.tables import Row
 from alp.reporting import arms, mismatch, noise_findings
 from alp.reporting.arms import label
-from alp.reporting.noise_findings import of_row, told_apart
-from alp.reporting.runs import Results
+from alp.reporting.noise_findings import Compared, of_row, told_apart
+from alp.reporting.runs import ArmRuns, Results
+
+_NAMED = 8  # arms of a grid's own that get a sentence each
+_ONE_POINT = 0.01  # a fraction
 
 
 def headline(loaded: Results, tables: Mapping[str, Sequence[Row]]) -> list[str]:
     """The verdict, what it rests on, and what was run, a sentence each. ``tables`` holds the rows of the grid's tables
     by name."""
     main = {str(row["method"]): row for row in tables["main"]}
-    return [*verdict(loaded, tables), *_setting(loaded, main), _caution(loaded)]
+    first, *rest = verdict(loaded, tables) or [""]
+    said = [*filter(None, [first]), *_own(loaded), *rest]
+    return [*said, *_more_seeds(loaded), *_setting(loaded, main), _caution(loaded)]
 
 
 def verdict(loaded: Results, tables: Mapping[str, Sequence[Row]]) -> list[str]:
@@ -43,6 +50,44 @@ def _against_reference(main: Mapping[str, Row]) -> list[str]:
     comparisons = sum(row["clear"] is not None for row in main.values())
     arms_ = f"{len(rows)} {'arm' if len(rows) == 1 else 'arms'}"
     return [f"Accuracy minus GRPO's, {arms_}: {told_apart(found, clear, comparisons)}."]
+
+
+def _own(loaded: Results) -> list[str]:
+    """Arms that this grid alone has, each beside GRPO, and beside what it is made from where that is an arm too."""
+    own = [arm for arm in loaded.arms if arms.is_own(arm.arm)]
+    if len(own) > _NAMED:  # a grid of ablations: its tables have them
+        return []
+    sentences = []
+    for arm in own:
+        names = dict.fromkeys([arms.REFERENCE, arm.arm.method])
+        beside = [other for name in names if (other := loaded.find(name)) is not None and other is not arm]
+        parts = [_beside(loaded, arm, other) for other in beside]
+        sentences += [f"{label(arm.name)}, of this grid's own: {'; '.join(parts)}."] if parts else []
+    return sentences
+
+
+def _beside(loaded: Results, arm: ArmRuns, other: ArmRuns) -> str:
+    gap = loaded.difference(arm.accuracy, other.accuracy)
+    found = Compared("", gap.mean, gap.low, gap.high)
+    does = "" if found.low is None else f", an interval that {'excludes' if found.differs else 'includes'} zero"
+    return f"{points(found.mean)} points{found.ends(points)} to {label(other.name)}{does}"
+
+
+def _more_seeds(loaded: Results) -> list[str]:
+    """What one point would take, by the arithmetic of ``alp power``; nothing where one seed shows no noise."""
+    reference, seeds = loaded.find(arms.REFERENCE), len(loaded.grid.seeds)
+    others = [arm for arm in loaded.arms if arm is not reference]
+    if reference is None or not others or seeds < 2:
+        return []
+    spread = pooled([loaded.variances(arm.accuracy, reference.accuracy) for arm in others]).deviation()
+    told = f"{100 * spread * smallest_difference(seeds):.1f}"
+    known = f"With {_seeds(loaded)} a difference to GRPO of {told} points is told from zero with a chance of 80 %"
+    needed = seeds_needed(_ONE_POINT, spread)
+    if needed is None:
+        return [f"{known}; one point is out of reach of more seeds (alp power {arms.named(loaded.grid)})."]
+    more = max(0, needed - seeds)
+    then = f"{more} more seeds an arm would resolve one point" if more else "one point is within its reach"
+    return [f"{known}; {then}, on average over the arms and each taken singly (alp power {arms.named(loaded.grid)})."]
 
 
 def _setting(loaded: Results, main: Mapping[str, Row]) -> list[str]:

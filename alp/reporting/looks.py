@@ -3,7 +3,7 @@ figures draw alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from alp.evaluation.statistics import Interval
 from alp.rendering import plots
+from alp.rendering.numbers import Cell, percent
 from alp.rendering.plots import BASE_COLOUR, HUES
 from alp.reporting.arms import label
 from alp.reporting.records import Floats
@@ -92,7 +93,7 @@ def band(axes: Axes, steps: Floats, values: Floats, look: Look, arms: int, **lin
         return
     wide, stretched = plots.stretched(steps, values)
     drawn = (steps, values) if "marker" in line else (wide, stretched)
-    axes.plot(drawn[0], np.nanmean(drawn[1], axis=0), **look.line(), **line)
+    axes.plot(drawn[0], np.nanmean(drawn[1], axis=0), label=look.label, **look.line(), **line)
     if len(values) > 1:
         axes.fill_between(
             wide,
@@ -104,12 +105,15 @@ def band(axes: Axes, steps: Floats, values: Floats, look: Look, arms: int, **lin
         )
 
 
-def dot(axes: Axes, value: Interval, row: float, look: Look) -> None:
-    """An accuracy in per cent with its interval, where it has one, as a bar."""
+def dot(axes: Axes, value: Interval, row: float, look: Look, show: Callable[[Cell], str] = percent) -> None:
+    """An accuracy in per cent with its interval, where it has one, as a bar; ``show`` makes the numbers' text."""
     if value.low is not None and value.high is not None:
         ends = [100 * value.low, 100 * value.high]
         axes.plot(ends, [row, row], color=look.colour, linewidth=1.8, solid_capstyle="butt")
-    axes.plot(100 * value.mean, row, markersize=5.5, linestyle="none", **look.point())
+    label = f"{look.label}: {show(value.mean)}"
+    if value.low is not None and value.high is not None:
+        label += f" [{show(value.low)}, {show(value.high)}]"
+    axes.plot(100 * value.mean, row, label=label, markersize=5.5, linestyle="none", color=look.colour, **look.point())
 
 
 def base_line(axes: Axes, base: Interval, *, vertical: bool = True) -> None:

@@ -1,5 +1,5 @@
 """Tables and figures of a grid, each registered where it is made: a module of ``reporting/tables`` or
-``reporting/figures`` declares ``ARTEFACT`` and defines ``make``.
+``reporting/figures`` declares ``ARTEFACT`` and defines ``make``; where a figure may have nothing to show, ``silent``.
 
 The declaration is read from the source, not imported: the workflow needs the names at every start of every job, and
 what draws needs matplotlib. A declaration that lacks something is an error here, before anything is computed.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alp.configuration.grid import Grid
-from alp.rendering.artefact import Artefact, Kind, paths
+from alp.rendering.artefact import Artefact, Kind, never_silent, paths
 from alp.reporting import arms
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -64,25 +64,31 @@ def read(folder: Path, package: str) -> tuple[Artefact[Grid, Any, Any], ...]:
             title=declaration.title,
             caption=declaration.caption,
             condition=getattr(arms, declaration.condition),
-            make=_lazy(f"{package}.{stem}"),
+            make=_lazy(f"{package}.{stem}", "make"),
+            silent=_lazy(f"{package}.{stem}", "silent") if _defines(folder / f"{stem}.py", "silent") else never_silent,
         )
         for stem, declaration in sorted(declared.items(), key=lambda item: item[1].order)
     )
 
 
-def _lazy(module: str) -> Callable[[Any], Any]:
-    """``make`` of a module, imported when it is called."""
+def _lazy(module: str, name: str) -> Callable[[Any], Any]:
+    """A function of a module, imported when it is called."""
 
-    def make(loaded: Any) -> Any:
-        return importlib.import_module(module).make(loaded)
+    def call(loaded: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(loaded)
 
-    return make
+    return call
+
+
+def _defines(path: Path, name: str) -> bool:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in body)
 
 
 def _declaration(path: Path) -> Declaration:
     """What a module declares, checked. Raises ValueError with the module's path."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "make" for node in body):
+    if not _defines(path, "make"):
         raise ValueError(f"{path}: missing: a function 'make'")
     call = next((node.value for node in body if isinstance(node, ast.Assign) and _assigns(node, "ARTEFACT")), None)
     if not isinstance(call, ast.Call) or call.args:

@@ -12,14 +12,15 @@ from typing import Any
 
 from alp.configuration.grid import Grid
 from alp.ownership import claimed
-from alp.rendering.artefact import Artefact
+from alp.rendering.artefact import Artefact, Kind, paths
 from alp.rendering.page import Shown, render, shown_figure, shown_table
-from alp.reporting import records, reference, registry, runs, trajectories
+from alp.reporting import arm_cards, records, reference, registry, runs, trajectories
 from alp.reporting.active_settings import SETTINGS, settings
 from alp.reporting.aggregate import build
 from alp.reporting.arms import label, named
 from alp.reporting.findings import headline
 from alp.reporting.leakage import LEAKAGE
+from alp.reporting.processor import processor
 from alp.reporting.runs import Results
 from alp.reproducibility import write_text
 
@@ -38,9 +39,15 @@ def report(grid: Grid, results: Path, *, replace: bool = False) -> Path:
 
 def _page(loaded: Results, grid: Grid, results: Path) -> str:
     tables, origins = build(loaded), _origins(loaded)
-    shown = [shown_table(artefact, tables[artefact.name]) for artefact in registry.of_grid("tables", grid)]
-    main, *others = shown
-    first, *figures = (_figure(grid, results, artefact) for artefact in registry.of_grid("figures", grid))
+    main, *others = (
+        shown_table(artefact, tables[artefact.name], _files("tables", artefact))
+        for artefact in registry.of_grid("tables", grid)
+    )
+    first, *figures = (_figure(loaded, results, artefact) for artefact in registry.of_grid("figures", grid))
+    leakage = shown_table(
+        LEAKAGE, LEAKAGE.make((grid, results)), [_beside(grid, grid.data_dir(results) / "leakage.json", results)]
+    )
+    written = trajectories.shown(loaded)
     return render(
         TEMPLATE,
         grid=grid,
@@ -51,21 +58,34 @@ def _page(loaded: Results, grid: Grid, results: Path) -> str:
         main=main,
         first=first,
         figures=figures,
-        tables=[*others, shown_table(LEAKAGE, LEAKAGE.make((grid, results)))],
-        trajectories=trajectories.shown(loaded),
+        tables=[*others, leakage],
+        trajectories=written,
+        cards=arm_cards.cards(loaded, results, {arm.name for arm in written}),
         bounds=trajectories.BOUNDS,
         setting_names=SETTINGS,
         settings=[settings(loaded, arm.name, arm.runs[0].folder) for arm in loaded.arms],
         provenance=_distinct(origins),
+        processor=processor()["kind"],
+        devices=sorted({str(origin["device"]) for _, _, origin in origins if origin.get("device")}),
         origins=origins,
         base_identity=loaded.base.config_hash,
     )
 
 
-def _figure(grid: Grid, results: Path, artefact: Artefact[Grid, Any, Any]) -> Shown:
+def _figure(loaded: Results, results: Path, artefact: Artefact[Grid, Any, Any]) -> Shown:
+    grid = loaded.grid
     path = grid.folder(results) / "figures" / f"{artefact.name}.svg"
     text = records.read_text(path, f"alp figures {named(grid)} results={results}")
-    return shown_figure(artefact, text.encode())
+    return shown_figure(artefact, text.encode(), _files("figures", artefact), artefact.silent(loaded))
+
+
+def _files(kind: Kind, artefact: Artefact[Grid, Any, Any]) -> list[tuple[str, str]]:
+    """Name and address of an artefact's files beside the page."""
+    return [(path.name, path.as_posix()) for path in paths(kind, [artefact])]
+
+
+def _beside(grid: Grid, path: Path, results: Path) -> tuple[str, str]:
+    return path.name, path.relative_to(grid.folder(results)).as_posix()
 
 
 def _origins(loaded: Results) -> list[tuple[str, int, dict[str, Any]]]:

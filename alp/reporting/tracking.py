@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from alp.configuration import compose
 from alp.configuration.grid import Grid
+from alp.errors import UserError
 from alp.foreign import read_json, read_yaml, reading
 from alp.nested import leaves
 from alp.ownership import claimed
 from alp.reporting import tracking_database
+from alp.reporting.arms import build_command
 from alp.reproducibility import write_json
 
 if TYPE_CHECKING:
@@ -107,6 +109,8 @@ def track(grid: Grid, results: Path, *, replace: bool = False) -> Path:
     for arm in grid.arms:
         for seed in grid.seeds:
             folder = grid.run_dir(results, arm.name, seed)
+            if not (folder / "config.yaml").is_file():
+                raise UserError(f"track: no {folder / 'config.yaml'}: build it with '{build_command(grid)}'")
             with reading("track", folder / "config.yaml"):
                 identity = describe(folder)
             logged = sync(folder, uri=uri, finished=True, **identity)

@@ -235,3 +235,54 @@ def test_the_noise_budget_is_of_the_first_probe_and_the_last(finished: Finished)
         figure = ALL["noise_budget"].make(loaded)
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["Token-ALP"]
     assert {axes.get_yscale() for axes in figure.axes} == {"log"}
+
+
+def test_validation_is_marked_where_it_was_measured(finished: Finished) -> None:
+    with plots.style():
+        figure = ALL["validation"].make(runs.load(*finished))
+    assert list(figure.axes[0].get_xticks()) == [0, 5, 10]
+
+
+@pytest.mark.parametrize("steps", [[3.0], [0.0, 7.0], [2.0 * step for step in range(30)]])
+def test_few_of_many_steps_are_marked_the_last_one_among_them(steps: list[float]) -> None:
+    axes = plots.canvas(1).subplots()
+    plots.ticks_at(axes, steps, most=6)
+    found = list(axes.xaxis.get_major_locator()())
+    assert set(found) <= set(steps)
+    assert found == sorted(found)
+    assert found[-1] == steps[-1]
+    assert len(found) in (len(steps), 5, 6)
+
+
+def test_a_base_model_far_below_does_not_take_the_axis(tmp_path: Path) -> None:
+    seeds = GRID.replace("[0, 1]", "[0, 1, 2, 3]")
+    grid, results = fabricate(write_grid(tmp_path, seeds), tmp_path / "results", steps=1)
+    path = grid.base_dir(results) / "evaluation/test.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(record | {"correct": [0] * record["problems"]}))
+    loaded = runs.load(grid, results)
+    with plots.style():
+        figure = ALL["accuracy"].make(loaded)
+        assert_legible(figure)
+    left = figure.axes[0]
+    lowest = min(100 * arm.accuracy.mean(axis=1).min() for arm in loaded.arms)
+    assert left.get_xlim()[0] > lowest - 20
+    assert [text.get_text() for text in left.texts] == ["← base model 0.0 %"]
+
+
+def test_a_figure_without_a_signal_is_a_line(finished: Finished, fresh: Finished) -> None:
+    assert [ALL[name].silent(runs.load(*finished)) for name in ("envelope", "accuracy")] == ["", ""]
+    grid, results = fresh
+    for path in grid.folder(results).glob("*/*/*/seed*/metrics.jsonl"):
+        path.write_text(
+            path.read_text(encoding="utf-8").replace('"response/truncated": 0.01', '"response/truncated": 0.0')
+        )
+    for path in grid.folder(results).glob("*/*/*/seed*/updates.jsonl"):
+        update = {"step": 5, "update": 40, "log_ratio": [0.1, 0.0], "clean_log_ratio": [0.1, 0.0]}
+        path.write_text(json.dumps(update | {"mean_probability": [0.995, 0.999]}) + "\n")
+    loaded = runs.load(grid, results)
+    assert ALL["limit"].silent(loaded).startswith("No response was cut")
+    assert "lies within 0.995 and 0.999" in ALL["envelope"].silent(loaded)
+    path = grid.run_dir(results, "grpo", 0) / "evaluation/test.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"truncated": 0.02}))
+    assert ALL["limit"].silent(runs.load(grid, results)) == ""

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from alp.configuration import compose
 from alp.configuration.grid import Grid
+from alp.configuration.power_schema import PowerConfig
 from alp.errors import UserError
+from alp.rendering.numbers import points
 from alp.rendering.tables import Row
-from alp.reporting import registry, runs
-from alp.reporting.aggregate import aggregate
+from alp.reporting import arms, power, registry, runs
+from alp.reporting.aggregate import aggregate, build
 from alp.reporting.arms import label
 from alp.reporting.draw import figures
 from alp.reporting.findings import headline
@@ -66,12 +69,36 @@ def page(finished: Finished) -> str:
 def test_page_is_well_formed_and_self_contained(page: str) -> None:
     parsed = Page(page)
     assert parsed.open == []
-    assert "script" not in parsed.tags
+    assert parsed.tags.count("script") == 1
     assert "link" not in parsed.tags
     assert len(parsed.ids) == len(set(parsed.ids))
-    assert all(link.startswith("#") and link[1:] in parsed.ids for link in parsed.links)
+    assert len(page) < 4 * 2**20
     assert all(image.startswith("data:image/svg+xml;base64,") for image in parsed.images)
     assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
+
+
+def test_every_link_leads_somewhere(finished: Finished, page: str) -> None:
+    """To a place of the page, or to a file of the results beside it: tables, figures, and every run's own."""
+    grid, results = finished
+    parsed = Page(page)
+    inner = {link[1:] for link in parsed.links if link.startswith("#")}
+    assert inner <= set(parsed.ids)
+    assert {"arm-base", *(f"arm-{arm.name}" for arm in grid.arms)} <= inner
+    files = {link for link in parsed.links if not link.startswith("#")}
+    assert all((grid.folder(results) / file).is_file() for file in files)
+    run = grid.run_dir(results, "token_alp", 1).relative_to(grid.folder(results)).as_posix()
+    assert {f"{run}/config.yaml", f"{run}/metrics.jsonl", f"{run}/evaluation/test.json", "tables/main.csv"} <= files
+
+
+def test_an_arm_says_what_its_configuration_has_differently(page: str) -> None:
+    card = page[page.index('id="arm-token_alp-sigma0"') :]
+    card = card[: card.index("</details>")]
+    rows = re.findall(r"<tr><td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td></tr>", card)
+    settings = {key: (there, here) for key, there, here in rows}
+    assert settings["method.name"] == ("grpo", "token_alp")
+    assert settings["method.perturbation.std"] == ("–", "0.0")
+    assert settings["method.clip_high"] == ("0.28", "3.0")
+    assert not any(key.startswith(("run.", "model.path", "task.data", "trainer.seed")) for key in settings)
 
 
 def test_the_answer_comes_first(page: str) -> None:
@@ -84,14 +111,13 @@ def test_page_holds_every_figure_and_table(finished: Finished, page: str) -> Non
     grid, results = finished
     parsed = Page(page)
     embedded = [base64.b64decode(image.partition(",")[2]) for image in parsed.images]
-    on_disk = [
-        (grid.folder(results) / "figures" / f"{name}.svg").read_bytes() for name in registry.names("figures", grid)
-    ]
-    assert embedded == on_disk
+    shown = [name for name in registry.names("figures", grid) if name != "limit"]  # nothing was cut to speak of
+    assert "1.0 % of a step&#39;s training responses were cut" in page
+    assert embedded == [(grid.folder(results) / "figures" / f"{name}.svg").read_bytes() for name in shown]
     for svg in embedded:  # nothing to fetch from inside a figure either
         references = re.findall(rb'(?:xlink:)?href="([^"]*)"', svg)
         assert all(one.startswith((b"#", b"data:")) for one in references)
-    assert parsed.tags.count("table") == 6 + 3
+    assert parsed.tags.count("table") == 6 + 3 + 3
 
 
 def test_page_says_where_it_comes_from(finished: Finished, page: str) -> None:
@@ -240,3 +266,34 @@ def test_leakage_is_that_of_the_data(several: Finished) -> None:
     grid, results = several
     printed = (grid.data_dir(results) / "leakage.md").read_text(encoding="utf-8").splitlines()[2:]
     assert [f"| {' | '.join(cells)} |" for cells in LEAKAGE.make(several).shown()] == printed
+
+
+def test_an_arm_of_ones_own_gets_its_sentence_and_one_point_its_seeds(tmp_path: Path) -> None:
+    own = "  - {method: token_alp, variant: mine, overrides: [method.clip_high=2.0]}\n"
+    grid, results = fabricate(write_grid(tmp_path, GRID + own), tmp_path / "results", steps=3)
+    loaded = runs.load(grid, results)
+    said = headline(loaded, {name: table.rounded() for name, table in build(loaded).items()})
+    arm = loaded.find("token_alp-mine")
+    assert arm is not None
+    parts = []
+    for name in ("grpo", "token_alp"):
+        other = loaded.find(name)
+        assert other is not None
+        gap = loaded.difference(arm.accuracy, other.accuracy)
+        assert gap.low is not None
+        assert gap.high is not None
+        does = "includes" if gap.low <= 0 <= gap.high else "excludes"
+        ends = f"[{points(gap.low)}, {points(gap.high)}]"
+        parts.append(f"{points(gap.mean)} points {ends} to {label(name)}, an interval that {does} zero")
+    assert f"Token-ALP (mine), of this grid's own: {'; '.join(parts)}." in said
+    reference = loaded.find("grpo")
+    assert reference is not None
+    others = [one for one in loaded.arms if one is not reference]
+    config = PowerConfig(grid="tiny", results=str(results), effect=1, power=0.8)
+    needed = power.make(loaded, reference, others, config).rounded()[-1]["seeds_here"]
+    assert isinstance(needed, int)
+    assert sum(f"; {needed - 2} more seeds an arm would resolve one point" in one for one in said) == 1
+
+
+def test_the_presets_that_are_no_users_own_are_there() -> None:
+    assert set(compose.choices("method")) >= arms.SHIPPED

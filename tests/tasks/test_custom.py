@@ -12,6 +12,7 @@ import pytest
 from alp.configuration import compose
 from alp.errors import UserError
 from alp.tasks.catalogue import load_task
+from alp.tasks.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,8 +47,6 @@ def test_problems_grades_and_system_are_the_users(tmp_path: Path, monkeypatch: p
     assert task.grade(problem, f"It is {problem.answer}.") == 1.0
     assert task.grade_all([problem] * 2, ["maybe", "I do not know"]) == [0.5, 0.0]
     assert task.system == "Answer with one of the two words."
-    from alp.tasks.prepare import prepare
-
     prepare(chosen, tmp_path)
     read = load_task(chosen.model_copy(update={"data": str(tmp_path)}))
     assert read.problems("train") == task.problems("train")
@@ -170,3 +169,14 @@ def test_sets_of_a_custom_task_are_names(sets: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sys, "path", sys.path[:])
     with pytest.raises(UserError, match=rf"task\.module: {name}: sets "):
         load_task(compose.load("prepare", ["task=custom", f"task.module={name}"]).task)
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's mistake that an hour of sampling would have shown: everything is held out."""
+    code = "if split == 'train': return []"
+    (tmp_path / "own_held_out.py").write_text(OWN.format(problems=code, prompt="pass", grade="pass"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    chosen = compose.load("prepare", ["task=custom", "task.module=own_held_out"]).task
+    with pytest.raises(UserError, match="1 problems of validation, and none to train on"):
+        prepare(chosen, tmp_path / "out")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alp.evaluation.statistics import Interval
 from alp.rendering import plots
+from alp.rendering.numbers import percent, points
 from alp.reporting.arms import REFERENCE
 from alp.reporting.looks import Look, base_line, dot, dot_handles, looks, name_rows
 from alp.reporting.registry import Declaration
@@ -16,14 +18,17 @@ ARTEFACT = Declaration(
     order=10,
     title="Accuracy",
     caption=(
-        "Left: accuracy on the test set of the model after the last training step, one row per arm in the order of "
-        "the grid (of several evaluation sets the plain mean, whatever their sizes); dots are means, bars 95 % "
-        "intervals of the mean over training seeds on these very problems, ticks single seeds, and the dashed line "
-        "is the base model, in the grey band of its samples' noise. Right: difference to GRPO, in a grid without "
-        "GRPO to what differs from the arm in the noise alone, taken seed by seed; a bar that crosses zero is no "
-        "evidence either way, and of several bars one in twenty misses the truth. One seed gives no bar."
+        "Left: accuracy on the test set of the model after the last training step, one row per arm in the order of the "
+        "grid (of several evaluation sets the plain mean, whatever their sizes); dots are means, bars 95 % intervals "
+        "of the mean over training seeds on these very problems, ticks single seeds, and the dashed line is the base "
+        "model, in the grey band of its samples' noise (where it is far from every arm: in words). Right: difference "
+        "to GRPO, in a grid without GRPO to what differs from the arm in the noise alone, taken seed by seed; a bar "
+        "that crosses zero is no evidence either way, and of several bars one in twenty misses the truth. One seed "
+        "gives no bar."
     ),
 )
+
+_ROOM = 2.0  # times the arms' own span: more of the axis is not spent on the base model
 
 
 def make(loaded: Results) -> Figure:
@@ -33,7 +38,6 @@ def make(loaded: Results) -> Figure:
     free = {} if reference else noise_free(loaded)
     figure = plots.canvas(0.9 + 0.27 * len(loaded.arms))
     left, *right = figure.subplots(1, 2 if reference or free else 1, sharey=True, squeeze=False)[0]
-    base_line(left, loaded.base_interval())
     for row, arm in enumerate(loaded.arms):
         seeds = [100 * loaded.mean(of_seed) for of_seed in arm.accuracy]
         left.plot(seeds, [row + 0.28] * len(arm.runs), "|", color=arm_looks[arm.name].colour, markersize=4)
@@ -44,6 +48,7 @@ def make(loaded: Results) -> Figure:
     name_rows(left, loaded, arm_looks)
     for axes in (left, *right):
         plots.at_least(axes, 1.0)
+    _base(left, loaded.base_interval())
     for axes in right:
         axes.axvline(0, color="#555555", linewidth=1, zorder=0.9)
         title = "Paired difference to GRPO" if reference else "Paired difference to no noise"
@@ -53,9 +58,25 @@ def make(loaded: Results) -> Figure:
     return figure
 
 
+def _base(axes: Axes, base: Interval) -> None:
+    """The base model's line where the arms' scale has room for it; else where it lies, in words: a base model far below
+    its arms would leave them a sliver of the axis."""
+    low, high = axes.get_xlim()
+    ends = [100 * end for end in (base.low, base.mean, base.high) if end is not None]
+    if max(high, *ends) - min(low, *ends) <= _ROOM * (high - low):
+        base_line(axes, base)
+        return
+    below = 100 * base.mean < low
+    text = f"← base model {percent(base.mean)} %" if below else f"base model {percent(base.mean)} % →"
+    place = (0.02, 0.01) if below else (0.98, 0.01)
+    axes.text(*place, text, transform=axes.transAxes, ha="left" if below else "right", va="bottom", color="#333333")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom + 0.7, top)
+
+
 def _compare(axes: Axes, loaded: Results, arm: ArmRuns, other: ArmRuns | None, row: int, look: Look) -> None:
     """Its difference to ``other``; a mark on zero for what others are compared with, nothing where there is none."""
     if arm is other:
         axes.plot(0, row, markersize=5.5, linestyle="none", **look.point())
     elif other is not None:
-        dot(axes, loaded.difference(arm.accuracy, other.accuracy), row, look)
+        dot(axes, loaded.difference(arm.accuracy, other.accuracy), row, look, points)

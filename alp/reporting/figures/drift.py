@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from alp import presets
 from alp.evaluation.statistics import Interval
 from alp.rendering import plots
+from alp.rendering.numbers import percent, significant
 from alp.reporting.arms import label
 from alp.reporting.looks import base_handle, base_line
 from alp.reporting.registry import Declaration
@@ -105,7 +106,10 @@ def _point(axes: Axes, arm: ArmRuns, accuracy: Interval, *, collapsed: bool) -> 
     assert drift is not None
     if accuracy.low is not None and accuracy.high is not None:
         axes.plot([drift, drift], [100 * accuracy.low, 100 * accuracy.high], linewidth=0.9, alpha=0.5, **look)
-    axes.plot(drift, 100 * accuracy.mean, "x" if collapsed else "o", markersize=5 if collapsed else 4, **look)
+    name = f"{label(arm.name)}: {percent(accuracy.mean)} at {significant(drift)}"
+    axes.plot(
+        drift, 100 * accuracy.mean, "x" if collapsed else "o", markersize=5 if collapsed else 4, label=name, **look
+    )
 
 
 def _handles(arms: list[ArmRuns]) -> list[Line2D]:

@@ -25,6 +25,23 @@ ARTEFACT = Declaration(
     ),
 )
 
+_NARROW = 0.02  # of mean token probability: bins within such a span are one
+
+
+def silent(loaded: Results) -> str:
+    """That the sequences' probabilities all but agree: there is nothing to bin by."""
+    logged = [update["mean_probability"] for arm in loaded.arms for run in arm.runs for update in run.updates]
+    pooled = np.array([value for of_update in logged for value in of_update], float)
+    if not pooled.size:
+        return "No update's sequences were logged."
+    low, high = np.percentile(pooled, [2, 98])
+    if high - low >= _NARROW:
+        return ""
+    return (
+        "Nothing to see on this grid: the mean token probability of 96 % of the sequences lies within"
+        f" {low:.3f} and {high:.3f}, so that no bin differs from another."
+    )
+
 
 def make(loaded: Results) -> Figure:
     """Summed log-ratio of sequences against their mean token probability under the rollout policy, one panel per

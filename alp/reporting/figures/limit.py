@@ -3,9 +3,11 @@ by that alone."""
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from alp.rendering import plots
+from alp.rendering.numbers import percent
 from alp.reporting.looks import arm_handles, band, base_handle, looks, name_rows
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import Results
@@ -20,6 +22,26 @@ ARTEFACT = Declaration(
         "lowest to the highest seed."
     ),
 )
+
+_SEEN = 0.01  # a share of cut responses that a scale shows
+
+
+def silent(loaded: Results) -> str:
+    """That next to nothing was cut."""
+    evaluations = [loaded.base, *(run.evaluation for arm in loaded.arms for run in arm.runs)]
+    test = [one.truncated for one in evaluations if one.truncated is not None]
+    curves = [arm.series("response/truncated")[1] for arm in loaded.arms]
+    trained = [float(np.nanmax(values)) for values in curves if values.size]
+    if not test and not trained:
+        return "What was cut at the length limit is not logged."
+    if max([*test, *trained]) > _SEEN:
+        return ""
+    if not any([*test, *trained]):
+        return "No response was cut at the length limit, neither in training nor on the test set."
+    return (
+        f"At most {percent(max(test, default=0.0))} % of a seed's test samples and"
+        f" {percent(max(trained, default=0.0))} % of a step's training responses were cut at the length limit."
+    )
 
 
 def make(loaded: Results) -> Figure:

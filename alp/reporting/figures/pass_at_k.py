@@ -30,7 +30,7 @@ def make(loaded: Results) -> Figure:
     ks = passk.powers_of_two(loaded.base.samples)
     for axes, arms in axes_of:
         base = [100 * passk.pass_at_k(loaded.base.samples, loaded.base.correct, k).mean() for k in ks]
-        axes.plot(ks, base, color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
+        axes.plot(ks, base, label="Base model", color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
         for arm in arms:
             seeds = [
                 [passk.pass_at_k(run.evaluation.samples, run.evaluation.correct, k).mean() for k in ks]

@@ -24,13 +24,15 @@ def make(loaded: Results) -> Figure:
     """Validation accuracy against step."""
     arm_looks = looks(loaded)
     figure, axes_of = two_levels(loaded)
+    measured: set[float] = set()
     for axes, arms in axes_of:
         for arm in arms:
             steps, values = arm.series("validation/accuracy")
             look = arm_looks[arm.name]
+            measured |= set(steps.tolist())
             band(axes, steps, 100 * values, look, len(arms), markersize=3.5, **look.point())
         axes.set(xlabel="step (rollout batch)")
-        plots.step_ticks(axes)
+    plots.ticks_at(axes_of[0][0], sorted(measured))  # of both: they share the axis
     axes_of[0][0].set_ylabel("validation accuracy, %")
     plots.legend_below(figure, arm_handles(arm_looks.values(), markers=True))
     return figure

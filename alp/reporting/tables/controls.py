@@ -50,8 +50,8 @@ def make(loaded: Results) -> Table:
         clear = None if remaining.p_value is None else mark
         rows.append([arm.name, control.name, changed, *means, *interval_cells(remaining), clear, *interval_cells(gain)])
     columns = [
-        words("method", "Method", lambda name: arms.label(str(name))),
-        words("control", "Control", lambda name: arms.label(str(name))),
+        words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
+        words("control", "Control", lambda name: arms.label(str(name)), link="arm"),
         words("changed", "Differs in"),
         Column("accuracy_mean", "Method", percent, "%"),
         Column("control_mean", "Control", percent, "%"),

@@ -58,7 +58,7 @@ def make(loaded: Results) -> Table:
     }
     best = {(1 + row, name) for name, of in compared_by.items() if (row := stands_out(of, sizes=sizes)) is not None}
     columns = [
-        words("method", "Method", lambda name: arms.label(str(name))),
+        words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
         Column("accuracy_mean", loaded.average, percent, "%", interval=("accuracy_low", "accuracy_high")),
         Column(
             "difference_to_grpo",

@@ -35,7 +35,7 @@ def make(loaded: Results) -> Table:
         for row in _rows(probed)
     ]
     columns = [
-        words("method", "Method", lambda name: arms.label(str(name))),
+        words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
         Column("step", "Step"),
         words("layer", "Noise of layer"),
         Column("token_std", "std per token", significant),

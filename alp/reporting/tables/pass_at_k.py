@@ -59,7 +59,7 @@ def make(loaded: Results) -> Table:
             if (row := stands_out(chances)) is not None:
                 best.add((number * len(evaluations) + 1 + row, name))
     columns = [
-        words("method", "Method", lambda name: arms.label(str(name))),
+        words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
         *([words("set", "Set")] if several else []),
         *(Column(name, f"pass@{k}", percent, "%") for name, k in zip(names, ks, strict=True)),
     ]

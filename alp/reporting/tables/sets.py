@@ -57,7 +57,7 @@ def make(loaded: Results) -> Table:
     ]
     headers = ["Mean of the sets", *(f"{part} ({span.stop - span.start})" for part, span in loaded.sets.items())]
     columns = [
-        words("method", "Method", lambda name: arms.label(str(name))),
+        words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
         *(
             Column(mean, header, percent, "%", interval=(low, high))
             for header, (mean, low, high) in zip(headers, names, strict=True)

@@ -37,7 +37,7 @@ def make(loaded: Results) -> Table:
         for name, seeds in evaluations.items()
     ]
     columns = [
-        words("method", "Method", lambda name: arms.label(str(name))),
+        words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
         *(Column(key, header, percent, "%") for key, header in SHARES.items()),
         Column("turns", "Turns", three_decimals),
         Column("length", "Tokens", three_decimals),
