@@ -28,4 +28,14 @@ class Diagnosed:
 
 def has_steps(dump: Dump) -> bool:
     """The condition of what is shown over training."""
-    return dump.steps is not None
+    return dump.steps is not None and against_rollout(dump)
+
+
+def has_pairs(dump: Dump) -> bool:
+    """The condition of what compares two policies."""
+    return bool(measures.pairs(dump))
+
+
+def against_rollout(dump: Dump) -> bool:
+    """The condition of what compares with μ."""
+    return bool(measures.against_rollout(dump))

@@ -18,8 +18,13 @@ from alp.errors import UserError, nearest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-REQUIRED = ("old_log_probs", "rollout_log_probs", "response_mask")
+FIELDS = (
+    *("old_log_probs", "rollout_log_probs", "response_mask", "log_probs", "perturbed_log_probs"),
+    *("advantages", "step", "turn_ids"),
+)
 LOG_PROBS = ("old_log_probs", "rollout_log_probs", "log_probs", "perturbed_log_probs")
+OWN = "log-probs under our field names"
+SAMPLED = ("old_log_probs", "rollout_log_probs")  # the two policies of the weights that sampled
 POSITIVE = 1e-3  # log-probs may exceed 0 by this much: the rounding of a log-softmax in bfloat16
 LOWEST = -1e6  # no softmax gives less: fillers like -1e30 on a valid token
 WHOLE = 2.0**53  # from here on float64 skips whole numbers
@@ -31,7 +36,8 @@ class Raw:
 
     ``tokens`` holds flat values per field and ``lengths`` (sequences,) their tokens per sequence; ``steps`` is
     (sequences,). ``place`` says for people where a sequence stands in the file, ``names`` how each field is called
-    there. ``whole`` are the fields whose every value was an integer or a boolean.
+    there. ``whole`` are the fields whose every value was an integer or a boolean. ``source`` says who wrote it and
+    ``notes`` what was left out.
     """
 
     tokens: dict[str, Floats]
@@ -41,6 +47,8 @@ class Raw:
     names: Mapping[str, str]
     unread: tuple[str, ...] = ()
     whole: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    source: str = ""
 
 
 class Block(NamedTuple):
@@ -56,7 +64,7 @@ class Dump:
 
     ``tokens`` holds (tokens,) values per field (``advantages`` and ``turn_ids`` too), ``lengths`` (sequences,) their
     counts, all at least 1; ``rows`` (sequences,) counts sequences of the file from 0, ``total`` is how many it has.
-    ``steps`` (sequences,) if known.
+    ``steps`` (sequences,) if known. ``source`` and ``notes`` as in :class:`Raw`.
     """
 
     tokens: dict[str, Floats]
@@ -66,6 +74,8 @@ class Dump:
     total: int
     place: Callable[[int], str]
     unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    source: str = ""
 
     def __contains__(self, field: str) -> bool:
         return field in self.tokens
@@ -120,20 +130,32 @@ def choose_fields(names: Iterable[str], wanted: Mapping[str, str], where: str = 
     """Which fields of a file are read: field → name in the file. ``wanted`` maps every field to the name it should
     have.
 
-    Optional fields may be absent unless they were given another name on purpose; none may be there twice. ``where``
-    begins the message. Raises :class:`UserError`.
+    The mask and one policy's log-probs are needed. Others may be absent unless they were given another name on purpose,
+    or a policy's seems to be misspelt; none may be there twice. ``where`` begins the message. Raises
+    :class:`UserError`.
     """
     present = Counter(names)
     chosen = {}
+    others = set(present) - set(wanted.values())
     for field, name in wanted.items():
         if present[name] > 1:
             raise UserError(f"{where}field '{name}' is there {present[name]} times")
         if name in present:
             chosen[field] = name
-        elif field in REQUIRED or name != field:
+        elif field == "response_mask" or name != field or (field in SAMPLED and _close(name, others)):
             hint = f" (or say fields.{field}=<its name there>)" if name == field else f" (asked for by fields.{field})"
             raise UserError(f"{where}no field '{name}'{hint}{nearest(name, present)}")
+    if not any(field in chosen for field in LOG_PROBS):
+        name = wanted["rollout_log_probs"]
+        raise UserError(
+            f"{where}no log-probs: no field '{name}' (or say fields.rollout_log_probs=<its name there>)"
+            f"{nearest(name, present)}"
+        )
     return chosen
+
+
+def _close(name: str, others: Iterable[str]) -> bool:
+    return "did you mean" in nearest(name, others)
 
 
 def check(raw: Raw) -> Dump:
@@ -160,12 +182,15 @@ def check(raw: Raw) -> Dump:
     steps = None if raw.steps is None else _check_steps(raw, raw.steps)[rows]
     # field by field, so that never all of them exist twice
     tokens = {field: raw.tokens.pop(field)[mask] for field in list(raw.tokens) if field != "response_mask"}
-    return Dump(tokens, counts[rows], rows, steps, len(lengths), raw.place, raw.unread)
+    source = raw.source or OWN
+    if steps is not None and (number := len(np.unique(steps))) > 1:
+        source += f", {number} steps"
+    return Dump(tokens, counts[rows], rows, steps, len(lengths), raw.place, raw.unread, raw.notes, source)
 
 
 def _spread_advantages(raw: Raw) -> None:
     """One advantage per sequence, in a list or a dimension of its own, is repeated for the sequence's tokens."""
-    given, lengths = raw.lengths.get("advantages"), raw.lengths["old_log_probs"]
+    given, lengths = raw.lengths.get("advantages"), raw.lengths["response_mask"]
     if given is not None and len(given) == len(lengths) and (given == 1).all():
         raw.tokens["advantages"] = np.repeat(raw.tokens["advantages"], lengths)
         raw.lengths["advantages"] = lengths

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alp.configuration import compose
 from alp.diagnosis.dumps import Block, Dump, Floats
+from alp.policy.correction_settings import POLICIES
 from alp.policy.diagnostics import effective_sample_size as share_of
 from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
 from alp.policy.method import LossInputs, Method
@@ -52,7 +53,17 @@ PAIRS = (
 
 def pairs(dump: Dump) -> list[Pair]:
     """The pairs whose policies the dump holds."""
-    return [pair for pair in PAIRS if pair.numerator in dump]
+    return [pair for pair in PAIRS if pair.numerator in dump and pair.denominator in dump]
+
+
+def against_rollout(dump: Dump) -> list[Pair]:
+    """Those with μ below."""
+    return [pair for pair in pairs(dump) if pair.denominator == MISMATCH.denominator]
+
+
+def main_pair(dump: Dump) -> Pair | None:
+    """The pair to look at first: π_old / μ, or what the dump has in its place."""
+    return next(iter([*against_rollout(dump), *pairs(dump)]), None)
 
 
 def row(values: Floats) -> Tensor:
@@ -112,7 +123,7 @@ def step_figures(dump: Dump) -> list[tuple[int, Dump, Pair, Figures]]:
     """The figures of each step alone, for every pair against μ; empty without steps."""
     if dump.steps is None:
         return []
-    against = [pair for pair in pairs(dump) if pair.denominator == MISMATCH.denominator]
+    against = against_rollout(dump)
     return [(step, part, pair, figures_of(part, pair)) for step, part in dump.by_step() for pair in against]
 
 
@@ -145,17 +156,29 @@ def stand_in(method: Method, dump: Dump) -> str:
     """The field nearest to the method's numerator: noise that was not dumped is left out, an update that was not is the
     first."""
     wanted = ["perturbed_log_probs"] if method.numerator == "perturbed" else []
-    return next(name for name in [*wanted, "log_probs", "old_log_probs"] if name in dump)
+    return next((name for name in [*wanted, "log_probs", "old_log_probs"] if name in dump), "")
+
+
+def _missing(method: Method, numerator: str, dump: Dump) -> str:
+    """What the dump lacks to show the method at all."""
+    acting = [correction for correction in method.corrections if correction.acts]
+    if not numerator:
+        return "needs log-probs of the training code"
+    if method.reads_old and "old_log_probs" not in dump:
+        return "needs old_log_probs"
+    reads = method.denominator == "rollout" or any("rollout" in POLICIES[one.between] for one in acting)
+    if reads and "rollout_log_probs" not in dump:
+        return "needs rollout_log_probs"
+    if method.level in ("turn", "turn_geometric") and "turn_ids" not in dump:
+        return "needs turn_ids"
+    return "needs rewards" if "rewards" in method.form.reads else ""
 
 
 def effects(dump: Dump, methods: Sequence[Method]) -> list[Effect]:
     """What each method's ratio, clip and correction do to the dump's tokens."""
     measured = [Effect(method, stand_in(method, dump)) for method in methods]
     for effect in measured:
-        if effect.method.level in ("turn", "turn_geometric") and "turn_ids" not in dump:
-            effect.missing = "needs turn_ids"
-        if "rewards" in effect.method.form.reads:
-            effect.missing = "needs rewards"
+        effect.missing = _missing(effect.method, effect.numerator, dump)
     totals: list[_Total] = [_Total() for _ in measured]
     tokens, done = int(dump.lengths.sum()), 0
     with Progress("presets, tokens", tokens) as progress:
@@ -191,7 +214,7 @@ def _add(effect: Effect, total: _Total, block: Block) -> None:
     """The shares of a block, as numbers of its tokens or sequences, and its weights."""
     method, mask = effect.method, torch.from_numpy(block.mask)
     policies = {name: torch.from_numpy(array) for name, array in block.fields.items()}
-    old, rollout = policies["old_log_probs"], policies["rollout_log_probs"]
+    old, rollout = policies.get("old_log_probs"), policies.get("rollout_log_probs")
     corrected = method.correct(old, rollout, mask)
     kept = corrected.mask
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from alp.diagnosis import measures as measures
-from alp.diagnosis.diagnosed import Diagnosed, Parts, has_steps
+from alp.diagnosis.diagnosed import Diagnosed, Parts, has_pairs, has_steps
 from alp.diagnosis.dumps import Dump, Floats
 from alp.diagnosis.measures import Effect, Figures
 from alp.policy.diagnostics import QUANTILES
@@ -45,7 +47,13 @@ METHOD_COLUMNS = (
     "weight_mean", "weight_min", "weight_max", "weight_eff_sample_size", "remark",
 )
 # fmt: on
-STAND_INS = {"perturbed_log_probs": "π_θ,δ", "log_probs": "π_θ", "old_log_probs": "π_old"}
+STAND_INS = {"": "–", "perturbed_log_probs": "π_θ,δ", "log_probs": "π_θ", "old_log_probs": "π_old"}
+LABELS = {
+    "rollout_log_probs": "μ",
+    "old_log_probs": "π_old",
+    "log_probs": "π_θ",
+    "perturbed_log_probs": "π_θ,δ",
+}
 POLICIES = {"rollout": "μ", "old": "π_old"}
 STEP_FIGURES = {
     "kl": "kl",
@@ -56,6 +64,33 @@ STEP_FIGURES = {
     "log_ppl_abs_diff": "abs log ppl diff",
 }
 TAILS = ("q001", "q01", "q50", "q99", "q999")
+
+
+def policies(dump: Dump) -> Table:
+    """One row per policy: how sure it is of the sampled tokens."""
+    rows: list[list[Cell]] = []
+    for field, label in LABELS.items():
+        if field in dump:
+            values = dump.tokens[field]
+            low, median = np.quantile(values, (0.001, 0.5))
+            # fmt: off
+            rows.append([
+                field, float(values.mean()), float(np.exp(-dump.means(values)).mean()), float(values.min()),
+                float(low), float(median), float((values == 0).mean()), float((values > 0).mean()), label,
+            ])
+            # fmt: on
+    columns = [
+        words("label", "Policy"),
+        Column("mean", "Mean log-prob", significant),
+        Column("ppl", "Perplexity", significant),
+        Column("min", "Lowest", significant),
+        Column("q001", _quantile_header("q001"), significant),
+        Column("q50", _quantile_header("q50"), significant),
+        Column("zero", "Exactly 0", share, "%"),
+        Column("positive", "Above 0", share, "%"),
+    ]
+    exported = ["policy", "mean", "ppl", "min", "q001", "q50", "zero", "positive"]
+    return Table(frame(rows, [*exported, "label"]), columns, exported=exported, significant=frozenset(exported[1:]))
 
 
 def mismatch(dump: Dump, figures: Figures) -> Table:
@@ -186,12 +221,24 @@ TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
             "nor clamped."
         ),
         make=lambda diagnosed: mismatch(diagnosed.dump, diagnosed.figures),
+        condition=has_pairs,
     ),
     Artefact(
         name="ratio_quantiles",
         title="Quantiles of the log-ratios",
         caption=("Log-ratio per token, and summed over each sequence, in nats: before any clamp or clip."),
         make=lambda diagnosed: quantiles(diagnosed.dump, diagnosed.figures),
+        condition=has_pairs,
+    ),
+    Artefact(
+        name="policies",
+        title="Log-probs of each policy",
+        caption=(
+            "Of the sampled tokens, in nats; perplexity is the mean over sequences of e to minus their mean. Healthy: "
+            "the policies agree in every column, few tokens below −10, none above 0; many exact zeros beside another "
+            "policy without them are placeholders or bfloat16."
+        ),
+        make=lambda diagnosed: policies(diagnosed.dump),
     ),
     Artefact(
         name="methods",
@@ -205,6 +252,7 @@ TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
             "π_θ (or π_old) stands in for it. First update: the file has no current log-probs, so π_θ = π_old."
         ),
         make=lambda diagnosed: methods(measures.effects(diagnosed.dump, measures.presets())),
+        condition=has_pairs,
     ),
     Artefact(
         name="steps",
