@@ -86,7 +86,7 @@ VERBS = {
         Verb(
             "diagnose",
             "ratios and mismatch of log-probs that another trainer dumped",
-            "alp.diagnosis.diagnose:diagnose",
+            "alp.diagnosis.verb:diagnose",
             "configuration",
         ),
         Verb(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from alp.diagnosis import measures as measures
 from alp.diagnosis.dumps import Dump
-from alp.diagnosis.measures import Figures, Pair
+from alp.diagnosis.measures import Effect, Figures, Pair
 
 Parts = Sequence[tuple[int, Dump, Pair, Figures]]  # per step and pair
 
@@ -19,6 +20,11 @@ class Diagnosed:
     dump: Dump
     figures: Figures
     parts: Parts
+
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """What each preset would do to it."""
+        return measures.effects(self.dump, measures.presets())
 
     @classmethod
     def of(cls, dump: Dump) -> Diagnosed:

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from alp.diagnosis.dumps import Floats, Ints, Raw, choose_fields
+from alp.diagnosis.dumps import Floats, Ints, Raw, choose_fields, spelled
+from alp.diagnosis.json_lines import records
 from alp.errors import UserError, nearest
-from alp.foreign import is_file, parse_json
-from alp.progress import Progress
+from alp.foreign import is_file
 
-_MEGABYTE = 2**20
 _UNPACKED, _GROWTH = 2**30, 200  # what may be unpacked: so many bytes, or so many times the file
-_EVERY = 256  # lines between two looks at the clock
 SCALAR_PER_SEQUENCE = ("step", "advantages")  # `advantages` may also come per token
 
 
@@ -90,41 +88,6 @@ def _read_jsonl(path: Path, wanted: Mapping[str, str]) -> Raw:
     return Raw(tokens, lengths, steps, where, chosen, tuple(sorted(seen - set(chosen.values()))))
 
 
-def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers from 1 and objects; blank lines are passed over."""
-    total, done = path.stat().st_size // _MEGABYTE, 0
-    with path.open("rb") as stream, Progress(f"reading {path.name}, MB", total) as progress:
-        for number, line in enumerate(stream, start=1):
-            done += len(line)
-            if number % _EVERY == 0 and done // _MEGABYTE < total:
-                progress.update(done // _MEGABYTE)
-            if not line.strip():
-                continue
-            try:
-                record = parse_json(line.rstrip(), _once)
-            except RecursionError:
-                raise UserError(f"line {number} is nested too deeply: one object of lists expected") from None
-            except ValueError as error:  # bytes that are no UTF-8 are a ValueError too
-                column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                ended = isinstance(error, json.JSONDecodeError) and (
-                    error.pos >= len(error.doc) or error.msg.startswith("Unterminated")
-                )
-                cut = "; it ends too soon: was it cut off?" if ended or not line.endswith(b"\n") else ""
-                raise UserError(f"line {number} is no valid JSON{column}{cut}") from None
-            if not isinstance(record, dict):
-                raise UserError(f"line {number} holds no JSON object: one object per sequence or per batch expected")
-            yield number, record
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without repeated keys. Raises :class:`UserError`."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(name for position, (name, _) in enumerate(pairs) if name in dict(pairs[:position]))
-        raise UserError(f"field '{twice}' stands twice in one object")
-    return content
-
-
 def _sequences(
     record: dict[str, Any], chosen: Mapping[str, str], number: int
 ) -> Iterator[tuple[int | None, dict[str, Floats]]]:
@@ -152,6 +115,8 @@ def _sequence(values: dict[str, Any], names: Mapping[str, str], where: str) -> d
         single = field in SCALAR_PER_SEQUENCE and not isinstance(value, list)
         if field == "step" and not single:
             raise UserError(f"{where}, {names[field]}: one number per sequence expected, got a list")
+        if field == "response_mask":
+            value = spelled(value)
         arrays[field] = _numbers([value] if single else value, f"{where}, {names[field]}")
         if single and field == "advantages":
             arrays[field] = np.repeat(arrays[field], len(next(iter(arrays.values()))))
@@ -229,6 +194,9 @@ def _arrow_column(column: Any, field: str, name: str) -> tuple[Floats, Ints | No
     kind, single = column.type, field in SCALAR_PER_SEQUENCE
     nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     inner = kind.value_type if nested else kind
+    if field == "response_mask" and nested and (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+        column = pa.chunked_array([[spelled(row) for row in column.to_pylist()]])
+        return _arrow_column(column, field, name)
     number = pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner)
     if not number or (not nested and not single) or (nested and field == "step"):
         expected = "a number" if field == "step" else "a number or a list of numbers" if single else "a list of numbers"

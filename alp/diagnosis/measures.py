@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from alp.configuration import compose
+from alp.diagnosis.counterfactual import Gradient
 from alp.diagnosis.dumps import Block, Dump, Floats
+from alp.policy import composition
 from alp.policy.correction_settings import POLICIES
 from alp.policy.diagnostics import effective_sample_size as share_of
 from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
@@ -137,6 +139,7 @@ class Effect:
     ``below``, ``above`` and ``above_dual``: of the tokens left after correction, those whose ratio is under 1 - low,
     over 1 + high, over the dual clip; ``clipped_low``, ``clipped_high``, ``dual_clipped``: those that the clip holds
     given their advantage. ``weights`` are the correction's, one per token or (above the token level) per sequence left.
+    ``gradient`` is what is left of its push, with A = 1 where the dump has no advantages.
     """
 
     method: Method
@@ -144,6 +147,7 @@ class Effect:
     shares: dict[str, float] = field(default_factory=dict)
     weights: Floats | None = None
     missing: str = ""
+    gradient: Gradient = field(default_factory=Gradient)
 
 
 @cache
@@ -218,9 +222,9 @@ def _add(effect: Effect, total: _Total, block: Block) -> None:
     corrected = method.correct(old, rollout, mask)
     kept = corrected.mask
 
-    def clipped(advantages: Tensor) -> Figures:
+    def clipped(advantages: Tensor, log_probs: Tensor = policies[effect.numerator]) -> Figures:
         inputs = LossInputs(
-            log_probs=policies[effect.numerator],
+            log_probs=log_probs,
             old_log_probs=old,
             rollout_log_probs=rollout,
             response_mask=mask,
@@ -229,16 +233,25 @@ def _add(effect: Effect, total: _Total, block: Block) -> None:
             weights=corrected.weights,
             loss_mask=kept,
         )
-        figures = method.loss(inputs).floats()
+        outputs = method.loss(inputs)
+        if log_probs.requires_grad:
+            outputs.loss.backward()
+        figures = outputs.floats()
         return {name.removeprefix("ratio/"): share for name, share in figures.items() if name.startswith("ratio/")}
 
     # The loss itself counts: with A < 0 everywhere what lies below the range is clipped, with A > 0 what lies above.
     positive = torch.ones(len(mask), dtype=torch.float64)
-    low, high = clipped(-positive), clipped(positive)
+    low, leaf = clipped(-positive), policies[effect.numerator].clone().requires_grad_()
+    given = policies.get("advantages")
+    high = clipped(positive) if given is not None else clipped(positive, leaf)
     counted = {"below": (low, "clipped_low"), "above": (high, "clipped_high"), "above_dual": (low, "dual_clipped")}
     shares = {name: figures[key] for name, (figures, key) in counted.items() if key in figures}  # a loss may not clip
-    if "advantages" in policies:
-        shares |= clipped(policies["advantages"])
+    if given is not None:
+        shares |= clipped(given, leaf)
+    normaliser = composition.count(method, kept).normaliser
+    advantages = torch.ones_like(leaf) if given is None else given
+    pushed = torch.zeros_like(leaf) if leaf.grad is None else -leaf.grad * normaliser
+    effect.gradient.add(pushed.detach(), advantages.detach(), mask, normaliser)
     shares |= {name.removeprefix("correction/"): float(share) for name, share in corrected.metrics.items()}
     counts = {"tokens": int(mask.sum()), "sequences": len(mask), "kept": int(kept.sum())}
     for name, share in shares.items():

@@ -63,6 +63,7 @@ STEP_FIGURES = {
     "log_ppl_diff": "log ppl diff",
     "log_ppl_abs_diff": "abs log ppl diff",
 }
+GRADIENT = ("size", "silent", "cosine", "equal_lr", "effective", "top_sequence")
 TAILS = ("q001", "q01", "q50", "q99", "q999")
 
 
@@ -146,6 +147,27 @@ def methods(effects: Sequence[Effect]) -> Table:
     ]
     cells = frame([_effect_row(effect) for effect in effects], [*METHOD_COLUMNS, "ratio", "range"])
     return Table(cells, columns, exported=METHOD_COLUMNS, significant=frozenset(METHOD_COLUMNS))
+
+
+def gradients(effects: Sequence[Effect], advantages: bool) -> Table:
+    """One row per preset: how hard, on how many tokens and in which direction it would push."""
+    rows: list[list[Cell]] = []
+    for effect in effects:
+        figures = effect.gradient.figures() if not effect.missing else {}
+        said = "; ".join(part for part in (remarks(effect), "" if advantages else "A = 1") if part)
+        rows.append([effect.method.name, *(figures.get(name) for name in GRADIENT), said])
+    columns = [
+        words("method", "Method"),
+        Column("size", "Push", significant),
+        Column("silent", "Silent", share, "%"),
+        Column("cosine", "Cosine", significant),
+        Column("equal_lr", "Equal rate", significant),
+        Column("effective", "Effective", share, "%"),
+        Column("top_sequence", "Top sequence", share, "%"),
+        words("remark", "Remark"),
+    ]
+    exported = ["method", *GRADIENT, "remark"]
+    return Table(frame(rows, exported), columns, exported=exported, significant=frozenset(GRADIENT))
 
 
 def _effect_row(effect: Effect) -> list[Cell]:
@@ -251,7 +273,23 @@ TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
             "sequence; Effective is their (Σw)² / (N Σw²). Without its noise: the preset's numerator is π_θ,δ, and "
             "π_θ (or π_old) stands in for it. First update: the file has no current log-probs, so π_θ = π_old."
         ),
-        make=lambda diagnosed: methods(measures.effects(diagnosed.dump, measures.presets())),
+        make=lambda diagnosed: methods(diagnosed.effects),
+        condition=has_pairs,
+    ),
+    Artefact(
+        name="gradients",
+        title="What each preset would push on",
+        caption=(
+            "No training: the derivative of each preset's loss by the log-prob of each token of this batch, against "
+            "the on-policy one (the token's advantage). Push: its mean size. Silent: tokens with an advantage that "
+            "get no gradient. Cosine: with the on-policy weights; 1 is the same direction. Equal rate: the learning "
+            "rate at which a step of plain gradient descent is as long as the on-policy one at rate 1; two presets "
+            "take equal steps at rates in the ratio of their entries (Adam divides most of it out again). Effective: "
+            "share of the tokens that carry the push, (Σ|u|)² / (N Σu²). Top sequence: share of the push in one "
+            "sequence; near 100 %, the update is about that one, whatever the other columns say. Tokens are taken for "
+            "independent and equally steep, as no model is at hand. Without advantages in the file every A is 1."
+        ),
+        make=lambda diagnosed: gradients(diagnosed.effects, "advantages" in diagnosed.dump),
         condition=has_pairs,
     ),
     Artefact(

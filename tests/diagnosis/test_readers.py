@@ -14,7 +14,7 @@ import torch
 
 from alp.cli import main
 from alp.configuration import compose
-from alp.diagnosis import dumps, readers
+from alp.diagnosis import checking, readers
 from alp.diagnosis.dumps import Dump
 from alp.errors import UserError
 
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 
 def load(path: Path) -> Dump:
-    return dumps.check(readers.read(path, WANTED).raw)
+    return checking.check(readers.read(path, WANTED).raw)
 
 
 def expected(name: str, steps: tuple[int, ...], field: str) -> list[float]:
@@ -150,7 +150,7 @@ def test_our_own_form_in_a_folder(tmp_path: Path) -> None:
 def test_fields_by_name_are_our_own_form(tmp_path: Path) -> None:
     """Who maps names means them, whatever the file looks like."""
     wanted = WANTED | {"rollout_log_probs": "inference_logprobs", "old_log_probs": "trainer_logprobs"}
-    dump = dumps.check(readers.read(native.prime_rl(tmp_path, 1), wanted | {"response_mask": "loss_mask"}).raw)
+    dump = checking.check(readers.read(native.prime_rl(tmp_path, 1), wanted | {"response_mask": "loss_mask"}).raw)
     assert dump.tokens["old_log_probs"].tolist() == expected("", (1,), "log_probs")
 
 

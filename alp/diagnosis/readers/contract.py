@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alp.diagnosis.dumps import spelled
 from alp.errors import UserError
 
 Record = Mapping[str, Any]
@@ -52,7 +53,7 @@ def floats(values: Any, name: str) -> NDArray[np.float64]:
     if hasattr(values, "detach"):  # a tensor, of a dtype that NumPy need not know
         values = values.detach().cpu().double().numpy()
     try:
-        array = np.asarray(values, dtype=np.float64)  # None becomes NaN
+        array = np.asarray(spelled(values), dtype=np.float64)  # None becomes NaN
     except (TypeError, ValueError):
         raise UserError(f"{name}: a list of numbers expected") from None
     return array

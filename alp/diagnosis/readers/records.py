@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alp.diagnosis import dump_formats
+from alp.diagnosis import dump_formats, json_lines
 from alp.diagnosis.readers import objects
 from alp.diagnosis.readers.contract import Record
 from alp.errors import UserError
@@ -29,7 +29,7 @@ def read(path: Path) -> Iterator[tuple[str, Record]]:
     """Where each record stands in the file, in words, and the record. Raises :class:`UserError`, and what a library
     makes of a damaged file."""
     if path.suffix in LINES:
-        for number, record in dump_formats.records(path):
+        for number, record in json_lines.records(path):
             yield f"line {number}", record
     elif path.suffix == ".parquet":
         yield from _rows(path, texts=False)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from alp import reproducibility
 from alp.configuration.diagnose_schema import DiagnoseConfig
-from alp.diagnosis import dumps, readers
+from alp.diagnosis import checking, readers
 from alp.diagnosis.diagnosed import Diagnosed
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.figures import FIGURES
@@ -82,7 +82,7 @@ def _read(source: Path, wanted: Mapping[str, str]) -> tuple[Dump, Sequence[Path]
     with reading("diagnose", source.name):
         try:
             read = readers.read(source, wanted)
-            return dumps.check(read.raw), read.files
+            return checking.check(read.raw), read.files
         except UserError as error:
             raise UserError(f"diagnose: {shortened(source.name)}: {error}") from None
 
