@@ -59,7 +59,7 @@ ENTRIES = {
     "track": "alp.reporting.tracking:track",
     "report": "alp.reporting.report:report",
     "manifest": "alp.reporting.manifest:write_manifest",
-    "diagnose": "alp.diagnosis.diagnose:diagnose",
+    "diagnose": "alp.diagnosis.verb:diagnose",
     "clean": "alp.clean:clean",
     "power": "alp.reporting.power:power",
     "noise": "alp.diagnosis.noise:noise",

@@ -6,7 +6,7 @@ from alp.configuration.fields import Positive, Strict
 
 
 class DumpFields(Strict):
-    """What each field of a dump is called in the file; all but the first three may be absent."""
+    """What each field of a dump in our own form is called; the mask and one policy are needed."""
 
     old_log_probs: str
     rollout_log_probs: str
@@ -19,7 +19,7 @@ class DumpFields(Strict):
 
 
 class DiagnoseConfig(Strict):
-    """``input`` is a .jsonl, .parquet or .npz file (docs/diagnose.md); ``output`` a folder, results/diagnose/<its stem>
+    """``input`` is a file or a folder of them (docs/diagnose.md); ``output`` a folder, results/diagnose/<its stem>
     without one."""
 
     input: str | None

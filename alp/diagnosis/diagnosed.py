@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from alp.diagnosis import measures as measures
 from alp.diagnosis.dumps import Dump
-from alp.diagnosis.measures import Figures, Pair
+from alp.diagnosis.measures import Effect, Figures, Pair
 
 Parts = Sequence[tuple[int, Dump, Pair, Figures]]  # per step and pair
 
@@ -20,6 +21,11 @@ class Diagnosed:
     figures: Figures
     parts: Parts
 
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """What each preset would do to it."""
+        return measures.effects(self.dump, measures.presets())
+
     @classmethod
     def of(cls, dump: Dump) -> Diagnosed:
         """Measure a dump."""
@@ -28,4 +34,14 @@ class Diagnosed:
 
 def has_steps(dump: Dump) -> bool:
     """The condition of what is shown over training."""
-    return dump.steps is not None
+    return dump.steps is not None and against_rollout(dump)
+
+
+def has_pairs(dump: Dump) -> bool:
+    """The condition of what compares two policies."""
+    return bool(measures.pairs(dump))
+
+
+def against_rollout(dump: Dump) -> bool:
+    """The condition of what compares with μ."""
+    return bool(measures.against_rollout(dump))

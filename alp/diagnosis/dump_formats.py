@@ -5,32 +5,39 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alp.diagnosis.dumps import Floats, Ints, Raw, choose_fields
+from alp.diagnosis.dumps import Floats, Ints, Raw, choose_fields, spelled
+from alp.diagnosis.json_lines import records
 from alp.errors import UserError, nearest
-from alp.foreign import is_file, parse_json
-from alp.progress import Progress
+from alp.foreign import is_file
 
-_MEGABYTE = 2**20
 _UNPACKED, _GROWTH = 2**30, 200  # what may be unpacked: so many bytes, or so many times the file
-_EVERY = 256  # lines between two looks at the clock
 SCALAR_PER_SEQUENCE = ("step", "advantages")  # `advantages` may also come per token
 
 
 def read(path: Path, wanted: Mapping[str, str]) -> Raw:
     """The file's fields, unchecked. ``wanted`` maps field → name in the file. Raises :class:`UserError`."""
-    if path.suffix not in READERS:
-        raise UserError(f"unknown suffix '{path.suffix}' of {path.name}{nearest(path.suffix, READERS)}")
+    check_file(path, READERS)
+    try:
+        return READERS[path.suffix](path, wanted)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def check_file(path: Path, suffixes: Iterable[str]) -> None:
+    """Refuse what is no file, is empty, or of none of the suffixes. Raises :class:`UserError`."""
+    if path.suffix not in suffixes:
+        raise UserError(f"unknown suffix '{path.suffix}' of {path.name}{nearest(path.suffix, suffixes)}")
     if not is_file(path):
         if path.exists():
             raise UserError(f"{path} is no file")
         folder = path.parent if path.parent.is_dir() else None
-        known = [] if folder is None else [file.name for file in folder.iterdir() if file.suffix in READERS]
+        known = [] if folder is None else [file.name for file in folder.iterdir() if file.suffix in suffixes]
         raise UserError(
             f"no file {path}{nearest(path.name, known)}" if folder else f"no file {path}: no folder {path.parent}"
         )
@@ -38,9 +45,8 @@ def read(path: Path, wanted: Mapping[str, str]) -> Raw:
         raise UserError(f"{path} is empty")
     try:
         with path.open("rb") as stream:
-            if path.suffix == ".jsonl" and stream.read(2) == b"\x1f\x8b":
+            if path.suffix in (".jsonl", ".json") and stream.read(2) == b"\x1f\x8b":
                 raise UserError(f"{path.name} is compressed: unpack it first")
-        return READERS[path.suffix](path, wanted)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -54,7 +60,7 @@ def _read_jsonl(path: Path, wanted: Mapping[str, str]) -> Raw:
     parts: dict[str, list[Floats]] = {}
     origin: list[tuple[int, int | None]] = []  # line, and position in the line's batch
     seen: set[str] = set()
-    for number, record in _records(path):
+    for number, record in records(path):
         if not chosen:
             chosen = choose_fields(list(record), wanted, f"line {number}: ")
             parts = {field: [] for field in chosen}
@@ -82,46 +88,11 @@ def _read_jsonl(path: Path, wanted: Mapping[str, str]) -> Raw:
     return Raw(tokens, lengths, steps, where, chosen, tuple(sorted(seen - set(chosen.values()))))
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers from 1 and objects; blank lines are passed over."""
-    total, done = path.stat().st_size // _MEGABYTE, 0
-    with path.open("rb") as stream, Progress(f"reading {path.name}, MB", total) as progress:
-        for number, line in enumerate(stream, start=1):
-            done += len(line)
-            if number % _EVERY == 0 and done // _MEGABYTE < total:
-                progress.update(done // _MEGABYTE)
-            if not line.strip():
-                continue
-            try:
-                record = parse_json(line.rstrip(), _once)
-            except RecursionError:
-                raise UserError(f"line {number} is nested too deeply: one object of lists expected") from None
-            except ValueError as error:  # bytes that are no UTF-8 are a ValueError too
-                column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                ended = isinstance(error, json.JSONDecodeError) and (
-                    error.pos >= len(error.doc) or error.msg.startswith("Unterminated")
-                )
-                cut = "; it ends too soon: was it cut off?" if ended or not line.endswith(b"\n") else ""
-                raise UserError(f"line {number} is no valid JSON{column}{cut}") from None
-            if not isinstance(record, dict):
-                raise UserError(f"line {number} holds no JSON object: one object per sequence or per batch expected")
-            yield number, record
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without repeated keys. Raises :class:`UserError`."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(name for position, (name, _) in enumerate(pairs) if name in dict(pairs[:position]))
-        raise UserError(f"field '{twice}' stands twice in one object")
-    return content
-
-
 def _sequences(
     record: dict[str, Any], chosen: Mapping[str, str], number: int
 ) -> Iterator[tuple[int | None, dict[str, Floats]]]:
     """The sequences of one line: position in the batch (None without one) and values per field."""
-    leading = record[chosen["old_log_probs"]]
+    leading = record[next(iter(chosen.values()))]
     if not (isinstance(leading, list) and leading and isinstance(leading[0], list)):
         yield None, _sequence({field: record[name] for field, name in chosen.items()}, chosen, f"line {number}")
         return
@@ -144,9 +115,11 @@ def _sequence(values: dict[str, Any], names: Mapping[str, str], where: str) -> d
         single = field in SCALAR_PER_SEQUENCE and not isinstance(value, list)
         if field == "step" and not single:
             raise UserError(f"{where}, {names[field]}: one number per sequence expected, got a list")
+        if field == "response_mask":
+            value = spelled(value)
         arrays[field] = _numbers([value] if single else value, f"{where}, {names[field]}")
         if single and field == "advantages":
-            arrays[field] = np.repeat(arrays[field], len(arrays["old_log_probs"]))
+            arrays[field] = np.repeat(arrays[field], len(next(iter(arrays.values()))))
     return arrays
 
 
@@ -183,10 +156,7 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Raw:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
         chosen = choose_fields(names, wanted)
-        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-        read = [column.num_values for column in columns if column.path_in_schema.partition(".")[0] in chosen.values()]
-        _check_growth(path, 8 * sum(read))
+        check_columns(path, file, chosen.values())
         table = file.read(columns=list(dict.fromkeys(chosen.values())))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from None
@@ -200,10 +170,20 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Raw:
         if field == "step":
             steps = values
         elif counts is None:
-            tokens[field], lengths[field] = _repeat(values, lengths["old_log_probs"], name)
+            tokens[field], lengths[field] = _repeat(values, next(iter(lengths.values())), name)
         else:
             tokens[field], lengths[field] = values, counts
     return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))), frozenset(whole))
+
+
+def check_columns(path: Path, file: Any, names: Collection[str] | None = None) -> None:
+    """Refuse columns (all without ``names``) that unpack to very much more than the file. Raises UserError."""
+    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    read = [
+        column.num_values for column in columns if names is None or column.path_in_schema.partition(".")[0] in names
+    ]
+    _check_growth(path, 8 * sum(read))
 
 
 def _arrow_column(column: Any, field: str, name: str) -> tuple[Floats, Ints | None, bool]:
@@ -214,6 +194,9 @@ def _arrow_column(column: Any, field: str, name: str) -> tuple[Floats, Ints | No
     kind, single = column.type, field in SCALAR_PER_SEQUENCE
     nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     inner = kind.value_type if nested else kind
+    if field == "response_mask" and nested and (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+        column = pa.chunked_array([[spelled(row) for row in column.to_pylist()]])
+        return _arrow_column(column, field, name)
     number = pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner)
     if not number or (not nested and not single) or (nested and field == "step"):
         expected = "a number" if field == "step" else "a number or a list of numbers" if single else "a list of numbers"
@@ -247,20 +230,20 @@ def _read_npz(path: Path, wanted: Mapping[str, str]) -> Raw:
         raise UserError(f"{path} is no NPZ file (or was cut off): write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            _check_growth(path, sum(_claimed(archive.zip, entry) for entry in archive.zip.infolist()))
+            check_archive(path, archive)
             names = archive.files
             chosen = choose_fields(names, wanted)
             arrays = {field: _array(archive, field, name) for field, name in chosen.items()}
     except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"cannot read {path} as NPZ: {error}") from None
-    leading = arrays["old_log_probs"].shape
+    leading = next(iter(arrays.values())).shape
     tokens, lengths = {}, {}
     whole = frozenset(field for field, array in arrays.items() if array.dtype.kind in "iub")
     steps = arrays.pop("step").astype(np.float64) if "step" in arrays else None
     if steps is not None and steps.ndim == 0:
         steps = np.full(leading[0], steps)
     if steps is not None and len(steps) != leading[0]:
-        raise UserError(f"{chosen['step']} has {len(steps)} sequences, {chosen['old_log_probs']} {leading[0]}")
+        raise UserError(f"{chosen['step']} has {len(steps)} sequences, {next(iter(chosen.values()))} {leading[0]}")
     for field in list(arrays):
         array = arrays.pop(field)
         if array.ndim == 1:
@@ -270,6 +253,11 @@ def _read_npz(path: Path, wanted: Mapping[str, str]) -> Raw:
             tokens[field] = array.astype(np.float64).ravel()
             lengths[field] = np.full(array.shape[0], array.shape[1], dtype=np.int64)
     return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))), whole)
+
+
+def check_archive(path: Path, archive: Any) -> None:
+    """Refuse an NPZ file whose arrays claim more than is there, or unpack to very much more. Raises UserError."""
+    _check_growth(path, sum(_claimed(archive.zip, entry) for entry in archive.zip.infolist()))
 
 
 def _claimed(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from alp.diagnosis import measures as measures
-from alp.diagnosis.diagnosed import Diagnosed, Parts, has_steps
+from alp.diagnosis.diagnosed import Diagnosed, Parts, against_rollout, has_pairs, has_steps
 from alp.diagnosis.dumps import Dump, Floats
 from alp.diagnosis.measures import Figures, Pair
 from alp.rendering import plots
@@ -103,7 +104,9 @@ def _edges(axes: Axes, low: float, high: float) -> Floats:
 
 def _token_probability(dump: Dump) -> Figure:
     """Two-dimensional histogram over the unit square, and the same in log-probs, where rare tokens live."""
-    rollout, old = dump.tokens["rollout_log_probs"], dump.tokens["old_log_probs"]
+    pair = measures.against_rollout(dump)[0]
+    rollout, old = dump.tokens[pair.denominator], dump.tokens[pair.numerator]
+    above = _math(replace(pair, label=pair.label.partition(" /")[0]))
     figure = plots.canvas(3.0)
     left, right = figure.subplots(1, 2)
     unit = np.linspace(0, 1, PROBABILITY_BINS + 1)
@@ -122,8 +125,8 @@ def _token_probability(dump: Dump) -> Figure:
         axes.set_aspect("equal")
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(edges[0], edges[-1])
-    left.set(title="Probability", xlabel="under μ", ylabel=f"under {OLD}")
-    right.set(title="Log-probability", xlabel="under μ, nats", ylabel=f"under {OLD}, nats")
+    left.set(title="Probability", xlabel="under μ", ylabel=f"under {above}")
+    right.set(title="Log-probability", xlabel="under μ, nats", ylabel=f"under {above}, nats")
     left.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     left.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     right.xaxis.set_major_locator(MaxNLocator(5))
@@ -137,7 +140,7 @@ def _token_probability(dump: Dump) -> Figure:
 
 def _envelope(dump: Dump) -> Figure:
     """One panel per pair with the rollout policy below, on one scale."""
-    pairs = [pair for pair in measures.pairs(dump) if pair.denominator == "rollout_log_probs"]
+    pairs = measures.against_rollout(dump)
     figure = plots.canvas(2.6, width=min(plots.WIDTH, 2.2 + 2.4 * len(pairs)))
     drawing = plots.above_legend(figure)
     probability = dump.means(np.exp(dump.tokens["rollout_log_probs"]))
@@ -206,6 +209,7 @@ FIGURES: tuple[Artefact[Dump, Diagnosed, Figure], ...] = (
             "a long tail on one side is a bug or a policy that has moved."
         ),
         make=lambda diagnosed: _histograms(diagnosed.dump, diagnosed.figures, "token", lambda values: values),
+        condition=has_pairs,
     ),
     Artefact(
         name="sequence_log_ratio",
@@ -216,16 +220,18 @@ FIGURES: tuple[Artefact[Dump, Diagnosed, Figure], ...] = (
             "can be far from zero here."
         ),
         make=lambda diagnosed: _histograms(diagnosed.dump, diagnosed.figures, "sequence", diagnosed.dump.sums),
+        condition=has_pairs,
     ),
     Artefact(
         name="token_probability",
         title="Token probability, trainer against engine",
         caption=(
-            "Probability of each sampled token under the training code (π_old) against that under the rollout policy "
-            "(μ); colour counts tokens. The same weights computed twice lie on the diagonal; what lies off it is the "
-            "training-inference mismatch."
+            "Probability of each sampled token under the training code (π_old, or π_θ without it) against that under "
+            "the rollout policy (μ); colour counts tokens. The same weights computed twice lie on the diagonal; what "
+            "lies off it is the training-inference mismatch."
         ),
         make=lambda diagnosed: _token_probability(diagnosed.dump),
+        condition=against_rollout,
     ),
     Artefact(
         name="envelope",
@@ -237,6 +243,7 @@ FIGURES: tuple[Artefact[Dump, Diagnosed, Figure], ...] = (
             "percentile. A band that opens to the left: unlikely sequences carry the mismatch."
         ),
         make=lambda diagnosed: _envelope(diagnosed.dump),
+        condition=against_rollout,
     ),
     Artefact(
         name="steps",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from alp.diagnosis import dumps
 from alp.diagnosis import measures as measures
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.measures import MISMATCH, Figures, Pair
@@ -19,15 +18,20 @@ def findings(dump: Dump, figures: Figures) -> list[str]:
     steps = "" if dump.steps is None else f", steps {dump.steps.min()}–{dump.steps.max()}"
     empty = dump.total - len(dump.lengths)
     sentences = [
-        f"{dump.total} sequences, {int(dump.lengths.sum())} valid tokens{steps}"
+        f"read as {dump.source}: {dump.total} sequences, {int(dump.lengths.sum())} valid tokens{steps}"
         + (f"; {empty} sequences have no valid token" if empty else "")
     ]
     sentences += [_pair(pair, figures) for pair in measures.pairs(dump)]
-    sentences.append(
-        "how to read: kl and k3_kl are 0 where two policies agree (k3_kl is never negative); the effective share is 100"
-        " % on-policy, and at a few % a few outliers carry the whole estimate; the ratio itself is e to the log-ratio"
-    )
-    return [*sentences, _furthest(dump)]
+    if measures.pairs(dump):
+        sentences.append(_HOW)
+    main = measures.main_pair(dump)
+    return sentences if main is None else [*sentences, _furthest(dump, main)]
+
+
+_HOW = (
+    "how to read: kl and k3_kl are 0 where two policies agree (k3_kl is never negative); the effective share is 100"
+    " % on-policy, and at a few % a few outliers carry the whole estimate; the ratio itself is e to the log-ratio"
+)
 
 
 def _pair(pair: Pair, figures: Figures) -> str:
@@ -45,9 +49,9 @@ def _pair(pair: Pair, figures: Figures) -> str:
     )
 
 
-def _furthest(dump: Dump) -> str:
-    """The sequence whose summed mismatch is largest in size: where to start looking."""
-    tokens = dump.difference(MISMATCH.numerator, MISMATCH.denominator)
+def _furthest(dump: Dump, pair: Pair) -> str:
+    """The sequence whose summed log-ratio is largest in size: where to start looking."""
+    tokens = dump.difference(pair.numerator, pair.denominator)
     sums = dump.sums(tokens)
     worst = int(np.argmax(np.abs(sums)))
     start = int(dump.lengths[:worst].sum())
@@ -55,18 +59,48 @@ def _furthest(dump: Dump) -> str:
     largest = significant(float(inside[np.argmax(np.abs(inside))]))
     row, total = int(dump.rows[worst]), significant(float(sums[worst]))
     line = "" if dump.place(row).startswith("row") else f", {dump.place(row)}"
-    sums_up = f"Σ log {MISMATCH.label} = {total} over {dump.lengths[worst]} tokens, largest token {largest}"
+    sums_up = f"Σ log {pair.label} = {total} over {dump.lengths[worst]} tokens, largest token {largest}"
     return f"furthest sequence: index {row} (from 0){line}, {sums_up}"
 
 
 def notes(dump: Dump, wanted: dict[str, str]) -> list[str]:
     """What a reader of the figures must know about the file."""
-    sentences = []
-    if "log_probs" not in dump:
+    sentences = [*dump.notes, *_told(dump)]
+    if "log_probs" not in dump and "old_log_probs" in dump:
         sentences.append("no current log-probs in the file: presets are shown for the first update, π_θ = π_old")
-    if np.array_equal(dump.tokens["old_log_probs"], dump.tokens["rollout_log_probs"]):
+    if MISMATCH in measures.pairs(dump) and not dump.difference(MISMATCH.numerator, MISMATCH.denominator).any():
         sentences.append("old_log_probs and rollout_log_probs are equal on every token: was one tensor dumped twice?")
-    figures = measures.mismatch(dump)
+    sentences += _dominated(dump)
+    absent = [name for field, name in wanted.items() if field not in dump and field not in ("step", "response_mask")]
+    absent += ["step"] if dump.steps is None else []
+    for name in dump.unread:
+        hint = nearest(name, absent)
+        if "did you mean" in hint:
+            sentences.append(printable(f"not read: field '{name}'{hint}"))
+    return sentences
+
+
+def _told(dump: Dump) -> list[str]:
+    """What the file cannot tell, for want of a policy."""
+    if "rollout_log_probs" not in dump:
+        return ["no log-probs of the engine: nothing can be told about training-inference mismatch"]
+    if "old_log_probs" in dump:
+        return []
+    if "log_probs" in dump:
+        return [
+            "no old_log_probs: π_θ / μ is mismatch and staleness in one, and presets that read π_old are not shown;"
+            " on the first update after a sync it is the mismatch"
+        ]
+    return ["log-probs of the engine alone: how far the training code is from it cannot be told"]
+
+
+def _dominated(dump: Dump) -> list[str]:
+    """Whether one weight makes the figures of the main pair."""
+    sentences: list[str] = []
+    main = measures.main_pair(dump)
+    if main is None:
+        return sentences
+    figures = measures.mismatch(dump, main)
     sizes = (("", "token", int(dump.lengths.sum())), ("_seq", "sequence", len(dump.lengths)))
     for ending, one, number in sizes:
         largest = figures[f"rollout_corr/rollout_is_max_share{ending}"]
@@ -75,10 +109,4 @@ def notes(dump: Dump, wanted: dict[str, str]) -> list[str]:
                 f"one {one} of {number} carries {share(largest)} % of all {one} weights: ESS and chi2 of {one}s are"
                 " about that one"
             )
-    absent = [name for field, name in wanted.items() if field not in dump and field not in ("step", *dumps.REQUIRED)]
-    absent += ["step"] if dump.steps is None else []
-    for name in dump.unread:
-        hint = nearest(name, absent)
-        if "did you mean" in hint:
-            sentences.append(printable(f"not read: field '{name}'{hint}"))
     return sentences

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from alp.configuration import compose
+from alp.diagnosis.counterfactual import Gradient
 from alp.diagnosis.dumps import Block, Dump, Floats
+from alp.policy import composition
+from alp.policy.correction_settings import POLICIES
 from alp.policy.diagnostics import effective_sample_size as share_of
 from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
 from alp.policy.method import LossInputs, Method
@@ -52,7 +55,17 @@ PAIRS = (
 
 def pairs(dump: Dump) -> list[Pair]:
     """The pairs whose policies the dump holds."""
-    return [pair for pair in PAIRS if pair.numerator in dump]
+    return [pair for pair in PAIRS if pair.numerator in dump and pair.denominator in dump]
+
+
+def against_rollout(dump: Dump) -> list[Pair]:
+    """Those with μ below."""
+    return [pair for pair in pairs(dump) if pair.denominator == MISMATCH.denominator]
+
+
+def main_pair(dump: Dump) -> Pair | None:
+    """The pair to look at first: π_old / μ, or what the dump has in its place."""
+    return next(iter([*against_rollout(dump), *pairs(dump)]), None)
 
 
 def row(values: Floats) -> Tensor:
@@ -112,7 +125,7 @@ def step_figures(dump: Dump) -> list[tuple[int, Dump, Pair, Figures]]:
     """The figures of each step alone, for every pair against μ; empty without steps."""
     if dump.steps is None:
         return []
-    against = [pair for pair in pairs(dump) if pair.denominator == MISMATCH.denominator]
+    against = against_rollout(dump)
     return [(step, part, pair, figures_of(part, pair)) for step, part in dump.by_step() for pair in against]
 
 
@@ -126,6 +139,7 @@ class Effect:
     ``below``, ``above`` and ``above_dual``: of the tokens left after correction, those whose ratio is under 1 - low,
     over 1 + high, over the dual clip; ``clipped_low``, ``clipped_high``, ``dual_clipped``: those that the clip holds
     given their advantage. ``weights`` are the correction's, one per token or (above the token level) per sequence left.
+    ``gradient`` is what is left of its push, with A = 1 where the dump has no advantages.
     """
 
     method: Method
@@ -133,6 +147,7 @@ class Effect:
     shares: dict[str, float] = field(default_factory=dict)
     weights: Floats | None = None
     missing: str = ""
+    gradient: Gradient = field(default_factory=Gradient)
 
 
 @cache
@@ -145,17 +160,29 @@ def stand_in(method: Method, dump: Dump) -> str:
     """The field nearest to the method's numerator: noise that was not dumped is left out, an update that was not is the
     first."""
     wanted = ["perturbed_log_probs"] if method.numerator == "perturbed" else []
-    return next(name for name in [*wanted, "log_probs", "old_log_probs"] if name in dump)
+    return next((name for name in [*wanted, "log_probs", "old_log_probs"] if name in dump), "")
+
+
+def _missing(method: Method, numerator: str, dump: Dump) -> str:
+    """What the dump lacks to show the method at all."""
+    acting = [correction for correction in method.corrections if correction.acts]
+    if not numerator:
+        return "needs log-probs of the training code"
+    if method.reads_old and "old_log_probs" not in dump:
+        return "needs old_log_probs"
+    reads = method.denominator == "rollout" or any("rollout" in POLICIES[one.between] for one in acting)
+    if reads and "rollout_log_probs" not in dump:
+        return "needs rollout_log_probs"
+    if method.level in ("turn", "turn_geometric") and "turn_ids" not in dump:
+        return "needs turn_ids"
+    return "needs rewards" if "rewards" in method.form.reads else ""
 
 
 def effects(dump: Dump, methods: Sequence[Method]) -> list[Effect]:
     """What each method's ratio, clip and correction do to the dump's tokens."""
     measured = [Effect(method, stand_in(method, dump)) for method in methods]
     for effect in measured:
-        if effect.method.level in ("turn", "turn_geometric") and "turn_ids" not in dump:
-            effect.missing = "needs turn_ids"
-        if "rewards" in effect.method.form.reads:
-            effect.missing = "needs rewards"
+        effect.missing = _missing(effect.method, effect.numerator, dump)
     totals: list[_Total] = [_Total() for _ in measured]
     tokens, done = int(dump.lengths.sum()), 0
     with Progress("presets, tokens", tokens) as progress:
@@ -191,13 +218,13 @@ def _add(effect: Effect, total: _Total, block: Block) -> None:
     """The shares of a block, as numbers of its tokens or sequences, and its weights."""
     method, mask = effect.method, torch.from_numpy(block.mask)
     policies = {name: torch.from_numpy(array) for name, array in block.fields.items()}
-    old, rollout = policies["old_log_probs"], policies["rollout_log_probs"]
+    old, rollout = policies.get("old_log_probs"), policies.get("rollout_log_probs")
     corrected = method.correct(old, rollout, mask)
     kept = corrected.mask
 
-    def clipped(advantages: Tensor) -> Figures:
+    def clipped(advantages: Tensor, log_probs: Tensor = policies[effect.numerator]) -> Figures:
         inputs = LossInputs(
-            log_probs=policies[effect.numerator],
+            log_probs=log_probs,
             old_log_probs=old,
             rollout_log_probs=rollout,
             response_mask=mask,
@@ -206,16 +233,25 @@ def _add(effect: Effect, total: _Total, block: Block) -> None:
             weights=corrected.weights,
             loss_mask=kept,
         )
-        figures = method.loss(inputs).floats()
+        outputs = method.loss(inputs)
+        if log_probs.requires_grad:
+            outputs.loss.backward()
+        figures = outputs.floats()
         return {name.removeprefix("ratio/"): share for name, share in figures.items() if name.startswith("ratio/")}
 
     # The loss itself counts: with A < 0 everywhere what lies below the range is clipped, with A > 0 what lies above.
     positive = torch.ones(len(mask), dtype=torch.float64)
-    low, high = clipped(-positive), clipped(positive)
+    low, leaf = clipped(-positive), policies[effect.numerator].clone().requires_grad_()
+    given = policies.get("advantages")
+    high = clipped(positive) if given is not None else clipped(positive, leaf)
     counted = {"below": (low, "clipped_low"), "above": (high, "clipped_high"), "above_dual": (low, "dual_clipped")}
     shares = {name: figures[key] for name, (figures, key) in counted.items() if key in figures}  # a loss may not clip
-    if "advantages" in policies:
-        shares |= clipped(policies["advantages"])
+    if given is not None:
+        shares |= clipped(given, leaf)
+    normaliser = composition.count(method, kept).normaliser
+    advantages = torch.ones_like(leaf) if given is None else given
+    pushed = torch.zeros_like(leaf) if leaf.grad is None else -leaf.grad * normaliser
+    effect.gradient.add(pushed.detach(), advantages.detach(), mask, normaliser)
     shares |= {name.removeprefix("correction/"): float(share) for name, share in corrected.metrics.items()}
     counts = {"tokens": int(mask.sum()), "sequences": len(mask), "kept": int(kept.sum())}
     for name, share in shares.items():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from alp.diagnosis import measures as measures
-from alp.diagnosis.diagnosed import Diagnosed, Parts, has_steps
+from alp.diagnosis.diagnosed import Diagnosed, Parts, has_pairs, has_steps
 from alp.diagnosis.dumps import Dump, Floats
 from alp.diagnosis.measures import Effect, Figures
 from alp.policy.diagnostics import QUANTILES
@@ -45,7 +47,13 @@ METHOD_COLUMNS = (
     "weight_mean", "weight_min", "weight_max", "weight_eff_sample_size", "remark",
 )
 # fmt: on
-STAND_INS = {"perturbed_log_probs": "π_θ,δ", "log_probs": "π_θ", "old_log_probs": "π_old"}
+STAND_INS = {"": "–", "perturbed_log_probs": "π_θ,δ", "log_probs": "π_θ", "old_log_probs": "π_old"}
+LABELS = {
+    "rollout_log_probs": "μ",
+    "old_log_probs": "π_old",
+    "log_probs": "π_θ",
+    "perturbed_log_probs": "π_θ,δ",
+}
 POLICIES = {"rollout": "μ", "old": "π_old"}
 STEP_FIGURES = {
     "kl": "kl",
@@ -55,7 +63,35 @@ STEP_FIGURES = {
     "log_ppl_diff": "log ppl diff",
     "log_ppl_abs_diff": "abs log ppl diff",
 }
+GRADIENT = ("size", "silent", "cosine", "equal_lr", "effective", "top_sequence")
 TAILS = ("q001", "q01", "q50", "q99", "q999")
+
+
+def policies(dump: Dump) -> Table:
+    """One row per policy: how sure it is of the sampled tokens."""
+    rows: list[list[Cell]] = []
+    for field, label in LABELS.items():
+        if field in dump:
+            values = dump.tokens[field]
+            low, median = np.quantile(values, (0.001, 0.5))
+            # fmt: off
+            rows.append([
+                field, float(values.mean()), float(np.exp(-dump.means(values)).mean()), float(values.min()),
+                float(low), float(median), float((values == 0).mean()), float((values > 0).mean()), label,
+            ])
+            # fmt: on
+    columns = [
+        words("label", "Policy"),
+        Column("mean", "Mean log-prob", significant),
+        Column("ppl", "Perplexity", significant),
+        Column("min", "Lowest", significant),
+        Column("q001", _quantile_header("q001"), significant),
+        Column("q50", _quantile_header("q50"), significant),
+        Column("zero", "Exactly 0", share, "%"),
+        Column("positive", "Above 0", share, "%"),
+    ]
+    exported = ["policy", "mean", "ppl", "min", "q001", "q50", "zero", "positive"]
+    return Table(frame(rows, [*exported, "label"]), columns, exported=exported, significant=frozenset(exported[1:]))
 
 
 def mismatch(dump: Dump, figures: Figures) -> Table:
@@ -111,6 +147,27 @@ def methods(effects: Sequence[Effect]) -> Table:
     ]
     cells = frame([_effect_row(effect) for effect in effects], [*METHOD_COLUMNS, "ratio", "range"])
     return Table(cells, columns, exported=METHOD_COLUMNS, significant=frozenset(METHOD_COLUMNS))
+
+
+def gradients(effects: Sequence[Effect], advantages: bool) -> Table:
+    """One row per preset: how hard, on how many tokens and in which direction it would push."""
+    rows: list[list[Cell]] = []
+    for effect in effects:
+        figures = effect.gradient.figures() if not effect.missing else {}
+        said = "; ".join(part for part in (remarks(effect), "" if advantages else "A = 1") if part)
+        rows.append([effect.method.name, *(figures.get(name) for name in GRADIENT), said])
+    columns = [
+        words("method", "Method"),
+        Column("size", "Push", significant),
+        Column("silent", "Silent", share, "%"),
+        Column("cosine", "Cosine", significant),
+        Column("equal_lr", "Equal rate", significant),
+        Column("effective", "Effective", share, "%"),
+        Column("top_sequence", "Top sequence", share, "%"),
+        words("remark", "Remark"),
+    ]
+    exported = ["method", *GRADIENT, "remark"]
+    return Table(frame(rows, exported), columns, exported=exported, significant=frozenset(GRADIENT))
 
 
 def _effect_row(effect: Effect) -> list[Cell]:
@@ -186,12 +243,24 @@ TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
             "nor clamped."
         ),
         make=lambda diagnosed: mismatch(diagnosed.dump, diagnosed.figures),
+        condition=has_pairs,
     ),
     Artefact(
         name="ratio_quantiles",
         title="Quantiles of the log-ratios",
         caption=("Log-ratio per token, and summed over each sequence, in nats: before any clamp or clip."),
         make=lambda diagnosed: quantiles(diagnosed.dump, diagnosed.figures),
+        condition=has_pairs,
+    ),
+    Artefact(
+        name="policies",
+        title="Log-probs of each policy",
+        caption=(
+            "Of the sampled tokens, in nats; perplexity is the mean over sequences of e to minus their mean. Healthy: "
+            "the policies agree in every column, few tokens below −10, none above 0; many exact zeros beside another "
+            "policy without them are placeholders or bfloat16."
+        ),
+        make=lambda diagnosed: policies(diagnosed.dump),
     ),
     Artefact(
         name="methods",
@@ -204,7 +273,24 @@ TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
             "sequence; Effective is their (Σw)² / (N Σw²). Without its noise: the preset's numerator is π_θ,δ, and "
             "π_θ (or π_old) stands in for it. First update: the file has no current log-probs, so π_θ = π_old."
         ),
-        make=lambda diagnosed: methods(measures.effects(diagnosed.dump, measures.presets())),
+        make=lambda diagnosed: methods(diagnosed.effects),
+        condition=has_pairs,
+    ),
+    Artefact(
+        name="gradients",
+        title="What each preset would push on",
+        caption=(
+            "No training: the derivative of each preset's loss by the log-prob of each token of this batch, against "
+            "the on-policy one (the token's advantage). Push: its mean size. Silent: tokens with an advantage that "
+            "get no gradient. Cosine: with the on-policy weights; 1 is the same direction. Equal rate: the learning "
+            "rate at which a step of plain gradient descent is as long as the on-policy one at rate 1; two presets "
+            "take equal steps at rates in the ratio of their entries (Adam divides most of it out again). Effective: "
+            "share of the tokens that carry the push, (Σ|u|)² / (N Σu²). Top sequence: share of the push in one "
+            "sequence; near 100 %, the update is about that one, whatever the other columns say. Tokens are taken for "
+            "independent and equally steep, as no model is at hand. Without advantages in the file every A is 1."
+        ),
+        make=lambda diagnosed: gradients(diagnosed.effects, "advantages" in diagnosed.dump),
+        condition=has_pairs,
     ),
     Artefact(
         name="steps",

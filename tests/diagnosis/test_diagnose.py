@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from alp.cli import main
 from alp.configuration import compose
-from alp.diagnosis import dump_formats, dumps
+from alp.diagnosis import checking, dump_formats
 from alp.diagnosis import measures as measures
 from alp.diagnosis import tables as tables
 from alp.diagnosis.diagnosed import Diagnosed
@@ -95,7 +95,7 @@ def write(path: Path, sequences: list[Sequence]) -> Path:
 
 
 def load(path: Path) -> Dump:
-    return dumps.check(dump_formats.read(path, WANTED))
+    return checking.check(dump_formats.read(path, WANTED))
 
 
 def run(source: Path, output: Path, *words: str) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]
     figures = [artefact.name for artefact in FIGURES]
     expected |= {
         f"tables/{name}.{end}"
-        for name in ("mismatch", "ratio_quantiles", "methods", "steps")
+        for name in ("mismatch", "ratio_quantiles", "policies", "methods", "gradients", "steps")
         for end in ("csv", "md", "tex")
     }
     expected |= {f"figures/{name}.{end}" for name in figures for end in ("svg", "png")}
@@ -310,7 +310,7 @@ def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]
     assert len(found["input/sha256"]) == 64
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('<img src="data:image/svg+xml;base64,') == len(figures)
-    assert page.count("<table>") == 4
+    assert page.count("<table>") == 6
     assert "http://" not in page
     assert "https://" not in page
     docs = (Path(__file__).resolve().parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
@@ -571,7 +571,7 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "folder.npz").mkdir()
     assert "is no file" in fails(capsys, tmp_path / "folder.npz")
     assert main(["diagnose"]) == 2
-    assert "diagnose: no file given: input=<file>, one of .jsonl, .npz, .parquet" in capsys.readouterr().err
+    assert "diagnose: no input given: input=<a file or a folder of them>, .jsonl" in capsys.readouterr().err
     assert main(["diagnose", f"input='{tmp_path}/dump.jsonl'", f"output='{tmp_path}/dump.jsonl/x'"]) == 2
     assert "is a file, not a folder" in capsys.readouterr().err
 

@@ -85,7 +85,7 @@ def test_something_else_in_the_place_of_a_file_is_refused(
 LINES: dict[str, tuple[str, str]] = {
     "below every softmax": (
         json.dumps(GOOD | {"old_log_probs": [-1e30] * len(GOOD["old_log_probs"])}),
-        "is below -1e+06",
+        "-1e+30 on a valid token (its mask is 1), and 100 % of them are no log-probs",
     ),
     "an integer without end": (json.dumps(GOOD).replace("[-", "[-1" + "0" * 400 + ", -", 1), "a number is too large"),
     "nested": ("[" * 100_000, "nested too deeply"),

@@ -141,7 +141,7 @@ EDITS: list[tuple[tuple[str, ...], dict[str, int]]] = [
     (("reporting/verify.py",), {}),
     (("policy/ratio.py",), {"train": 4, "evaluate": 4, **ANALYSIS}),
     (("training/pretrain.py",), {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),
-    (("tasks/grading.py", "rollout/vllm.py", "diagnosis/diagnose.py", "cli.py"), {}),
+    (("tasks/grading.py", "rollout/vllm.py", "diagnosis/verb.py", "cli.py"), {}),
 ]
 
 

@@ -6,6 +6,7 @@ not those of an earlier diagnosis of the same input are never replaced.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +17,14 @@ from matplotlib.figure import Figure
 
 from alp import reproducibility
 from alp.configuration.diagnose_schema import DiagnoseConfig
-from alp.diagnosis import dump_formats, dumps
+from alp.diagnosis import checking, readers
 from alp.diagnosis.diagnosed import Diagnosed
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.figures import FIGURES
 from alp.diagnosis.findings import findings, notes
 from alp.diagnosis.tables import TABLES
 from alp.errors import UserError
-from alp.foreign import reading, shortened
+from alp.foreign import is_folder, reading, shortened
 from alp.ownership import Claim, check
 from alp.rendering import plots
 from alp.rendering.artefact import forget_stale, paths
@@ -41,16 +42,18 @@ def diagnose(config: DiagnoseConfig) -> str:
     file."""
     if config.input is None:
         raise UserError(
-            f"diagnose: no file given: input=<file>, one of {', '.join(sorted(dump_formats.READERS))} (quote: input='a"
-            " b.npz')"
+            f"diagnose: no input given: input=<a file or a folder of them>, {', '.join(readers.SUFFIXES)} (quote:"
+            " input='a b.npz')"
         )
     source = Path(config.input)
-    folder = check(DEFAULT / source.stem if config.output is None else config.output, KEY)
-    origin = {"identity": source.name, "config": {"input": source.name}}
+    name = source.name or source.resolve().name
+    stem = name if is_folder(source) else source.stem
+    folder = check(DEFAULT / stem if config.output is None else config.output, KEY)
+    origin = {"identity": name, "config": {"input": name}}
     claim = Claim(folder, "diagnose", outputs=OUTPUTS, key=KEY, replace=config.replace)
     claim.compare(origin)
     wanted = config.fields.model_dump()
-    dump = _read(source, wanted)
+    dump, files = _read(source, wanted)
     reproducibility.fix_threads(config.threads)
     diagnosed = Diagnosed.of(dump)
     tables = {artefact.name: artefact.make(diagnosed) for artefact in TABLES if artefact.condition(dump)}
@@ -58,8 +61,9 @@ def diagnose(config: DiagnoseConfig) -> str:
     record = {
         **_counts(dump),
         **diagnosed.figures,
-        "input/name": source.name,
-        "input/sha256": reproducibility.sha256_file(source),
+        "input/name": name,
+        "input/read_as": dump.source,
+        "input/sha256": _hash(source, files),
     }
     with plots.style():
         figures = {artefact.name: artefact.make(diagnosed) for artefact in FIGURES if artefact.condition(dump)}
@@ -73,13 +77,22 @@ def diagnose(config: DiagnoseConfig) -> str:
     return "\n".join([str(claim.root), *(f"  {sentence}" for sentence in summary)])
 
 
-def _read(source: Path, wanted: Mapping[str, str]) -> Dump:
-    """The checked dump. Raises :class:`UserError` that names the file."""
+def _read(source: Path, wanted: Mapping[str, str]) -> tuple[Dump, Sequence[Path]]:
+    """The checked dump and the files it came from. Raises :class:`UserError` that names the input."""
     with reading("diagnose", source.name):
         try:
-            return dumps.check(dump_formats.read(source, wanted))
+            read = readers.read(source, wanted)
+            return checking.check(read.raw), read.files
         except UserError as error:
             raise UserError(f"diagnose: {shortened(source.name)}: {error}") from None
+
+
+def _hash(source: Path, files: Sequence[Path]) -> str:
+    """Of the file; of a folder, over the names and hashes of the files that were read."""
+    if list(files) == [source]:
+        return reproducibility.sha256_file(source)
+    lines = [f"{reproducibility.sha256_file(path)}  {path.relative_to(source).as_posix()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _counts(dump: Dump) -> dict[str, int]:

@@ -1,0 +1,103 @@
+"""Files as records: an object of a JSONL file, a row of a Parquet file, the whole of an NPZ, .pt or pickle file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alp.diagnosis import dump_formats, json_lines
+from alp.diagnosis.readers import objects
+from alp.diagnosis.readers.contract import Record
+from alp.errors import UserError
+
+LINES = (".jsonl", ".json")
+OBJECTS = (".pt", ".pth", ".pkl", ".pickle")
+SUFFIXES = (*LINES, ".parquet", ".npz", *OBJECTS)
+_ROWS = 256  # of a Parquet file at a time
+
+
+def first(path: Path) -> Record | None:
+    """The first record of a file, None where it has none. Raises :class:`UserError`."""
+    if path.suffix == ".parquet":
+        return next((row for _, row in _rows(path, texts=True)), None)
+    return next((record for _, record in read(path)), None)
+
+
+def read(path: Path) -> Iterator[tuple[str, Record]]:
+    """Where each record stands in the file, in words, and the record. Raises :class:`UserError`, and what a library
+    makes of a damaged file."""
+    if path.suffix in LINES:
+        for number, record in json_lines.records(path):
+            yield f"line {number}", record
+    elif path.suffix == ".parquet":
+        yield from _rows(path, texts=False)
+    elif path.suffix == ".npz":
+        yield "", _arrays(path)
+    else:
+        found = objects.records(objects.load(path))
+        for position, record in enumerate(found):
+            yield f"entry {position} (from 0)" if len(found) > 1 else "", record
+
+
+def _rows(path: Path, *, texts: bool) -> Iterator[tuple[str, Record]]:
+    """Rows of a Parquet file: lists of numbers as arrays, other values as they are; texts where they are asked for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        dump_formats.check_columns(path, file)
+        schema = file.schema_arrow
+        names = [name for name in schema.names if texts or _numbers(schema.field(name).type)]
+        number = 0
+        for part in file.iter_batches(1 if texts else _ROWS, columns=names):
+            columns = {name: _column(part.column(name)) for name in names}
+            for row in range(part.num_rows):
+                yield f"row {number} (from 0)", {name: values[row] for name, values in columns.items()}
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _numbers(kind: Any) -> bool:
+    import pyarrow as pa
+
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    inner = kind.value_type if nested else kind
+    return bool(pa.types.is_floating(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner))
+
+
+def _column(column: Any) -> list[Any]:
+    """A value per row; a list of numbers as an array, null inside as NaN."""
+    import pyarrow as pa
+
+    kind = column.type
+    if not (_numbers(kind) and (pa.types.is_list(kind) or pa.types.is_large_list(kind))):
+        return list(column.to_pylist())
+    flat = column.values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    ends, missing = column.offsets.to_numpy(), column.is_null().to_numpy(zero_copy_only=False)
+    return [None if gone else flat[ends[row] : ends[row + 1]] for row, gone in enumerate(missing)]
+
+
+def _arrays(path: Path) -> Record:
+    """Every array of numbers of an NPZ file; nothing is unpickled."""
+    import numpy as np
+
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is no NPZ file (or was cut off): write it with numpy.savez")
+    with np.load(path, allow_pickle=False) as archive:
+        dump_formats.check_archive(path, archive)
+        named = {name: archive[name] for name in archive.files if not _pickled(archive, name)}
+    return {name: array for name, array in named.items() if array.dtype.kind in "fiub"}
+
+
+def _pickled(archive: Any, name: str) -> bool:
+    """Whether an array holds Python objects, told by its header alone."""
+    import numpy as np
+
+    with archive.zip.open(f"{name}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return bool(read_header(stream)[2].hasobject)
