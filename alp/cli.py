@@ -95,9 +95,17 @@ def _said(result: Any) -> int:
     return int(code)
 
 
+def named(verb: Verb, words: list[str]) -> list[str]:
+    """The words with the key before the one that may be given by itself."""
+    if not verb.names or all("=" in word for word in words):
+        return words
+    from alp.configuration.grid import quoted  # not for every verb: it brings pydantic
+
+    return [word if "=" in word else f"{verb.names}={quoted(word)}" for word in words]
+
+
 def _run(verb: Verb, rest: list[str]) -> int:
     from alp.configuration import compose
-    from alp.configuration.grid import quoted
 
     show = "--cfg" in rest
     if show:
@@ -108,8 +116,7 @@ def _run(verb: Verb, rest: list[str]) -> int:
     for word in rest:
         if word.startswith("-"):
             raise UserError(f"{verb.name}: unknown option '{word}'{nearest(word, ['--cfg', '--help'])}")
-    named = [f"{verb.names}={quoted(word)}" if verb.names and "=" not in word else word for word in rest]
-    config = compose.load(verb.name, named)
+    config = compose.load(verb.name, named(verb, rest))
     if show:
         print(compose.to_yaml(config), end="")
         return 0

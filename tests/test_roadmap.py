@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from alp.cli import named
 from alp.configuration import compose, grid
+from alp.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "roadmap.md").read_text(encoding="utf-8")
@@ -37,7 +39,7 @@ def test_verbs_and_keys_exist(words: list[str]) -> None:
         assert not rest
         return
     concrete = [word.replace("model=ours", "model=smollm2_135m").replace("<folder>", "somewhere") for word in rest]
-    compose.load(verb, concrete)
+    compose.load(verb, named(VERBS[verb], concrete))
     if name := next((word.removeprefix("grid=") for word in rest if word.startswith("grid=")), None):
         assert name == "ours" or grid.load(name)
 
