@@ -32,11 +32,11 @@ class Card:
 
 
 def cards(loaded: Results, results: Path, with_trajectories: set[str]) -> list[Card]:
-    """The base model's, then one per arm in the order of the grid, each beside GRPO's or else the first arm's
+    """The base model's, then one per arm in the order of the grid, each beside the reference's or else the first arm's
     configuration."""
     grid = loaded.grid
     root = grid.folder(results)
-    reference = loaded.find(arms.REFERENCE) or loaded.arms[0]
+    reference = loaded.reference or loaded.arms[0]
     beside = _settings(grid, reference)
     base = Card(arms.BASE, label(arms.BASE), "", [], [("", _links(grid.base_dir(results), root))])
     return [

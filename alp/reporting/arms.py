@@ -10,7 +10,7 @@ from alp.configuration.grid import Arm, Grid, job_of
 from alp.configuration.method_schema import Method
 
 BASE = "base"
-REFERENCE = "grpo"  # the arm that differences are taken to
+REFERENCES = ("grpo", "gspo")  # the method that differences are taken to: the first of them that a grid has
 BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
 
 SHIPPED = frozenset(  # presets that are no user's own

@@ -142,9 +142,8 @@ def numbers_of(loaded: Results) -> Numbers:
 def _pairs(loaded: Results) -> list[tuple[str, str]]:
     from alp.reporting.tables import controls  # pandas, which comparing two files needs nowhere
 
-    reference = loaded.find(arms.REFERENCE)
-    others = [arms.BASE, *(arm.name for arm in loaded.arms if arm is not reference)]
-    pairs = [] if reference is None else [(name, reference.name) for name in others]
+    pairs = [] if loaded.reference is None else [(arms.BASE, loaded.reference.name)]
+    pairs += [(arm.name, other.name) for arm in loaded.arms if (other := loaded.reference_of(arm)) is not None]
     rows = controls.make(loaded).frame
     return list(dict.fromkeys([*pairs, *zip(rows["method"], rows["control"], strict=True)]))
 

@@ -32,7 +32,7 @@ def verdict(loaded: Results, tables: Mapping[str, Sequence[Row]]) -> list[str]:
         arm.name for arm in loaded.arms if arm.method.perturbation is not None and not arms.is_control(arm.arm)
     ]
     return [
-        *_against_reference(main),
+        *_against_reference(loaded.reference_method, main),
         *noise_findings.accuracy(tables["controls"], perturbed),
         *noise_findings.tails(loaded, tables["controls"]),
         *noise_findings.budget(loaded),
@@ -40,27 +40,27 @@ def verdict(loaded: Results, tables: Mapping[str, Sequence[Row]]) -> list[str]:
     ]
 
 
-def _against_reference(main: Mapping[str, Row]) -> list[str]:
-    """Every arm against GRPO, where the grid has it."""
-    rows = [row for name, row in main.items() if name != arms.BASE and row["difference_to_grpo"] is not None]
-    if not rows:
+def _against_reference(method: str | None, main: Mapping[str, Row]) -> list[str]:
+    """Every arm against GRPO, or GSPO where the grid has that alone."""
+    rows = [row for name, row in main.items() if name != arms.BASE and row["difference_to_reference"] is not None]
+    if method is None or not rows:
         return []
-    found = [of_row(row, label(str(row["method"])), "difference_to_grpo") for row in rows]
+    found = [of_row(row, label(str(row["method"])), "difference_to_reference") for row in rows]
     clear = [one for one, row in zip(found, rows, strict=True) if row["clear"]]
     comparisons = sum(row["clear"] is not None for row in main.values())
     arms_ = f"{len(rows)} {'arm' if len(rows) == 1 else 'arms'}"
-    return [f"Accuracy minus GRPO's, {arms_}: {told_apart(found, clear, comparisons)}."]
+    return [f"Accuracy minus {label(method)}'s, {arms_}: {told_apart(found, clear, comparisons)}."]
 
 
 def _own(loaded: Results) -> list[str]:
-    """Arms that this grid alone has, each beside GRPO, and beside what it is made from where that is an arm too."""
+    """Arms that this grid alone has, each beside the reference, and beside its preset where that is an arm too."""
     own = [arm for arm in loaded.arms if arms.is_own(arm.arm)]
     if len(own) > _NAMED:  # a grid of ablations: its tables have them
         return []
     sentences = []
     for arm in own:
-        names = dict.fromkeys([arms.REFERENCE, arm.arm.method])
-        beside = [other for name in names if (other := loaded.find(name)) is not None and other is not arm]
+        both = (loaded.reference_of(arm), loaded.find(arm.arm.method))
+        beside = {other.name: other for other in both if other is not None and other is not arm}.values()
         parts = [_beside(loaded, arm, other) for other in beside]
         sentences += [f"{label(arm.name)}, of this grid's own: {'; '.join(parts)}."] if parts else []
     return sentences
@@ -75,13 +75,14 @@ def _beside(loaded: Results, arm: ArmRuns, other: ArmRuns) -> str:
 
 def _more_seeds(loaded: Results) -> list[str]:
     """What one point would take, by the arithmetic of ``alp power``; nothing where one seed shows no noise."""
-    reference, seeds = loaded.find(arms.REFERENCE), len(loaded.grid.seeds)
+    reference, seeds = loaded.reference, len(loaded.grid.seeds)
     others = [arm for arm in loaded.arms if arm is not reference]
     if reference is None or not others or seeds < 2:
         return []
     spread = pooled([loaded.variances(arm.accuracy, reference.accuracy) for arm in others]).deviation()
     told = f"{100 * spread * smallest_difference(seeds):.1f}"
-    known = f"With {_seeds(loaded)} a difference to GRPO of {told} points is told from zero with a chance of 80 %"
+    gap = f"a difference to {label(reference.name)} of {told} points"
+    known = f"With {_seeds(loaded)} {gap} is told from zero with a chance of 80 %"
     needed = seeds_needed(_ONE_POINT, spread)
     if needed is None:
         return [f"{known}; one point is out of reach of more seeds (alp power {arms.named(loaded.grid)})."]

@@ -12,7 +12,7 @@ from alp.errors import UserError
 from alp.evaluation.power import Components, pooled, problems_needed, seeds_needed, smallest_difference
 from alp.rendering.numbers import Cell, number
 from alp.rendering.tables import Column, Table, frame, to_markdown, words
-from alp.reporting import arms, runs
+from alp.reporting import runs
 from alp.reporting.arms import label
 from alp.reporting.runs import ArmRuns, Results
 
@@ -27,7 +27,7 @@ def power(config: PowerConfig) -> str:
     name, results = (folder.name, folder.parent) if folder.is_dir() else (config.grid, Path(config.results))
     grids.check_results(str(results))
     loaded = runs.load(grids.load(name), results)
-    reference = loaded.find(arms.REFERENCE) or loaded.arms[0]
+    reference = loaded.reference or loaded.arms[0]
     others = [arm for arm in loaded.arms if arm is not reference]
     if not others or len(loaded.grid.seeds) < 2:
         raise UserError(

@@ -22,7 +22,7 @@ from alp.configuration.method_schema import Method
 from alp.evaluation import statistics
 from alp.evaluation.power import Components, difference_components
 from alp.evaluation.statistics import Interval
-from alp.reporting.arms import BYPASS, build_command, learns_noise, ratio_level
+from alp.reporting.arms import BYPASS, REFERENCES, build_command, learns_noise, ratio_level
 from alp.reporting.records import STEP, UPDATE, Evaluation, Floats, damaged, read_evaluation, read_lines
 
 
@@ -148,6 +148,25 @@ class Results:
     def find(self, name: str) -> ArmRuns | None:
         """The arm of that name, or None when the grid has no such arm."""
         return next((arm for arm in self.arms if arm.name == name), None)
+
+    @property
+    def reference(self) -> ArmRuns | None:
+        """The arm that differences are taken to, as its preset is; None in a grid that has it under variants alone."""
+        return None if self.reference_method is None else self.find(self.reference_method)
+
+    @property
+    def reference_method(self) -> str | None:
+        """Whose accuracy the others' is compared with: GRPO, in a grid without it GSPO, else nobody's."""
+        methods = {arm.arm.method for arm in self.arms}
+        return next((method for method in REFERENCES if method in methods), None)
+
+    def reference_of(self, arm: ArmRuns) -> ArmRuns | None:
+        """What an arm is compared with: :attr:`reference`, else that method under the arm's own variant (as many
+        updates on a batch, the same engine); None for the reference itself and where there is none."""
+        found = self.reference
+        if found is None and self.reference_method is not None and arm.arm.variant is not None:
+            found = self.find(f"{self.reference_method}-{arm.arm.variant}")
+        return None if found is arm else found
 
     def tail_reference(self, level: str) -> ArmRuns | None:
         """The Bypass arm of a level; without it the noise-free ALP arm, which is Bypass at ALP's clip range

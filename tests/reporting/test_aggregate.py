@@ -55,7 +55,7 @@ def test_every_table_comes_in_three_forms(tables: Path) -> None:
 
 def test_main_keeps_the_contract(tables: Path) -> None:
     documented = (
-        "method, accuracy_mean, accuracy_low, accuracy_high, seeds, published, difference_to_grpo, difference_low,"
+        "method, accuracy_mean, accuracy_low, accuracy_high, seeds, published, difference_to_reference, difference_low,"
         " difference_high, clear, greedy_mean, length_mean, best_step, best_validation"
     )
     assert (tables / "main.csv").read_text(encoding="utf-8").splitlines()[0] == documented.replace(", ", ",")
@@ -74,7 +74,7 @@ def test_main_against_a_second_computation(finished: Finished, tables: Path) -> 
     alp, grpo = (accuracies(grid, results, name) for name in ("token_alp", "grpo"))
     row = found["token_alp"]
     assert float(row["accuracy_mean"]) == pytest.approx(alp.mean(), abs=1e-6)
-    assert float(row["difference_to_grpo"]) == pytest.approx((alp - grpo).mean(), abs=1e-6)
+    assert float(row["difference_to_reference"]) == pytest.approx((alp - grpo).mean(), abs=1e-6)
     one, other = (alp - grpo).mean(1)
     reach = QUANTILE * abs(one - other) / 2  # the standard error of a mean of two
     assert [float(row["difference_low"]), float(row["difference_high"])] == pytest.approx(
@@ -122,8 +122,8 @@ def test_marks_are_those_of_holms_test(fresh: Finished) -> None:
 def test_base_and_reference_leave_empty_what_they_have_not(tables: Path) -> None:
     base, grpo, *_ = rows(tables, "main")
     assert base["seeds"] == base["published"] == base["best_step"] == ""
-    assert float(base["difference_to_grpo"]) < 0
-    assert grpo["difference_to_grpo"] == grpo["difference_low"] == grpo["clear"] == ""
+    assert float(base["difference_to_reference"]) < 0
+    assert grpo["difference_to_reference"] == grpo["difference_low"] == grpo["clear"] == ""
     assert base["clear"] in ("true", "false")
 
 
@@ -220,6 +220,33 @@ def test_bytes_are_stable(finished: Finished, tables: Path) -> None:
     assert all(content.endswith(b"\n") and b"\r" not in content for content in before.values())
 
 
+@pytest.mark.parametrize(
+    ("arms", "expected", "heading"),
+    [
+        (["gspo", "seq_mis"], {"base": "gspo", "seq_mis": "gspo"}, "Difference to GSPO"),
+        (["gspo", "grpo", "seq_mis"], {"base": "grpo", "gspo": "grpo", "seq_mis": "grpo"}, "Difference to GRPO"),
+        (["grpo-a", "seq_mis-a", "seq_mis-b"], {"seq_mis-a": "grpo-a"}, "Difference to GRPO"),
+        (["grpo", "grpo-a", "seq_mis-a"], dict.fromkeys(["base", "grpo-a", "seq_mis-a"], "grpo"), "Difference to GRPO"),
+        (["seq_mis", "seq_tis"], {}, "Difference to GRPO"),
+    ],
+)
+def test_what_an_arm_is_compared_with(arms: list[str], expected: dict[str, str], heading: str, tmp_path: Path) -> None:
+    """GRPO, else GSPO; where the grid has it under variants alone, that of the arm's own."""
+    parts = [(name.partition("-")[0], name.partition("-")[2]) for name in arms]
+    variants = [f", variant: {of}, overrides: [trainer.weight_decay=0.0{len(of)}]" if of else "" for _, of in parts]
+    listed = ", ".join(f"{{method: {parts[at][0]}{variants[at]}}}" for at in range(len(arms)))
+    text = f"title: t\ndescription: d\ntask: arithmetic\nmodel: arithmetic_tiny\nseeds: [0, 1]\narms: [{listed}]\n"
+    grid, results = fabricate(write_grid(tmp_path, text, "compared"), tmp_path / "results", steps=3)
+    aggregate(grid, results)
+    folder = grid.folder(results) / "tables"
+    found = {row["method"]: row for row in rows(folder, "main")}
+    assert {name for name, row in found.items() if row["difference_to_reference"]} == set(expected)
+    for name, other in expected.items():
+        gap = float(found[name]["accuracy_mean"]) - float(found[other]["accuracy_mean"])
+        assert float(found[name]["difference_to_reference"]) == pytest.approx(gap, abs=2e-6)
+    assert heading in (folder / "main.md").read_text(encoding="utf-8")
+
+
 def test_controls_without_any_hold_a_header_alone(tmp_path: Path) -> None:
     text = "title: t\ndescription: d\ntask: arithmetic\nmodel: arithmetic_tiny\nseeds: [4]\narms: [{method: seq_alp}]\n"
     grid, results = fabricate(write_grid(tmp_path, text, "lonely"), tmp_path / "results", steps=3)
@@ -227,7 +254,7 @@ def test_controls_without_any_hold_a_header_alone(tmp_path: Path) -> None:
     folder = grid.folder(results) / "tables"
     assert len((folder / "controls.csv").read_text(encoding="utf-8").splitlines()) == 1
     row = rows(folder, "main")[1]
-    assert row["difference_to_grpo"] == row["published"] == ""
+    assert row["difference_to_reference"] == row["published"] == ""
     assert row["seeds"] == "1"
     assert row["accuracy_low"] == row["accuracy_high"] == ""
     base, arm = (folder / "main.md").read_text(encoding="utf-8").splitlines()[2:]

@@ -154,7 +154,7 @@ def test_numbers_are_those_of_the_tables(name: str, request: pytest.FixtureReque
     gaps = {gap.first: gap for gap in found.differences if gap.second == "grpo"}
     for arm in rows.keys() - {"grpo"}:
         values = (gaps[arm].mean, gaps[arm].low, gaps[arm].high)
-        named = ("difference_to_grpo", "difference_low", "difference_high")
+        named = ("difference_to_reference", "difference_low", "difference_high")
         assert values == pytest.approx([float(rows[arm][part]) for part in named], abs=1e-6)
     controls = [(gap.first, gap.second) for gap in found.differences if gap.second != "grpo"]
     assert ("token_alp", "token_alp-sigma0") in controls

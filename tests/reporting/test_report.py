@@ -163,14 +163,14 @@ def test_findings_have_no_preferred_sign(finished: Finished) -> None:
             "accuracy_mean": 0.5,
             "accuracy_low": 0.4,
             "accuracy_high": 0.6,
-            "difference_to_grpo": None,
+            "difference_to_reference": None,
             "clear": None,
         }
         for name in names
     ]
     loss: Row = {"difference_low": -0.2, "difference_high": -0.05}
-    main[2] |= {"difference_to_grpo": 0.3, "difference_low": -0.1, "difference_high": 0.7, "clear": False}
-    main[3] |= {"difference_to_grpo": -0.1, **loss, "clear": True}
+    main[2] |= {"difference_to_reference": 0.3, "difference_low": -0.1, "difference_high": 0.7, "clear": False}
+    main[3] |= {"difference_to_reference": -0.1, **loss, "clear": True}
     control: Row = {
         "method": "token_alp",
         "control": "token_alp-sigma0",

@@ -1,4 +1,4 @@
-"""The accuracy of every arm, and its difference to GRPO, or to the same without noise."""
+"""The accuracy of every arm, and its difference to its reference, or to the same without noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from alp.evaluation.statistics import Interval
 from alp.rendering import plots
 from alp.rendering.numbers import percent, points
-from alp.reporting.arms import REFERENCE
+from alp.reporting.arms import label
 from alp.reporting.looks import Look, base_line, dot, dot_handles, looks, name_rows
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import ArmRuns, Results
@@ -22,8 +22,9 @@ ARTEFACT = Declaration(
         "grid (of several evaluation sets the plain mean, whatever their sizes); dots are means, bars 95 % intervals "
         "of the mean over training seeds on these very problems, ticks single seeds, and the dashed line is the base "
         "model, in the grey band of its samples' noise (where it is far from every arm: in words). Right: difference "
-        "to GRPO, in a grid without GRPO to what differs from the arm in the noise alone, taken seed by seed; a bar "
-        "that crosses zero is no evidence either way, and of several bars one in twenty misses the truth. One seed "
+        "to GRPO (in a grid without it to GSPO; under the same variant where the grid has it under variants alone), in "
+        "a grid without both to what differs from the arm in the noise alone, taken seed by seed; a bar that crosses "
+        "zero is no evidence either way, and of several bars one in twenty misses the truth. One seed "
         "gives no bar."
     ),
 )
@@ -34,16 +35,17 @@ _ROOM = 2.0  # times the arms' own span: more of the axis is not spent on the ba
 def make(loaded: Results) -> Figure:
     """Accuracy with interval per arm, and the paired difference to what it is compared with."""
     arm_looks = looks(loaded)
-    reference = loaded.find(REFERENCE)
-    free = {} if reference else noise_free(loaded)
+    whose = loaded.reference_method
+    free = {} if whose else noise_free(loaded)
     figure = plots.canvas(0.9 + 0.27 * len(loaded.arms))
-    left, *right = figure.subplots(1, 2 if reference or free else 1, sharey=True, squeeze=False)[0]
+    left, *right = figure.subplots(1, 2 if whose or free else 1, sharey=True, squeeze=False)[0]
     for row, arm in enumerate(loaded.arms):
         seeds = [100 * loaded.mean(of_seed) for of_seed in arm.accuracy]
         left.plot(seeds, [row + 0.28] * len(arm.runs), "|", color=arm_looks[arm.name].colour, markersize=4)
         dot(left, loaded.interval(arm.accuracy), row, arm_looks[arm.name])
         if right:
-            _compare(right[0], loaded, arm, reference or free.get(arm.name), row, arm_looks[arm.name])
+            other = loaded.reference_of(arm) or free.get(arm.name) or (arm if arm.arm.method == whose else None)
+            _compare(right[0], loaded, arm, other, row, arm_looks[arm.name])
     left.set(title="Accuracy on the test set" + "s" * (len(loaded.sets) > 1), xlabel=f"{loaded.average} at T = 1, %")
     name_rows(left, loaded, arm_looks)
     for axes in (left, *right):
@@ -51,7 +53,7 @@ def make(loaded: Results) -> Figure:
     _base(left, loaded.base_interval())
     for axes in right:
         axes.axvline(0, color="#555555", linewidth=1, zorder=0.9)
-        title = "Paired difference to GRPO" if reference else "Paired difference to no noise"
+        title = f"Paired difference to {label(whose)}" if whose else "Paired difference to no noise"
         axes.set(title=title, xlabel="percentage points")
         axes.tick_params(left=False)
     plots.legend_below(figure, dot_handles())

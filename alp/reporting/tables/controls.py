@@ -27,14 +27,13 @@ ARTEFACT = Declaration(
 # fmt: off
 EXPORTED = (
     "method", "control", "changed", "accuracy_mean", "control_mean", "difference", "difference_low", "difference_high",
-    "clear", "gain_over_grpo", "gain_low", "gain_high",
+    "clear", "gain_over_reference", "gain_low", "gain_high",
 )
 # fmt: on
 
 
 def make(loaded: Results) -> Table:
     """One row per ALP arm and control; none in a grid without such a pair."""
-    reference = loaded.find(arms.REFERENCE)
     compared = [
         (arm, control, loaded.difference(arm.accuracy, control.accuracy))
         for arm in loaded.arms
@@ -44,11 +43,13 @@ def make(loaded: Results) -> Table:
     marks = stay_clear([remaining.p_value for *_, remaining in compared])
     rows: list[list[Cell]] = []
     for (arm, control, remaining), mark in zip(compared, marks, strict=True):
+        reference = loaded.reference_of(arm)
         gain = loaded.difference(arm.accuracy, reference.accuracy) if reference else None
         means: list[Cell] = [loaded.mean(arm.accuracy), loaded.mean(control.accuracy)]
         changed = changed_settings(arm.method, control.method)
         clear = None if remaining.p_value is None else mark
         rows.append([arm.name, control.name, changed, *means, *interval_cells(remaining), clear, *interval_cells(gain)])
+    whose = arms.label(loaded.reference_method or arms.REFERENCES[0])
     columns = [
         words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
         words("control", "Control", lambda name: arms.label(str(name)), link="arm"),
@@ -63,7 +64,7 @@ def make(loaded: Results) -> Table:
             interval=("difference_low", "difference_high"),
             mark="clear",
         ),
-        Column("gain_over_grpo", "Method − GRPO", points, "points", interval=("gain_low", "gain_high")),
+        Column("gain_over_reference", f"Method − {whose}", points, "points", interval=("gain_low", "gain_high")),
     ]
     return Table(frame(rows, EXPORTED), columns)
 

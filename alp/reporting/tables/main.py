@@ -1,4 +1,4 @@
-"""The table of a grid: accuracy of every arm, difference to GRPO, and what stands beside them."""
+"""The table of a grid: accuracy of every arm, difference to GRPO or GSPO, and what stands beside them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from alp.evaluation.statistics import Interval, stay_clear
 from alp.rendering.numbers import Cell, one_decimal, percent, percent_as_published, points
 from alp.rendering.tables import Column, Table, frame, words
 from alp.reporting import arms
+from alp.reporting.arms import REFERENCES
 from alp.reporting.comparisons import interval_cells, mean_of_known, stands_out
 from alp.reporting.records import Evaluation
 from alp.reporting.registry import Declaration
@@ -25,7 +26,8 @@ ARTEFACT = Declaration(
         "step is shown for information and selects nothing. Brackets hold 95 % intervals of the mean over training "
         "seeds on these very problems (Student's t over the seeds; nothing is said of other problems), each taken "
         "singly; an arm of one seed has none, and the base model's holds the noise of its samples alone. Differences "
-        "to GRPO are taken seed by seed. A dagger (†) marks the differences that stay clear of zero over all "
+        "to GRPO (in a grid without it to GSPO; to the same variant of it where it has no other) are taken seed by "
+        "seed. A dagger (†) marks the differences that stay clear of zero over all "
         "comparisons of this table at once (Holm's test: a chance of at most 5 % that any mark is wrong). Bold is an "
         "arm above each other one by more than the interval of their difference, if there is such an arm. The "
         "published column comes from another setting (a bigger model, real benchmarks, no error bars): only the "
@@ -34,7 +36,7 @@ ARTEFACT = Declaration(
 )
 # fmt: off
 EXPORTED = (
-    "method", "accuracy_mean", "accuracy_low", "accuracy_high", "seeds", "published", "difference_to_grpo",
+    "method", "accuracy_mean", "accuracy_low", "accuracy_high", "seeds", "published", "difference_to_reference",
     "difference_low", "difference_high", "clear", "greedy_mean", "length_mean", "best_step", "best_validation",
 )
 # fmt: on
@@ -42,8 +44,7 @@ EXPORTED = (
 
 def make(loaded: Results) -> Table:
     """One row per arm, the base model first (docs/results.md)."""
-    reference = loaded.find(arms.REFERENCE)
-    gaps = _gaps(loaded, reference)
+    gaps = _gaps(loaded)
     marks = stay_clear([None if gap is None else gap.p_value for gap in gaps])
     compared = [
         [*interval_cells(gap), None if gap is None or gap.p_value is None else mark]
@@ -61,8 +62,8 @@ def make(loaded: Results) -> Table:
         words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
         Column("accuracy_mean", loaded.average, percent, "%", interval=("accuracy_low", "accuracy_high")),
         Column(
-            "difference_to_grpo",
-            "Difference to GRPO",
+            "difference_to_reference",
+            f"Difference to {arms.label(loaded.reference_method or REFERENCES[0])}",
             points,
             "points",
             interval=("difference_low", "difference_high"),
@@ -77,13 +78,16 @@ def make(loaded: Results) -> Table:
     return Table(cells, columns, best=frozenset(best))
 
 
-def _gaps(loaded: Results, reference: ArmRuns | None) -> list[Interval | None]:
-    """The difference of every row to GRPO, the base model's first: every comparison of the table."""
-    if reference is None:
-        return [None] * (1 + len(loaded.arms))
+def _gaps(loaded: Results) -> list[Interval | None]:
+    """The difference of every row to its reference, the base model's first: every comparison of the table."""
+    against = [loaded.reference_of(arm) for arm in loaded.arms]
+    reference = loaded.reference
     return [
-        loaded.difference(loaded.base.per_problem[None], reference.accuracy),
-        *(None if arm is reference else loaded.difference(arm.accuracy, reference.accuracy) for arm in loaded.arms),
+        None if reference is None else loaded.difference(loaded.base.per_problem[None], reference.accuracy),
+        *(
+            None if other is None else loaded.difference(arm.accuracy, other.accuracy)
+            for arm, other in zip(loaded.arms, against, strict=True)
+        ),
     ]
 
 

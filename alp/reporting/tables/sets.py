@@ -26,7 +26,7 @@ ARTEFACT = Declaration(
 )
 # fmt: off
 EXPORTED = (
-    "method", "set", "problems", "accuracy_mean", "accuracy_low", "accuracy_high", "difference_to_grpo",
+    "method", "set", "problems", "accuracy_mean", "accuracy_low", "accuracy_high", "difference_to_reference",
     "difference_low", "difference_high",
 )
 # fmt: on
@@ -34,8 +34,8 @@ _MEAN = "the mean of the sets"  # no set's name: those are identifiers
 
 
 def make(loaded: Results) -> Table:
-    """One row per arm and set, with the paired difference to GRPO on that set; people see an arm's sets side by
-    side."""
+    """One row per arm and set, with the paired difference to its reference on that set; people see an arm's sets
+    side by side."""
     accuracies = {arms.BASE: loaded.base.per_problem[None], **{arm.name: arm.accuracy for arm in loaded.arms}}
     of_sets = {part: _intervals(loaded, part) for part in loaded.sets}
     rows: list[list[Cell]] = [
@@ -44,7 +44,7 @@ def make(loaded: Results) -> Table:
             part,
             span.stop - span.start,
             *interval_cells(of_sets[part][number]),
-            *_gap_to_grpo(loaded, accuracies, name, part),
+            *_gap(loaded, accuracies, name, part),
         ]
         for number, name in enumerate(accuracies)
         for part, span in loaded.sets.items()
@@ -77,8 +77,7 @@ def _intervals(loaded: Results, part: str | None = None) -> list[Interval]:
     return [loaded.base_interval(part), *(loaded.interval(arm.accuracy, part) for arm in loaded.arms)]
 
 
-def _gap_to_grpo(loaded: Results, accuracies: Mapping[str, Floats], name: str, part: str) -> list[Cell]:
-    reference = accuracies.get(arms.REFERENCE)
-    if reference is None or name == arms.REFERENCE:
-        return interval_cells(None)
-    return interval_cells(loaded.difference(accuracies[name], reference, part))
+def _gap(loaded: Results, accuracies: Mapping[str, Floats], name: str, part: str) -> list[Cell]:
+    arm = loaded.find(name)
+    other = loaded.reference if arm is None else loaded.reference_of(arm)  # None is the base model
+    return interval_cells(other and loaded.difference(accuracies[name], other.accuracy, part))
