@@ -26,7 +26,7 @@ from alp.reproducibility import sha256_file
 from ..browser import NAMES, Browser, program
 from .conftest import GRID, fabricate, write_grid
 
-PATIENCE = 90.0  # seconds, of a loaded machine
+PATIENCE = 180.0  # seconds, of a loaded machine
 
 
 @pytest.fixture(scope="module")
