@@ -132,7 +132,7 @@ format: install ## rewrite the source in the house style
 	$(BIN)/snakefmt Snakefile workflow
 
 ui: install ## browse the runs on 127.0.0.1 (PORT=5000)
-	@echo "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	@$(BIN)/python -m alp.reporting.tracking_view results/mlflow.db http://127.0.0.1:$(PORT)
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///results/mlflow.db --artifacts-destination results/mlartifacts
 

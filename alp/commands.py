@@ -28,7 +28,9 @@ def prepare(config: PrepareConfig) -> str:
     twins = twins_of(run.dir, run.grid, share=run.share)
     summary = prepare(config.task, Path(run.dir), replace=run.replace, twins=twins)
     counts = ", ".join(f"{split} {entry['problems']}" for split, entry in summary.items())
-    return f"{run.dir}: {counts}"
+    held = summary["validation"]["problems"]
+    nothing = f"; none to train on, {held} held out" if held and not summary["train"]["problems"] else ""
+    return f"{run.dir}: {counts}{nothing}"
 
 
 def fetch(config: FetchConfig) -> str:

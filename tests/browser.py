@@ -42,7 +42,8 @@ class Browser:
         self._pid = os.posix_spawn(found, words, os.environ, file_actions=[*quiet, *ends])
         for end in theirs:
             os.close(end)
-        self._buffer, self._number, self.events = b"", 0, []
+        self._buffer, self._number = b"", 0
+        self.events: list[dict[str, Any]] = []
         self._session: str | None = None
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

@@ -28,17 +28,18 @@ from alp.errors import UserError
 from alp.foreign import read_json, read_yaml, reading
 from alp.nested import leaves
 from alp.ownership import claimed
-from alp.reporting import tracking_database
+from alp.reporting import tracking_database, tracking_view
 from alp.reporting.arms import build_command
-from alp.reproducibility import write_json
+from alp.reproducibility import sha256_file, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Experiment, Metric, Run
 
 LOG = logging.getLogger("alp.reporting.tracking")
 METRICS, PAIRS, KEY, PARAM, TAG = 1000, 100, 250, 6000, 8000  # MLflow's limits: entries in one call, then characters
 BEHIND = "MLflow is behind the files of %s, everything else goes on: %s"
+PAGES = "alp.report_sha256"  # the tag of the run that holds a grid's pages
 _FOREIGN = re.compile(r"[^\w\-. :/]")  # not allowed in MLflow's names
 
 
@@ -72,6 +73,7 @@ def describe(run_dir: Path) -> Identity:
                 "dirty": str(origin["dirty"]).lower(),
                 "alp.identity": str(origin["identity"]),
             }
+    tags |= tracking_view.run_tags(chosen, arm, tags.get("commit"))
     return Identity(experiment=chosen.run.grid or "adhoc", name=f"{arm}/seed{chosen.trainer.seed}", tags=tags)
 
 
@@ -115,6 +117,8 @@ def track(grid: Grid, results: Path, *, replace: bool = False) -> Path:
                 identity = describe(folder)
             logged = sync(folder, uri=uri, finished=True, **identity)
             ids[f"{arm.name}/seed{seed}"] = sync_evaluation(folder, uri=uri) if logged else None
+    if any(ids.values()):
+        _log_pages(grid, results, uri)
     path = grid.folder(results) / "mlflow.json"
     with claimed(path.parent, "track", grid.origin, outputs=[path.name], key="results", replace=replace, beside=True):
         write_json(path, ids)
@@ -124,6 +128,36 @@ def track(grid: Grid, results: Path, *, replace: bool = False) -> Path:
         )
         LOG.warning(text, len(missing), len(ids), uri, missing[0], path)
     return path
+
+
+def _log_pages(grid: Grid, results: Path, uri: str) -> None:
+    """The report, tables and figures of a grid as the artifacts of one run beside those of its jobs, again whenever the
+    report changed, and the grid's description. Like every call here: a failure is one warning."""
+    root = grid.folder(results)
+    report = root / "report.html"
+    try:
+        _import_mlflow()
+        from mlflow import MlflowClient
+
+        with tracking_database.exclusive(uri) as database:
+            client = MlflowClient(tracking_database.address(database) if database else uri)
+            experiment = client.get_experiment(_experiment(client, grid.name, database))
+            _tag_experiment(client, experiment, tracking_view.grid_tags(grid))
+            if not report.is_file():
+                return
+            content = sha256_file(report)
+            found = client.search_runs([experiment.experiment_id], f"tags.`{PAGES}` != ''", max_results=1)
+            if found and found[0].data.tags[PAGES] == content:
+                return
+            note = {"mlflow.note.content": f"{grid.title}: the report, its tables and figures are the artifacts."}
+            run = found[0] if found else client.create_run(experiment.experiment_id, tags=note, run_name="report")
+            client.log_artifact(run.info.run_id, str(report))
+            for kind in ("tables", "figures"):
+                client.log_artifacts(run.info.run_id, str(root / kind), kind)
+            client.set_tag(run.info.run_id, PAGES, content)
+            client.set_terminated(run.info.run_id, "FINISHED")
+    except Exception as error:  # as in _attempt
+        LOG.warning(BEHIND, root, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 class Live:
@@ -235,18 +269,22 @@ def _experiment(client: MlflowClient, name: str, database: Path | None) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(
-                client.create_experiment(
-                    name, (database.parent / tracking_database.ARTIFACTS).as_uri() if database else None
-                )
-            )
+            place = (database.parent / tracking_database.ARTIFACTS).as_uri() if database else None
+            return str(client.create_experiment(name, place, tags=tracking_view.experiment_tags()))
         except MlflowException:  # another writer (the UI, another job through a server) was faster
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    _tag_experiment(client, experiment, tracking_view.experiment_tags())
     return str(experiment.experiment_id)
+
+
+def _tag_experiment(client: MlflowClient, experiment: Experiment, tags: dict[str, str]) -> None:
+    for key, value in tags.items():
+        if experiment.tags.get(key) != value:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
 
 
 def _find(client: MlflowClient, experiment: str, tags: dict[str, str], last: int) -> Run | None:
@@ -317,7 +355,8 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
     plain = (
         (key, value) for key, value in record.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     )
-    return {_FOREIGN.sub("_", key)[:KEY]: float(value) for key, value in plain if math.isfinite(value)}
+    named = tracking_view.metric_name
+    return {_FOREIGN.sub("_", named(key))[:KEY]: float(value) for key, value in plain if math.isfinite(value)}
 
 
 def _batches(run: Run, records: list[dict[str, Any]], figures: dict[str, float]) -> Iterator[list[Metric]]:

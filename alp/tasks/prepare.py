@@ -45,9 +45,6 @@ def _prepare(task: Task, folder: Path) -> dict[str, dict[str, object]]:
         check_disjoint(own)
     except ValueError as error:
         raise UserError(f"prepare: {error}") from None
-    if sets["validation"] and not sets["train"]:
-        held = len(sets["validation"])
-        raise UserError(f"prepare: task: {held} problems of validation, and none to train on; make some of train")
     summary: dict[str, dict[str, object]] = {}
     for name, problems in sets.items():
         path = folder / f"{name}.jsonl"

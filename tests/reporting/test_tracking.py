@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from alp.configuration import compose
-from alp.reporting import tracking, tracking_database
+from alp.reporting import tracking, tracking_database, tracking_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -110,7 +110,10 @@ def history(database: Path, run_id: str | None) -> list[tuple[str, int, float]]:
 def expected(run_dir: Path) -> list[tuple[str, int, float]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return sorted(
-        (key, line["step"], float(value)) for line in lines for key, value in line.items() if value is not None
+        (tracking_view.metric_name(key), line["step"], float(value))
+        for line in lines
+        for key, value in line.items()
+        if value is not None
     )
 
 

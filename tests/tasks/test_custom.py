@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from alp.cli import main
 from alp.configuration import compose
 from alp.errors import UserError
 from alp.tasks.catalogue import load_task
@@ -171,12 +172,13 @@ def test_sets_of_a_custom_task_are_names(sets: str, tmp_path: Path, monkeypatch:
         load_task(compose.load("prepare", ["task=custom", f"task.module={name}"]).task)
 
 
-def test_nothing_to_train_on_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module's mistake that an hour of sampling would have shown: everything is held out."""
+def test_nothing_to_train_on_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A module's mistake that its training would have shown: everything is held out."""
     code = "if split == 'train': return []"
     (tmp_path / "own_held_out.py").write_text(OWN.format(problems=code, prompt="pass", grade="pass"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    chosen = compose.load("prepare", ["task=custom", "task.module=own_held_out"]).task
-    with pytest.raises(UserError, match="1 problems of validation, and none to train on"):
-        prepare(chosen, tmp_path / "out")
+    assert main(["prepare", "task=custom", "task.module=own_held_out", f"run.dir={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().out.endswith("train 0, validation 1, test 1; none to train on, 1 held out\n")

@@ -135,9 +135,9 @@ def test_a_method_s_value_runs_that_method_again(house: Path) -> None:
 # Modules edited together, and every job that then runs again: one start of Snakemake each.
 EDITS: list[tuple[tuple[str, ...], dict[str, int]]] = [
     (("reporting/figures/tails.py", "reporting/tracking.py"), {"figures": 1, "report": 1, "manifest": 1, "track": 1}),
-    (("reporting/tables/controls.py",), {"aggregate": 1, "figures": 1, "report": 1, "manifest": 1}),
-    (("reporting/aggregate.py",), {"aggregate": 1, "report": 1, "manifest": 1}),
-    (("reporting/manifest.py",), {"report": 1, "manifest": 1}),
+    (("reporting/tables/controls.py",), {"aggregate": 1, "figures": 1, "report": 1, "manifest": 1, "track": 1}),
+    (("reporting/aggregate.py",), {"aggregate": 1, "report": 1, "manifest": 1, "track": 1}),
+    (("reporting/manifest.py",), {"report": 1, "manifest": 1, "track": 1}),
     (("reporting/verify.py",), {}),
     (("policy/ratio.py",), {"train": 4, "evaluate": 4, **ANALYSIS}),
     (("training/pretrain.py",), {"pretrain": 1, "evaluate_base": 1, "train": 4, "evaluate": 4, **ANALYSIS}),

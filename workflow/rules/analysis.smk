@@ -115,6 +115,9 @@ rule manifest:
 
 rule track:
     input:
+        rules.aggregate.output,
+        rules.figures.output,
+        rules.report.output,
         **everything(),
     output:
         f"{FOLDER}/mlflow.json",
