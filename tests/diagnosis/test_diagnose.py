@@ -301,7 +301,7 @@ def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]
     figures = [artefact.name for artefact in FIGURES]
     expected |= {
         f"tables/{name}.{end}"
-        for name in ("mismatch", "ratio_quantiles", "policies", "methods", "gradients", "steps")
+        for name in ("causes", "mismatch", "ratio_quantiles", "policies", "methods", "gradients", "steps")
         for end in ("csv", "md", "tex")
     }
     expected |= {f"figures/{name}.{end}" for name in figures for end in ("svg", "png")}
@@ -310,7 +310,7 @@ def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]
     assert len(found["input/sha256"]) == 64
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('<img src="data:image/svg+xml;base64,') == len(figures)
-    assert page.count("<table>") == 6
+    assert page.count("<table>") == 7
     assert "http://" not in page
     assert "https://" not in page
     docs = (Path(__file__).resolve().parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
