@@ -1,8 +1,8 @@
 """What most likely made the differences, told from their pattern alone: a name, a confidence, and the evidence.
 
 A test per cause looks at the main pair of a dump (docs/diagnose.md) and returns a :class:`Cause` or nothing; "none of
-these" is an answer. Their thresholds were set on half of the runs of ``benchmarks/causes.py`` and are judged on the
-other half.
+these" is an answer. Their thresholds were set on some of the runs of ``benchmarks/causes.py`` and are judged on the
+others (docs/causes.md).
 """
 
 from __future__ import annotations
