@@ -98,7 +98,8 @@ def test_every_reader_is_the_safe_one() -> None:
     unsafe = re.compile(
         r"yaml\.(load|unsafe_load|full_load)\(|pickle\.|weights_only=False|trust_remote_code=True|allow_pickle=True"
     )
-    for path in (ROOT / "alp").rglob("*.py"):
+    own_machine = ROOT / "alp" / "diagnosis" / "readers" / "objects.py"  # its names: the test below
+    for path in {*(ROOT / "alp").rglob("*.py")} - {own_machine}:
         text = path.read_text(encoding="utf-8")
         assert not unsafe.search(text), path
         for call in re.findall(r"torch\.load\([^\n]*", text):
@@ -106,6 +107,25 @@ def test_every_reader_is_the_safe_one() -> None:
         for call in re.findall(r"from_pretrained\((?:[^()]|\([^()]*\))*\)", text):
             if "save" not in call:
                 assert "trust_remote_code=False" in call, f"{path}: {call}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("os system", "posix system", "builtins eval", "builtins exec", "builtins getattr", "builtins __import__"),
+        *("builtins bytearray", "builtins open", "subprocess Popen", "numpy load", "numpy.lib.npyio load"),
+        *("torch load", "torch.storage load", "torch.hub load", "torch._utils _rebuild_device_tensor_from_numpy"),
+        *("importlib import_module", "codecs decode", "_codecs decode", "pickle loads", "functools partial"),
+    ],
+)
+def test_a_dump_s_pickle_makes_data_alone(name: str) -> None:
+    """Whatever a file names is a thing that remembers what it was given, and does nothing."""
+    import io
+
+    from alp.diagnosis.readers.objects import Inert, Unpickler
+
+    module, _, attribute = name.partition(" ")
+    assert Unpickler(io.BytesIO()).find_class(module, attribute) is Inert
 
 
 def test_checkpoints_are_loaded_as_tensors_only(tmp_path: Path) -> None:

@@ -318,6 +318,7 @@ def _array(archive: Any, field: str, name: str) -> Any:
 
 READERS: dict[str, Callable[[Path, Mapping[str, str]], Raw]] = {
     ".jsonl": _read_jsonl,
+    ".json": _read_jsonl,
     ".parquet": _read_parquet,
     ".npz": _read_npz,
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from alp.diagnosis import measures as measures
+from alp.diagnosis.causes import NONE, Cause, causes
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.measures import MISMATCH, Figures, Pair
 from alp.errors import nearest, printable
 from alp.rendering.numbers import share, significant
 
+_SAID = 1  # causes in the summary; the table has the others
 _DOMINATED = 0.5  # share of all weights from which one of them makes the figures
 
 
@@ -21,6 +23,7 @@ def findings(dump: Dump, figures: Figures) -> list[str]:
         f"read as {dump.source}: {dump.total} sequences, {int(dump.lengths.sum())} valid tokens{steps}"
         + (f"; {empty} sequences have no valid token" if empty else "")
     ]
+    sentences += [_cause(cause) for cause in causes(dump)[:_SAID]]
     sentences += [_pair(pair, figures) for pair in measures.pairs(dump)]
     if measures.pairs(dump):
         sentences.append(_HOW)
@@ -32,6 +35,14 @@ _HOW = (
     "how to read: kl and k3_kl are 0 where two policies agree (k3_kl is never negative); the effective share is 100"
     " % on-policy, and at a few % a few outliers carry the whole estimate; the ratio itself is e to the log-ratio"
 )
+
+
+def _cause(cause: Cause) -> str:
+    """The likeliest cause and how sure it is."""
+    if cause.name == NONE:
+        return f"likely cause: none of the known ones: {cause.evidence}"
+    calm = "" if cause.alarm else " (no fault)"
+    return f"likely cause: {cause.name}{calm}, confidence {share(cause.confidence)} %: {cause.evidence}"
 
 
 def _pair(pair: Pair, figures: Figures) -> str:

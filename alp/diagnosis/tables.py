@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alp.diagnosis import measures as measures
+from alp.diagnosis.causes import Cause, causes
 from alp.diagnosis.diagnosed import Diagnosed, Parts, has_pairs, has_steps
 from alp.diagnosis.dumps import Dump, Floats
 from alp.diagnosis.measures import Effect, Figures
@@ -234,7 +235,32 @@ def steps(parts: Parts) -> Table:
     return Table(frame(rows, [*exported, "label"]), columns, exported=exported, significant=frozenset(names))
 
 
+def likely(found: Sequence[Cause]) -> Table:
+    """One row per cause that the pattern speaks for, the likeliest first."""
+    rows: list[list[Cell]] = [
+        [cause.name, cause.confidence, cause.evidence, "yes" if cause.alarm else "no"] for cause in found
+    ]
+    columns = [
+        words("cause", "Cause"),
+        Column("confidence", "Confidence", share, "%"),
+        words("alarm", "A fault"),
+        words("evidence", "Evidence"),
+    ]
+    exported = ["cause", "confidence", "evidence", "alarm"]
+    return Table(frame(rows, exported), columns, exported=exported, significant=frozenset(["confidence"]))
+
+
 TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
+    Artefact(
+        name="causes",
+        title="Likely causes",
+        caption=(
+            "Told from the pattern of the differences alone, the likeliest first; a cause that leaves no pattern, or "
+            "two at once, may be missed. Rounding is no fault where the engine computes in bfloat16."
+        ),
+        make=lambda diagnosed: likely(causes(diagnosed.dump)),
+        condition=has_pairs,
+    ),
     Artefact(
         name="mismatch",
         title="Mismatch",

@@ -301,7 +301,7 @@ def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]
     figures = [artefact.name for artefact in FIGURES]
     expected |= {
         f"tables/{name}.{end}"
-        for name in ("mismatch", "ratio_quantiles", "policies", "methods", "gradients", "steps")
+        for name in ("causes", "mismatch", "ratio_quantiles", "policies", "methods", "gradients", "steps")
         for end in ("csv", "md", "tex")
     }
     expected |= {f"figures/{name}.{end}" for name in figures for end in ("svg", "png")}
@@ -310,7 +310,7 @@ def test_every_documented_output_is_there(diagnosed: tuple[Path, dict[str, Any]]
     assert len(found["input/sha256"]) == 64
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('<img src="data:image/svg+xml;base64,') == len(figures)
-    assert page.count("<table>") == 6
+    assert page.count("<table>") == 7
     assert "http://" not in page
     assert "https://" not in page
     docs = (Path(__file__).resolve().parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
@@ -561,15 +561,15 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "no file" in (message := fails(capsys, tmp_path / "dmp.jsonl"))
     assert "did you mean 'dump.jsonl'?" in message
     assert "no folder" in fails(capsys, tmp_path / "nowhere" / "dump.npz")
-    assert "unknown suffix '.json' of dump.json; did you mean '.jsonl'?" in fails(capsys, tmp_path / "dump.json")
-    assert "unknown suffix '.pt' of dump.pt; choose from .jsonl, .npz, .parquet" in fails(capsys, tmp_path / "dump.pt")
+    assert "unknown suffix '.jsnl' of dump.jsnl; did you mean '.jsonl'?" in fails(capsys, tmp_path / "dump.jsnl")
+    assert "unknown suffix '.h5' of dump.h5; choose from .json, .jsonl, .npz" in fails(capsys, tmp_path / "dump.h5")
     for suffix in (".jsonl", ".npz", ".parquet"):
         (tmp_path / f"empty{suffix}").touch()
         assert "is empty" in fails(capsys, tmp_path / f"empty{suffix}")
     (tmp_path / "blank.jsonl").write_text("\n\n")
     assert "holds no sequence" in fails(capsys, tmp_path / "blank.jsonl")
     (tmp_path / "folder.npz").mkdir()
-    assert "is no file" in fails(capsys, tmp_path / "folder.npz")
+    assert "no dump in this folder" in fails(capsys, tmp_path / "folder.npz")
     assert main(["diagnose"]) == 2
     assert "diagnose: no input given: input=<a file or a folder of them>, .jsonl" in capsys.readouterr().err
     assert main(["diagnose", f"input='{tmp_path}/dump.jsonl'", f"output='{tmp_path}/dump.jsonl/x'"]) == 2

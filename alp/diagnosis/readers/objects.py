@@ -27,7 +27,6 @@ _PLAIN = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
-    ("builtins", "bytearray"): bytearray,
     ("builtins", "slice"): slice,
     ("builtins", "complex"): complex,
 }

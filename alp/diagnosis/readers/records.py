@@ -29,8 +29,8 @@ def read(path: Path) -> Iterator[tuple[str, Record]]:
     """Where each record stands in the file, in words, and the record. Raises :class:`UserError`, and what a library
     makes of a damaged file."""
     if path.suffix in LINES:
-        for number, record in json_lines.records(path):
-            yield f"line {number}", record
+        for number, line in json_lines.records(path):
+            yield f"line {number}", line
     elif path.suffix == ".parquet":
         yield from _rows(path, texts=False)
     elif path.suffix == ".npz":

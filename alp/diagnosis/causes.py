@@ -1,0 +1,352 @@
+"""What most likely made the differences, told from their pattern alone: a name, a confidence, and the evidence.
+
+A test per cause looks at the main pair of a dump (docs/diagnose.md) and returns a :class:`Cause` or nothing; "none of
+these" is an answer. Their thresholds were set on the first seeds of ``benchmarks/causes.py``, which judges them on the
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alp.diagnosis import measures
+from alp.diagnosis.dumps import Dump, Floats
+from alp.diagnosis.pattern import FAR, FLOAT32, ROUNDING, SURE, Pattern
+from alp.rendering.numbers import share, significant
+
+NONE = "none of these"
+_SMALL = 1e-12
+ENOUGH = 100  # tokens: fewer show no pattern
+SOME = 0.06  # share of the sequences: up to it they are some wrong ones, beyond it is a way of handling text
+FEW = 0.05  # share of tokens far apart up to which they are exceptions
+
+
+@dataclass(frozen=True)
+class Cause:
+    """``confidence`` from 0 to 1; ``alarm`` is False for what is no fault (rounding in a bfloat16 run)."""
+
+    name: str
+    confidence: float
+    evidence: str
+    alarm: bool = True
+
+
+def causes(dump: Dump) -> list[Cause]:
+    """The causes that the pattern speaks for, the likeliest first, or that there is none; empty without two
+    policies."""
+    pair = measures.main_pair(dump)
+    if pair is None:
+        return []
+    if dump.lengths.sum() < ENOUGH:
+        return [Cause(NONE, 0.0, f"fewer than {ENOUGH} valid tokens show no pattern", alarm=False)]
+    labels = pair.label.split(" / ")
+    pattern = Pattern(
+        dump.tokens[pair.numerator],
+        dump.tokens[pair.denominator],
+        dump.lengths,
+        dump.steps,
+        (labels[0], labels[1]),
+    )
+    if pattern.typical < FLOAT32 and not pattern.loud.any():
+        return [Cause("agreement", 0.99, "no token differs by more than float32 makes of it", alarm=False)]
+    found = [cause for test in TESTS if (cause := test(pattern)) is not None]
+    return sorted(found, key=lambda cause: -cause.confidence) or [
+        Cause(NONE, 0.5, "no pattern that a known cause leaves")
+    ]
+
+
+# ---- values that are no log-probs ------------------------------------------------------------------------------------
+
+
+def _zeros(pattern: Pattern) -> tuple[NDArray[np.bool_], str]:
+    """Tokens of exact 0 where the other policy is far from it, and whose they are."""
+    sides = (
+        ((pattern.denominator == 0) & (pattern.numerator < -0.1), pattern.names[1]),
+        ((pattern.numerator == 0) & (pattern.denominator < -0.1), pattern.names[0]),
+    )
+    return max(sides, key=lambda side: side[0].sum())
+
+
+def _at_the_end(pattern: Pattern, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Marked tokens with nothing but marked ones behind them in their sequence."""
+    behind = np.flip(np.cumsum(np.flip(~marked)))
+    ends = np.cumsum(pattern.lengths) - 1
+    last = (behind - (~marked))[ends] if len(ends) else behind
+    trailing: NDArray[np.bool_] = marked & (behind == last[pattern.sequence])
+    return trailing
+
+
+def placeholders(pattern: Pattern) -> Cause | None:
+    """Zeros anywhere in a response."""
+    zeros, name = _zeros(pattern)
+    inside = zeros & ~_at_the_end(pattern, zeros)
+    if inside.sum() < 2 or inside.sum() < 0.5 * zeros.sum() or pattern.support is not None:
+        return None
+    part = float(zeros.mean())
+    return Cause("placeholders", 0.97, f"{name} is exactly 0 on {share(part)} % of the tokens, where the other is not")
+
+
+def padding(pattern: Pattern) -> Cause | None:
+    """Zeros, or one value again and again, at the ends of many sequences."""
+    zeros, name = _zeros(pattern)
+    ends = _at_the_end(pattern, zeros)
+    hit = np.unique(pattern.sequence[ends])
+    few = len(hit) < max(3, 0.02 * len(pattern.lengths))
+    if few or ends.sum() < 0.5 * zeros.sum() or pattern.support is not None:
+        return None
+    per = ends.sum() / len(hit)
+    return Cause(
+        "padding in the mask",
+        0.96,
+        f"{share(len(hit) / len(pattern.lengths))} % of the sequences end in {significant(float(per))} tokens of which"
+        f" {name} is exactly 0",
+    )
+
+
+# ---- tokens that are not those ---------------------------------------------------------------------------------------
+
+
+def shifted(pattern: Pattern) -> Cause | None:
+    """The policies agree one place apart, in whole sequences."""
+    gap = np.abs(pattern.gap)
+    inner = pattern.position[1:] > 0
+    of = pattern.sequence[1:][inner]
+    later = np.abs(pattern.numerator[:-1] - pattern.denominator[1:])[inner]
+    earlier = np.abs(pattern.numerator[1:] - pattern.denominator[:-1])[inner]
+    count = len(pattern.lengths)
+    here = np.bincount(of, np.minimum(gap[1:], gap[:-1] + gap[1:])[inner], count)
+    best = np.minimum(np.bincount(of, later, count), np.bincount(of, earlier, count))
+    telling = (pattern.lengths >= 4) & (here > 0.5)
+    hit = telling & (best < 0.2 * here)
+    if hit.sum() < 3 or hit.sum() < 0.6 * telling.sum() or hit.sum() < 0.02 * count:
+        return None
+    return Cause(
+        "off by one token",
+        0.95,
+        f"in {share(hit.sum() / count)} % of the sequences the policies agree one place apart, not where they stand",
+    )
+
+
+def _breaks(pattern: Pattern) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Sequences that agree up to a place and not behind it, and sequences that do not agree from the start."""
+    broken = np.zeros(len(pattern.lengths), dtype=bool)
+    wrong = np.zeros(len(pattern.lengths), dtype=bool)
+    starts = np.cumsum(pattern.lengths) - pattern.lengths
+    for row in np.flatnonzero(pattern.loud_share > 0):
+        loud = pattern.loud[starts[row] : starts[row] + pattern.lengths[row]]
+        first = int(np.argmax(loud))
+        rest = loud[first:]
+        if len(rest) < 3 or rest.mean() < 0.34:
+            continue
+        broken[row] = first >= 2
+        wrong[row] = first < 2
+    return broken, wrong
+
+
+def retokenised(pattern: Pattern) -> Cause | None:
+    """Agreement up to a place that differs from sequence to sequence, none behind it."""
+    broken, wrong = _breaks(pattern)
+    if broken.sum() < 3 or broken.mean() < 0.02 or broken.sum() < 1.5 * wrong.sum():
+        return None
+    quiet = pattern.typical if broken.mean() < 0.3 else pattern.noise
+    if quiet > 5 * ROUNDING:
+        return None
+    return Cause(
+        "retokenised text",
+        0.9,
+        f"{share(float(broken.mean()))} % of the sequences agree up to some token and differ from there to their end",
+    )
+
+
+def wrong_sequence(pattern: Pattern) -> Cause | None:
+    """A few sequences differ in most of their tokens, the others not at all."""
+    broken, wrong = _breaks(pattern)
+    hit = broken | wrong
+    if not wrong.any() or broken.sum() > wrong.sum() + 1 or hit.mean() > SOME or pattern.typical > 5 * ROUNDING:
+        return None
+    if pattern.loud[~hit[pattern.sequence]].mean() > 0.02:
+        return None
+    rows = ", ".join(map(str, np.flatnonzero(hit)[:3].tolist()))
+    return Cause(
+        "wrong sequences",
+        0.92,
+        f"{int(hit.sum())} of {len(hit)} sequences differ in most tokens, the others in none (index {rows})",
+    )
+
+
+def other_prompt(pattern: Pattern) -> Cause | None:
+    """The first tokens of every response differ most."""
+    first, later = pattern.open & (pattern.position < 2), pattern.open & (pattern.position >= 2)
+    if first.sum() < 20 or later.sum() < 20:
+        return None
+    early, late = float(np.median(pattern.size[first])), float(np.median(pattern.size[later]))
+    if early < 2.2 * late or early < FAR:
+        return None
+    return Cause(
+        "another prompt (chat template)",
+        0.8,
+        f"a logit's noise of {significant(early)} on the first two tokens of a response, {significant(late)} on"
+        " the others",
+    )
+
+
+# ---- logits that were processed --------------------------------------------------------------------------------------
+
+
+def temperature(pattern: Pattern) -> Cause | None:
+    """The logits of one side are a multiple of the other's: among likely tokens, where two words share nearly all of
+    the probability, log p/(1 - p) has that slope exactly; unlikely ones need not move."""
+    if pattern.support is not None:
+        return None
+    inside = (np.minimum(pattern.numerator, pattern.denominator) > np.log(1e-5)) & (
+        np.maximum(pattern.numerator, pattern.denominator) < np.log(SURE)
+    )
+    policies = (pattern.numerator[inside], pattern.denominator[inside])
+    one, other = (policy - np.log1p(-np.exp(policy)) for policy in policies)
+    likely = other > 1.0
+    if likely.sum() < 20:
+        return None
+    slopes = one[likely] / other[likely]
+    slope, (low, high) = float(np.median(slopes)), np.quantile(slopes, (0.25, 0.75))
+    same = float(((slopes - 1) * np.sign(slope - 1) > 0).mean())
+    if abs(slope - 1) < 0.025 or same < 0.9 or high - low > 0.6 * abs(slope - 1):
+        return None
+    return Cause(
+        "temperature on one side",
+        0.94,
+        f"the logits of {pattern.names[0]} are {significant(slope)} times those of {pattern.names[1]}"
+        f" ({share(same)} % of the likely tokens on that side)",
+    )
+
+
+def support(pattern: Pattern) -> Cause | None:
+    """One side is renormalised over a part of the vocabulary: above the other at likely and unlikely tokens alike, by a
+    bounded difference."""
+    if pattern.support is None:
+        return None
+    name, bound, sided = pattern.support
+    return Cause(
+        "top-k or top-p on one side",
+        0.93,
+        f"{name} is above the other on {share(sided)} % of the tokens that differ, unlikely ones too, by at most"
+        f" {significant(bound)}: renormalised over fewer tokens (top-p of about {significant(float(np.exp(-bound)))},"
+        " or a top-k)",
+    )
+
+
+# ---- weights and numbers ---------------------------------------------------------------------------------------------
+
+
+def _per_step(pattern: Pattern) -> Floats | None:
+    """The median size of each step's open tokens; None for few steps."""
+    if pattern.steps is None:
+        return None
+    steps, of = np.unique(pattern.steps, return_inverse=True)
+    if len(steps) < 4:
+        return None
+    step_of = of[pattern.sequence]
+    parts = [pattern.size[pattern.open & (step_of == step)] for step in range(len(steps))]
+    return np.array([np.median(part) for part in parts]) if all(len(part) >= 5 for part in parts) else None
+
+
+def stale(pattern: Pattern) -> Cause | None:
+    """Differences of all tokens that grow with the step, or that are not there at the first."""
+    sizes = _per_step(pattern)
+    if sizes is None or sizes.max() < ROUNDING:
+        return None
+    third = max(1, len(sizes) // 3)
+    rank = float(np.corrcoef(np.argsort(np.argsort(sizes)), np.arange(len(sizes)))[0, 1])
+    grown = float(sizes[-third:].mean() / (sizes[:third].mean() + _SMALL))
+    fresh = sizes[0] < 0.2 * np.median(sizes[1:])
+    if not ((rank > 0.8 and grown > 2.5) or fresh):
+        return None
+    return Cause(
+        "stale weights",
+        0.94,
+        f"a logit's noise is {significant(float(sizes[0]))} at the first step and {significant(float(sizes[-1]))} at"
+        f" the last (rank correlation with the step {significant(rank)})",
+    )
+
+
+def _scattered(pattern: Pattern) -> float | None:
+    """Share of open tokens far apart, where they stand between tokens that agree, all over the sequences; else
+    None."""
+    part = float(pattern.far[pattern.open].mean()) if pattern.open.any() else 0.0
+    if not part or pattern.noise > ROUNDING:
+        return None
+    rows = np.unique(pattern.sequence[pattern.far])
+    return part if len(rows) > 0.5 * min(len(pattern.lengths), int(pattern.far.sum())) else None
+
+
+def draft(pattern: Pattern) -> Cause | None:
+    """Many tokens far apart between many that agree: log-probs of two models in one response."""
+    part = _scattered(pattern)
+    if part is None or part <= FEW or pattern.quantile(0.9) < 20 * pattern.noise:
+        return None
+    return Cause(
+        "log-probs of two models (speculative decoding)",
+        0.75,
+        f"{share(part)} % of the uncertain tokens are far apart, all over the sequences, between others that agree to"
+        f" {significant(pattern.noise)}",
+    )
+
+
+def outliers(pattern: Pattern) -> Cause | None:
+    """A few tokens far out, one by one, all over."""
+    part = _scattered(pattern)
+    if part is None or part > FEW or pattern.far.sum() < 3 or pattern.typical > ROUNDING:
+        return None
+    return Cause(
+        "a few tokens far out (routing of experts)",
+        0.55,
+        f"{share(part)} % of the uncertain tokens, one here and there; the others agree to"
+        f" {significant(pattern.typical)}",
+    )
+
+
+def other_weights(pattern: Pattern) -> Cause | None:
+    """Differences of all tokens, to both sides, larger than rounding, the same at every step."""
+    if pattern.typical <= ROUNDING:
+        return None
+    sizes = _per_step(pattern)
+    flat = sizes is not None and sizes.max() < 2.5 * sizes.min()
+    name = "quantised rollouts" if flat and pattern.typical < 0.6 else "other weights (quantised, stale, another head)"
+    over = "; the same at every step" if flat else ""
+    return Cause(
+        name, 0.6, f"a logit's noise of {significant(pattern.typical)}, beyond bfloat16's, on all tokens{over}"
+    )
+
+
+def rounding(pattern: Pattern) -> Cause | None:
+    """Small differences, larger where a token is uncertain, to both sides."""
+    if not FLOAT32 <= pattern.typical <= ROUNDING:
+        return None
+    kind = "bfloat16" if pattern.typical > 1.5e-3 else "float16 or mixed precision"
+    return Cause(
+        "rounding",
+        0.5,
+        f"a logit's noise of {significant(pattern.typical)}, as {kind} makes of it; tokens near probability 1 differ"
+        " less",
+        alarm=False,
+    )
+
+
+TESTS: tuple[Callable[[Pattern], Cause | None], ...] = (
+    placeholders,
+    padding,
+    support,
+    shifted,
+    retokenised,
+    wrong_sequence,
+    stale,
+    temperature,
+    other_prompt,
+    draft,
+    outliers,
+    other_weights,
+    rounding,
+)
