@@ -86,7 +86,7 @@ long: install ## what make test leaves out: make faults, and the rest of the arc
 sandbox: install sandbox-there ## the suite of the sandbox for programs, hostile ones included (installs bubblewrap where it may; a minute)
 	$(BIN)/python -m pytest -q tests/sandbox
 
-slurm: install slurm-there ## the smoke grid through a real Slurm on this machine: a job requeued, one killed, the workflow killed (10 minutes)
+slurm: install slurm-there ## the smoke grid through a real Slurm on this machine: a job requeued, one killed, the workflow killed (18 minutes on two busy cores)
 	SLURM_PACKAGES=$$(test ! -d build/slurm/usr || echo build/slurm) $(BIN)/python -m pytest -q tests/slurm
 
 slurm-there: # Debian's packages as files in build/slurm: nothing is installed, so nothing is left in the system

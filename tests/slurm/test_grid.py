@@ -41,19 +41,6 @@ def _run(arm: str, seed: int) -> Path:
     return SMOKE.run_dir("results", arm, seed)
 
 
-def _process(folder: Path, arm: str, seed: int) -> int | None:
-    """The process of a training job that runs in ``folder``."""
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            asked = {b"train", f"method={arm}".encode(), f"trainer.seed={seed}".encode()}
-            if asked <= set(words) and (entry / "cwd").resolve() == folder:
-                return int(entry.name)
-        except OSError:  # it has ended
-            continue
-    return None
-
-
 class Held(threading.Thread):
     """Stops a training job as soon as its first checkpoint is there."""
 
@@ -64,15 +51,15 @@ class Held(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        deadline = time.monotonic() + 60 * MINUTES
-        while time.monotonic() < deadline:
-            if any((self.folder / _run(self.arm, self.seed)).glob("checkpoints/step_*/checkpoint.json")):
-                process = _process(self.folder, self.arm, self.seed)
-                assert process is not None
-                os.kill(process, signal.SIGSTOP)
-                self.process = process
-                return
-            time.sleep(0.005)
+        """From its claim of the folder on it runs a few milliseconds at a time, or it would be past the checkpoint."""
+        run = self.folder / _run(self.arm, self.seed)
+        until((run / ".alp" / "train" / "holder.json").exists, 60 * MINUTES)
+        process = json.loads((run / ".alp" / "train" / "holder.json").read_text(encoding="utf-8"))["process"]
+        while not any(run.glob("checkpoints/step_*/checkpoint.json")):
+            os.kill(process, signal.SIGCONT)
+            time.sleep(0.02)
+            os.kill(process, signal.SIGSTOP)
+        self.process = process
 
     def log_end(self) -> str:
         return (self.folder / "workflow.log").read_text(encoding="utf-8")[-3000:]
