@@ -1,17 +1,8 @@
-"""What MLflow is told so that its pages lead to what matters, and that they do."""
+"""What MLflow is told so that its pages lead to what matters."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +14,7 @@ from alp.reporting import tracking, tracking_view
 from alp.reporting.arms import label
 from alp.reproducibility import sha256_file
 
-from ..browser import NAMES, Browser, program
 from .conftest import GRID, fabricate, write_grid
-
-PATIENCE = 180.0  # seconds, of a loaded machine
 
 
 @pytest.fixture(scope="module")
@@ -110,63 +98,3 @@ def test_addresses_are_of_the_grids_that_are_there(tracked: tuple[Grid, Path], t
     (none,) = tracking_view.addresses(tmp_path / "mlflow.db", "http://127.0.0.1:5000")
     assert none.startswith("no run is logged")
     assert not (tmp_path / "mlflow.db").exists()
-
-
-@pytest.fixture
-def server(tracked: tuple[Grid, Path]) -> Iterator[str]:
-    """MLflow's own server on the grid, and its address."""
-    _, results = tracked
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = [f"--backend-store-uri=sqlite:///{results}/mlflow.db", f"--artifacts-destination={results}/mlartifacts"]
-    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1", *places]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    process = subprocess.Popen(
-        command, env=os.environ | quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.3)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(program() is None, reason=f"no browser here: {', '.join(NAMES)}")
-def test_the_saved_view_opens_on_the_runs(tracked: tuple[Grid, Path], server: str, tmp_path: Path) -> None:
-    """MLflow's page itself: the columns that matter, the best run first, charts with a layer's ones last."""
-    grid, results = tracked
-    lines = list(tracking_view.addresses(results / "mlflow.db", server))
-    first = next(place for place, line in enumerate(lines) if line.startswith(f"{grid.name}: "))
-    listed, charts = (next(word for word in line.split() if word.startswith("http")) for line in lines[first:][:2])
-    with Browser(tmp_path / "profile") as browser:
-        browser.send("Emulation.setDeviceMetricsOverride", width=2400, height=1200, deviceScaleFactor=1, mobile=False)
-        text = _shown(browser, listed, "token_alp/seed1")
-        for column in ("evaluation/test/accuracy", "clean_batch/k3_kl", "arm", "trainer.seed"):
-            assert column in text
-        assert "report" in text
-        browser.send("Page.navigate", url="about:blank")
-        text = _shown(browser, charts, "rollout_corr/sequence\n")
-        sections = [
-            line for line in text.splitlines() if line in ("evaluation/test", "reward", "ratio/token", "layers")
-        ]
-        assert sections == ["evaluation/test", "reward", "ratio/token", "layers"]
-
-
-def _shown(browser: Browser, address: str, wanted: str) -> str:
-    """The page's text once it holds what is ``wanted``."""
-    browser.send("Page.navigate", url=address)
-    until = time.monotonic() + PATIENCE
-    while wanted not in (text := str(browser.value("document.body?.innerText ?? ''"))):
-        assert time.monotonic() < until, text
-        time.sleep(0.5)
-    return text
