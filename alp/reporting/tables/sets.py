@@ -80,4 +80,5 @@ def _intervals(loaded: Results, part: str | None = None) -> list[Interval]:
 def _gap(loaded: Results, accuracies: Mapping[str, Floats], name: str, part: str) -> list[Cell]:
     arm = loaded.find(name)
     other = loaded.reference if arm is None else loaded.reference_of(arm)  # None is the base model
-    return interval_cells(other and loaded.difference(accuracies[name], other.accuracy, part))
+    gap = None if other is None else loaded.difference(accuracies[name], other.accuracy, part)
+    return interval_cells(gap)
