@@ -95,6 +95,13 @@ VERBS = {
             "input",
         ),
         Verb(
+            "demo",
+            "the same of a dump that comes along: what its page looks like",
+            "alp.diagnosis.demo:demo",
+            "words",
+            "",
+        ),
+        Verb(
             "noise",
             "how far each layer's noise moves log π, beside the engine's mismatch; no training",
             "alp.commands:noise",

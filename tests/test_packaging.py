@@ -72,7 +72,7 @@ def test_ci_does_what_a_user_does() -> None:
 
 def test_readme_names_targets_and_grids_that_exist() -> None:
     readme, makefile = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"(?:`|^)make ([a-z]+)", readme, flags=re.MULTILINE)):
+    for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", readme, flags=re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     for grid in set(re.findall(r"grid=([a-z_]+)", readme)):
         assert (ROOT / "configs" / "grid" / f"{grid}.yaml").is_file(), grid

@@ -42,7 +42,7 @@ def _cause(cause: Cause) -> str:
     if cause.name == NONE:
         return f"likely cause: none of the known ones: {cause.evidence}"
     calm = "" if cause.alarm else " (no fault)"
-    return f"likely cause: {cause.name}{calm}, confidence {share(cause.confidence)} %: {cause.evidence}"
+    return f"likely cause: {cause.name}{calm}, confidence {100 * cause.confidence:.0f} %: {cause.evidence}"
 
 
 def _pair(pair: Pair, figures: Figures) -> str:

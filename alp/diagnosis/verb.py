@@ -125,7 +125,8 @@ def _write(
     page = render(
         TEMPLATE,
         record=record,
-        headline=summary,
+        read=summary[0],
+        headline=summary[1:],
         figures=[
             shown_figure(artefact, (folder / "figures" / f"{artefact.name}.svg").read_bytes())
             for artefact in FIGURES

@@ -1,0 +1,36 @@
+"""``alp demo``: a stranger's first command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from alp.diagnosis.demo import DUMP
+
+
+def _demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "alp.cli", "demo", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_packaged_dump_is_diagnosed_anywhere_and_again(tmp_path: Path) -> None:
+    first = _demo(tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "read as log-probs under our field names, 3 steps" in first.stdout
+    assert first.stdout.splitlines()[-1].startswith("the page: results/demo/report.html")
+    page = (tmp_path / "results/demo/report.html").read_bytes()
+    record = json.loads((tmp_path / "results/demo/diagnostics.json").read_text(encoding="utf-8"))
+    assert record["input/sha256"] == hashlib.sha256(DUMP.read_bytes()).hexdigest()
+    assert record["count/valid_tokens"] > 1000
+    assert _demo(tmp_path).returncode == 0
+    assert (tmp_path / "results/demo/report.html").read_bytes() == page
+
+
+def test_what_it_is_not_asked_is_one_line(tmp_path: Path) -> None:
+    done = _demo(tmp_path, "mine.npz")
+    assert done.returncode == 2
+    assert done.stderr == "alp: error: demo: takes no words, not 'mine.npz'; a dump of your own: alp diagnose <file>\n"
+    assert not (tmp_path / "results").exists()
