@@ -54,6 +54,8 @@ _VARIANTS = {
     "authors": "authors' σ",
     "clip_wide": "wide clip",
     "clip_tight": "tight clip",
+    "fp32": "fp32",
+    "quantised": "weights of 8 bits",
     "hf_fp32": "HF fp32",
     "hf_int8": "HF int8",
     "vllm_bf16": "vLLM bf16",
@@ -144,10 +146,10 @@ def is_control(arm: Arm) -> bool:
 
 
 def is_own(arm: Arm) -> bool:
-    """Whether it is the grid's or its reader's own: a preset of theirs, or a shipped one under overrides."""
+    """Whether it is the grid's or its reader's own: a preset of theirs, or a shipped one under a label of theirs."""
     variant = arm.variant or ""
     known = variant in _VARIANTS or _NOISE.fullmatch(variant) or is_control(arm)
-    return arm.method not in SHIPPED or (bool(arm.overrides) and not known)
+    return arm.method not in SHIPPED or (bool(variant) and bool(arm.overrides) and not known)
 
 
 def label(name: str) -> str:
