@@ -54,7 +54,7 @@ tools: GRID = quick_tools
 tools: sandbox-there grid ## a small model that writes Python and reads what it prints, six methods, 25 minutes on 2 free cores
 
 TWINS := quick_single_turn quick_multi_turn quick_ablation_layers quick_ablation_sigma quick_controls quick_staleness quick_mismatch
-quick-all: install sandbox-there ## the twins of the paper's grids, one after another, equal jobs once (under 2 hours on 2 free cores)
+quick-all: install sandbox-there ## the twins of the paper's grids, one after another, equal jobs once (an estimated 95 minutes on 2 cores)
 	@for grid in $(TWINS); do $(MAKE) --no-print-directory grid GRID=$$grid || exit 1; done
 
 sandbox-there:

@@ -96,11 +96,15 @@ def _said(result: Any) -> int:
 
 
 def named(verb: Verb, words: list[str]) -> list[str]:
-    """The words with the key before the one that may be given by itself."""
+    """The words with the key before the one that may be given by itself. Raises UserError for several, of which one
+    would be read."""
     if not verb.names or all("=" in word for word in words):
         return words
     from alp.configuration.grid import quoted  # not for every verb: it brings pydantic
 
+    bare = [word for word in words if "=" not in word]
+    if len(bare) > 1:
+        raise UserError(f"{verb.name}: one {verb.names} at a time, not {len(bare)}: '{bare[0]}', '{bare[1]}'")
     return [word if "=" in word else f"{verb.names}={quoted(word)}" for word in words]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 
 from alp.policy.method import Correction, Method, Perturbation
 
@@ -28,6 +30,20 @@ _STATISTICS = {
 _REDUCED = {"token": "", "sum": "sum of ", "mean": "mean of ", "max": "largest ", "batch": "mini-batch mean of "}
 _LEVELS = {"token": "", "sequence": "Π ", "sequence_geometric": "geometric mean "}
 _WHEN = {"always": "", "negative": "A < 0: ", "outward": "moving outward: "}
+
+
+def known() -> tuple[Method, ...]:
+    """Every file of ``configs/method``, in alphabetical order."""
+    from alp.configuration import compose
+
+    return _known(compose.CONFIGS)
+
+
+@cache
+def _known(_: Path) -> tuple[Method, ...]:
+    from alp.configuration import compose
+
+    return tuple(compose.load("train", [f"method={name}"]).method for name in compose.choices("method"))
 
 
 def group(method: Method) -> str:

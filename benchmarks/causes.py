@@ -5,8 +5,8 @@
 
 The embedded model is taught (`alp pretrain`), an engine (the model in bfloat16) samples 8 steps of 24 sums, the
 training code (float32) scores them, and one fault is put in: into the forward pass, the sampling, the ids, the weights
-or the file, whichever it is of. Thresholds were set on the first seeds (`TUNED`); the matrix shows the others alone,
-which nobody looked at before. Clean runs are of engines in float32, bfloat16 and float16; naming rounding in them is
+or the file, whichever it is of. Thresholds were set on the first seeds (`TUNED`); the matrix shows the others
+alone. Clean runs are of engines in float32, bfloat16 and float16; naming rounding in them is
 right. Runs are kept in the folder and judged again without the model when they are there.
 """
 

@@ -1,8 +1,8 @@
 """What most likely made the differences, told from their pattern alone: a name, a confidence, and the evidence.
 
 A test per cause looks at the main pair of a dump (docs/diagnose.md) and returns a :class:`Cause` or nothing; "none of
-these" is an answer. Their thresholds were set on the first seeds of ``benchmarks/causes.py``, which judges them on the
-others.
+these" is an answer. Their thresholds were set on runs of ``benchmarks/causes.py``; runs that nobody looked at have not
+judged them yet.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alp.diagnosis import measures
-from alp.diagnosis.dumps import Dump, Floats
+from alp.diagnosis.dumps import Dump
 from alp.diagnosis.pattern import FAR, FLOAT32, ROUNDING, SURE, Pattern
 from alp.rendering.numbers import share, significant
 
@@ -62,28 +61,10 @@ def causes(dump: Dump) -> list[Cause]:
 # ---- values that are no log-probs ------------------------------------------------------------------------------------
 
 
-def _zeros(pattern: Pattern) -> tuple[NDArray[np.bool_], str]:
-    """Tokens of exact 0 where the other policy is far from it, and whose they are."""
-    sides = (
-        ((pattern.denominator == 0) & (pattern.numerator < -0.1), pattern.names[1]),
-        ((pattern.numerator == 0) & (pattern.denominator < -0.1), pattern.names[0]),
-    )
-    return max(sides, key=lambda side: side[0].sum())
-
-
-def _at_the_end(pattern: Pattern, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Marked tokens with nothing but marked ones behind them in their sequence."""
-    behind = np.flip(np.cumsum(np.flip(~marked)))
-    ends = np.cumsum(pattern.lengths) - 1
-    last = (behind - (~marked))[ends] if len(ends) else behind
-    trailing: NDArray[np.bool_] = marked & (behind == last[pattern.sequence])
-    return trailing
-
-
 def placeholders(pattern: Pattern) -> Cause | None:
     """Zeros anywhere in a response."""
-    zeros, name = _zeros(pattern)
-    inside = zeros & ~_at_the_end(pattern, zeros)
+    zeros, name = pattern.zeros
+    inside = zeros & ~pattern.trailing
     if inside.sum() < 2 or inside.sum() < 0.5 * zeros.sum() or pattern.support is not None:
         return None
     part = float(zeros.mean())
@@ -92,8 +73,8 @@ def placeholders(pattern: Pattern) -> Cause | None:
 
 def padding(pattern: Pattern) -> Cause | None:
     """Zeros, or one value again and again, at the ends of many sequences."""
-    zeros, name = _zeros(pattern)
-    ends = _at_the_end(pattern, zeros)
+    zeros, name = pattern.zeros
+    ends = pattern.trailing
     hit = np.unique(pattern.sequence[ends])
     few = len(hit) < max(3, 0.02 * len(pattern.lengths))
     if few or ends.sum() < 0.5 * zeros.sum() or pattern.support is not None:
@@ -131,25 +112,9 @@ def shifted(pattern: Pattern) -> Cause | None:
     )
 
 
-def _breaks(pattern: Pattern) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Sequences that agree up to a place and not behind it, and sequences that do not agree from the start."""
-    broken = np.zeros(len(pattern.lengths), dtype=bool)
-    wrong = np.zeros(len(pattern.lengths), dtype=bool)
-    starts = np.cumsum(pattern.lengths) - pattern.lengths
-    for row in np.flatnonzero(pattern.loud_share > 0):
-        loud = pattern.loud[starts[row] : starts[row] + pattern.lengths[row]]
-        first = int(np.argmax(loud))
-        rest = loud[first:]
-        if len(rest) < 3 or rest.mean() < 0.34:
-            continue
-        broken[row] = first >= 2
-        wrong[row] = first < 2
-    return broken, wrong
-
-
 def retokenised(pattern: Pattern) -> Cause | None:
     """Agreement up to a place that differs from sequence to sequence, none behind it."""
-    broken, wrong = _breaks(pattern)
+    broken, wrong = pattern.breaks
     if broken.sum() < 3 or broken.mean() < 0.02 or broken.sum() < 1.5 * wrong.sum():
         return None
     quiet = pattern.typical if broken.mean() < 0.3 else pattern.noise
@@ -164,7 +129,7 @@ def retokenised(pattern: Pattern) -> Cause | None:
 
 def wrong_sequence(pattern: Pattern) -> Cause | None:
     """A few sequences differ in most of their tokens, the others not at all."""
-    broken, wrong = _breaks(pattern)
+    broken, wrong = pattern.breaks
     hit = broken | wrong
     if not wrong.any() or broken.sum() > wrong.sum() + 1 or hit.mean() > SOME or pattern.typical > 5 * ROUNDING:
         return None
@@ -241,21 +206,9 @@ def support(pattern: Pattern) -> Cause | None:
 # ---- weights and numbers ---------------------------------------------------------------------------------------------
 
 
-def _per_step(pattern: Pattern) -> Floats | None:
-    """The median size of each step's open tokens; None for few steps."""
-    if pattern.steps is None:
-        return None
-    steps, of = np.unique(pattern.steps, return_inverse=True)
-    if len(steps) < 4:
-        return None
-    step_of = of[pattern.sequence]
-    parts = [pattern.size[pattern.open & (step_of == step)] for step in range(len(steps))]
-    return np.array([np.median(part) for part in parts]) if all(len(part) >= 5 for part in parts) else None
-
-
 def stale(pattern: Pattern) -> Cause | None:
     """Differences of all tokens that grow with the step, or that are not there at the first."""
-    sizes = _per_step(pattern)
+    sizes = pattern.per_step
     if sizes is None or sizes.max() < ROUNDING:
         return None
     third = max(1, len(sizes) // 3)
@@ -272,19 +225,9 @@ def stale(pattern: Pattern) -> Cause | None:
     )
 
 
-def _scattered(pattern: Pattern) -> float | None:
-    """Share of open tokens far apart, where they stand between tokens that agree, all over the sequences; else
-    None."""
-    part = float(pattern.far[pattern.open].mean()) if pattern.open.any() else 0.0
-    if not part or pattern.noise > ROUNDING:
-        return None
-    rows = np.unique(pattern.sequence[pattern.far])
-    return part if len(rows) > 0.5 * min(len(pattern.lengths), int(pattern.far.sum())) else None
-
-
 def draft(pattern: Pattern) -> Cause | None:
     """Many tokens far apart between many that agree: log-probs of two models in one response."""
-    part = _scattered(pattern)
+    part = pattern.scattered
     if part is None or part <= FEW or pattern.quantile(0.9) < 20 * pattern.noise:
         return None
     return Cause(
@@ -297,7 +240,7 @@ def draft(pattern: Pattern) -> Cause | None:
 
 def outliers(pattern: Pattern) -> Cause | None:
     """A few tokens far out, one by one, all over."""
-    part = _scattered(pattern)
+    part = pattern.scattered
     if part is None or part > FEW or pattern.far.sum() < 3 or pattern.typical > ROUNDING:
         return None
     return Cause(
@@ -312,7 +255,7 @@ def other_weights(pattern: Pattern) -> Cause | None:
     """Differences of all tokens, to both sides, larger than rounding, the same at every step."""
     if pattern.typical <= ROUNDING:
         return None
-    sizes = _per_step(pattern)
+    sizes = pattern.per_step
     flat = sizes is not None and sizes.max() < 2.5 * sizes.min()
     name = "quantised rollouts" if flat and pattern.typical < 0.6 else "other weights (quantised, stale, another head)"
     over = "; the same at every step" if flat else ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from alp.diagnosis.dumps import LOG_PROBS, OWN, Dump, Floats, Ints, Raw
+from alp.diagnosis.dumps import LOG_PROBS, OWN, PLACEHOLDER, Dump, Floats, Ints, Raw, placeholders
 from alp.errors import UserError
 from alp.rendering.numbers import share, significant
 
@@ -14,7 +14,6 @@ POSITIVE = 1e-3  # log-probs may exceed 0 by this much: the rounding of a log-so
 MIXED = 0.25  # and by this much where a logit and its normaliser have different precisions
 LOWEST, FILLER = -1000.0, -100.0  # no softmax gives less than the first; the second exactly is what some write for none
 MOST_FILLERS = 0.1  # of a field's valid tokens: with more, what is left is no picture of the file
-PLACEHOLDER = -0.1  # an exact 0 where the other policy is below this is no log-prob
 WHOLE = 2.0**53  # from here on float64 skips whole numbers
 SHIFTED = 0.2  # of the gap as the file has it: what is left of it where a policy is shifted by one token
 _ENOUGH = 64  # tokens, for a shift to be told from chance
@@ -174,7 +173,7 @@ def _placeholders(raw: Raw, policies: list[str], mask: NDArray[np.bool_], starts
     if len(policies) < 2:
         return []
     for field, other in ((policies[0], policies[1]), (policies[1], policies[0])):
-        odd = mask & (raw.tokens[field] == 0) & (raw.tokens[other] < PLACEHOLDER)
+        odd = mask & placeholders(raw.tokens[field], raw.tokens[other])
         if odd.any():
             notes.append(
                 f"{raw.names[field]}: 0.0 on {int(odd.sum())} of {int(mask.sum())} valid tokens"

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from alp import presets
 from alp.diagnosis import measures as measures
+from alp.diagnosis.causes import Cause, causes
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.measures import Effect, Figures, Pair
 
@@ -24,7 +26,12 @@ class Diagnosed:
     @cached_property
     def effects(self) -> list[Effect]:
         """What each preset would do to it."""
-        return measures.effects(self.dump, measures.presets())
+        return measures.effects(self.dump, presets.known())
+
+    @cached_property
+    def causes(self) -> list[Cause]:
+        """What most likely made the differences, the likeliest first."""
+        return causes(self.dump)
 
     @classmethod
     def of(cls, dump: Dump) -> Diagnosed:

@@ -23,6 +23,7 @@ FIELDS = (
     *("advantages", "step", "turn_ids"),
 )
 LOG_PROBS = ("old_log_probs", "rollout_log_probs", "log_probs", "perturbed_log_probs")
+PLACEHOLDER = -0.1
 OWN = "log-probs under our field names"
 SAMPLED = ("old_log_probs", "rollout_log_probs")  # the two policies of the weights that sampled
 
@@ -121,6 +122,12 @@ class Dump:
                 fields[field][mask] = values[token : token + lengths.sum()]
             yield Block(mask, fields)
             start, token = end, token + int(lengths.sum())
+
+
+def placeholders(policy: Floats, other: Floats) -> NDArray[np.bool_]:
+    """Where an exact 0 is no log-prob: the other policy is below :data:`PLACEHOLDER` there."""
+    found: NDArray[np.bool_] = (policy == 0) & (other < PLACEHOLDER)
+    return found
 
 
 def choose_fields(names: Iterable[str], wanted: Mapping[str, str], where: str = "") -> dict[str, str]:

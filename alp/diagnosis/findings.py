@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from alp.diagnosis import measures as measures
-from alp.diagnosis.causes import NONE, Cause, causes
+from alp.diagnosis.causes import NONE, Cause
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.measures import MISMATCH, Figures, Pair
 from alp.errors import nearest, printable
@@ -15,7 +17,7 @@ _SAID = 1  # causes in the summary; the table has the others
 _DOMINATED = 0.5  # share of all weights from which one of them makes the figures
 
 
-def findings(dump: Dump, figures: Figures) -> list[str]:
+def findings(dump: Dump, figures: Figures, causes: Sequence[Cause]) -> list[str]:
     """The handful of figures to look at first, one sentence each, with how to read them."""
     steps = "" if dump.steps is None else f", steps {dump.steps.min()}–{dump.steps.max()}"
     empty = dump.total - len(dump.lengths)
@@ -23,7 +25,7 @@ def findings(dump: Dump, figures: Figures) -> list[str]:
         f"read as {dump.source}: {dump.total} sequences, {int(dump.lengths.sum())} valid tokens{steps}"
         + (f"; {empty} sequences have no valid token" if empty else "")
     ]
-    sentences += [_cause(cause) for cause in causes(dump)[:_SAID]]
+    sentences += [_cause(cause) for cause in causes[:_SAID]]
     sentences += [_pair(pair, figures) for pair in measures.pairs(dump)]
     if measures.pairs(dump):
         sentences.append(_HOW)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from alp.diagnosis import checking, dumps, measures
+from alp.diagnosis.causes import causes
 from alp.diagnosis.dumps import LOG_PROBS, Raw
 from alp.diagnosis.findings import findings, notes
 from alp.diagnosis.readers.contract import floats
@@ -53,7 +54,7 @@ def diagnose(
         raise ValueError(str(error)) from None
     wanted = {field: field for field in dumps.FIELDS}
     figures = measures.diagnostics(dump)
-    return Diagnosis(figures, findings(dump, figures) + notes(dump, wanted))
+    return Diagnosis(figures, findings(dump, figures, causes(dump)) + notes(dump, wanted))
 
 
 def _raw(given: dict[str, Any], step: int | None) -> Raw:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from alp.configuration import compose
 from alp.diagnosis.counterfactual import Gradient
 from alp.diagnosis.dumps import Block, Dump, Floats
 from alp.policy import composition
@@ -148,12 +146,6 @@ class Effect:
     weights: Floats | None = None
     missing: str = ""
     gradient: Gradient = field(default_factory=Gradient)
-
-
-@cache
-def presets() -> tuple[Method, ...]:
-    """Every file of ``configs/method``, in alphabetical order."""
-    return tuple(compose.load("train", [f"method={name}"]).method for name in compose.choices("method"))
 
 
 def stand_in(method: Method, dump: Dump) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from alp.diagnosis.dumps import Floats, Ints
+from alp.diagnosis.dumps import Floats, Ints, placeholders
 
 OPEN = 0.98  # probability from which a token says little
 SURE = 0.999  # and from which its size is not to be divided by what is left
@@ -103,3 +103,60 @@ class Pattern:
         """Share of loud tokens per sequence."""
         shares: Floats = np.bincount(self.sequence, self.loud, len(self.lengths)) / self.lengths
         return shares
+
+    @cached_property
+    def zeros(self) -> tuple[NDArray[np.bool_], str]:
+        """Tokens of exact 0 where the other policy is far from it, and whose they are."""
+        sides = (
+            (placeholders(self.denominator, self.numerator), self.names[1]),
+            (placeholders(self.numerator, self.denominator), self.names[0]),
+        )
+        return max(sides, key=lambda side: side[0].sum())
+
+    @cached_property
+    def trailing(self) -> NDArray[np.bool_]:
+        """Those zeros with nothing but others behind them in their sequence."""
+        marked = self.zeros[0]
+        behind = np.flip(np.cumsum(np.flip(~marked)))
+        ends = np.cumsum(self.lengths) - 1
+        last: Ints = (behind - (~marked))[ends]
+        trailing: NDArray[np.bool_] = marked & (behind == last[self.sequence])
+        return trailing
+
+    @cached_property
+    def breaks(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Sequences that agree up to a place and not behind it, and sequences that do not agree from the start."""
+        broken = np.zeros(len(self.lengths), dtype=bool)
+        wrong = np.zeros(len(self.lengths), dtype=bool)
+        starts = np.cumsum(self.lengths) - self.lengths
+        for row in np.flatnonzero(self.loud_share > 0):
+            loud = self.loud[starts[row] : starts[row] + self.lengths[row]]
+            first = int(np.argmax(loud))
+            rest = loud[first:]
+            if len(rest) < 3 or rest.mean() < 0.34:
+                continue
+            broken[row] = first >= 2
+            wrong[row] = first < 2
+        return broken, wrong
+
+    @cached_property
+    def per_step(self) -> Floats | None:
+        """The median size of each step's open tokens; None for few steps."""
+        if self.steps is None:
+            return None
+        steps, of = np.unique(self.steps, return_inverse=True)
+        if len(steps) < 4:
+            return None
+        step_of = of[self.sequence]
+        parts = [self.size[self.open & (step_of == step)] for step in range(len(steps))]
+        return np.array([np.median(part) for part in parts]) if all(len(part) >= 5 for part in parts) else None
+
+    @cached_property
+    def scattered(self) -> float | None:
+        """Share of open tokens far apart, where they stand between tokens that agree, all over the sequences; else
+        None."""
+        part = float(self.far[self.open].mean()) if self.open.any() else 0.0
+        if not part or self.noise > ROUNDING:
+            return None
+        rows = np.unique(self.sequence[self.far])
+        return part if len(rows) > 0.5 * min(len(self.lengths), int(self.far.sum())) else None

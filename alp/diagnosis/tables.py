@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alp.diagnosis import measures as measures
-from alp.diagnosis.causes import Cause, causes
+from alp.diagnosis.causes import Cause
 from alp.diagnosis.diagnosed import Diagnosed, Parts, has_pairs, has_steps
 from alp.diagnosis.dumps import Dump, Floats
 from alp.diagnosis.measures import Effect, Figures
@@ -48,13 +48,13 @@ METHOD_COLUMNS = (
     "weight_mean", "weight_min", "weight_max", "weight_eff_sample_size", "remark",
 )
 # fmt: on
-STAND_INS = {"": "–", "perturbed_log_probs": "π_θ,δ", "log_probs": "π_θ", "old_log_probs": "π_old"}
 LABELS = {
     "rollout_log_probs": "μ",
     "old_log_probs": "π_old",
     "log_probs": "π_θ",
     "perturbed_log_probs": "π_θ,δ",
 }
+STAND_INS = LABELS | {"": "–"}
 POLICIES = {"rollout": "μ", "old": "π_old"}
 STEP_FIGURES = {
     "kl": "kl",
@@ -258,7 +258,7 @@ TABLES: tuple[Artefact[Dump, Diagnosed, Table], ...] = (
             "Told from the pattern of the differences alone, the likeliest first; a cause that leaves no pattern, or "
             "two at once, may be missed. Rounding is no fault where the engine computes in bfloat16."
         ),
-        make=lambda diagnosed: likely(causes(diagnosed.dump)),
+        make=lambda diagnosed: likely(diagnosed.causes),
         condition=has_pairs,
     ),
     Artefact(

@@ -40,7 +40,7 @@ TEMPLATE = Path(__file__).parent / "page.html.j2"
 def diagnose(config: DiagnoseConfig) -> str:
     """Write the folder; returns its path and a short summary for people. Raises :class:`UserError` for faults of the
     file."""
-    if config.input is None:
+    if not config.input:
         raise UserError(
             f"diagnose: no input given: input=<a file or a folder of them>, {', '.join(readers.SUFFIXES)} (quote:"
             " input='a b.npz')"
@@ -57,7 +57,7 @@ def diagnose(config: DiagnoseConfig) -> str:
     reproducibility.fix_threads(config.threads)
     diagnosed = Diagnosed.of(dump)
     tables = {artefact.name: artefact.make(diagnosed) for artefact in TABLES if artefact.condition(dump)}
-    summary = findings(dump, diagnosed.figures) + notes(dump, wanted)
+    summary = findings(dump, diagnosed.figures, diagnosed.causes) + notes(dump, wanted)
     record = {
         **_counts(dump),
         **diagnosed.figures,
@@ -79,12 +79,13 @@ def diagnose(config: DiagnoseConfig) -> str:
 
 def _read(source: Path, wanted: Mapping[str, str]) -> tuple[Dump, Sequence[Path]]:
     """The checked dump and the files it came from. Raises :class:`UserError` that names the input."""
-    with reading("diagnose", source.name):
+    name = source.name or source.resolve().name
+    with reading("diagnose", name):
         try:
             read = readers.read(source, wanted)
             return checking.check(read.raw), read.files
         except UserError as error:
-            raise UserError(f"diagnose: {shortened(source.name)}: {error}") from None
+            raise UserError(f"diagnose: {shortened(name)}: {error}") from None
 
 
 def _hash(source: Path, files: Sequence[Path]) -> str:

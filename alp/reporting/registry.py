@@ -57,7 +57,7 @@ def paths_of(kind: Kind, grid: Grid) -> list[Path]:
 def read(folder: Path, package: str) -> tuple[Artefact[Grid, Any, Any], ...]:
     """The artefacts of a package's modules, by ``order``, those of equal order by name."""
     stems = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    declared = {stem: _declaration(folder / f"{stem}.py") for stem in stems}
+    declared = {stem: _read_module(folder / f"{stem}.py") for stem in stems}
     return tuple(
         Artefact(
             name=stem,
@@ -65,9 +65,9 @@ def read(folder: Path, package: str) -> tuple[Artefact[Grid, Any, Any], ...]:
             caption=declaration.caption,
             condition=getattr(arms, declaration.condition),
             make=_lazy(f"{package}.{stem}", "make"),
-            silent=_lazy(f"{package}.{stem}", "silent") if _defines(folder / f"{stem}.py", "silent") else never_silent,
+            silent=_lazy(f"{package}.{stem}", "silent") if "silent" in functions else never_silent,
         )
-        for stem, declaration in sorted(declared.items(), key=lambda item: item[1].order)
+        for stem, (declaration, functions) in sorted(declared.items(), key=lambda item: item[1][0].order)
     )
 
 
@@ -80,15 +80,11 @@ def _lazy(module: str, name: str) -> Callable[[Any], Any]:
     return call
 
 
-def _defines(path: Path, name: str) -> bool:
+def _read_module(path: Path) -> tuple[Declaration, frozenset[str]]:
+    """What a module declares, checked, and the names of its functions. Raises ValueError with the module's path."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in body)
-
-
-def _declaration(path: Path) -> Declaration:
-    """What a module declares, checked. Raises ValueError with the module's path."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    if not _defines(path, "make"):
+    functions = frozenset(node.name for node in body if isinstance(node, ast.FunctionDef))
+    if "make" not in functions:
         raise ValueError(f"{path}: missing: a function 'make'")
     call = next((node.value for node in body if isinstance(node, ast.Assign) and _assigns(node, "ARTEFACT")), None)
     if not isinstance(call, ast.Call) or call.args:
@@ -108,7 +104,7 @@ def _declaration(path: Path) -> Declaration:
     declaration = Declaration(**given)
     if not callable(getattr(arms, declaration.condition, None)):
         raise ValueError(f"{path}: ARTEFACT: alp.reporting.arms has no condition '{declaration.condition}'")
-    return declaration
+    return declaration, functions
 
 
 def _assigns(node: ast.Assign, name: str) -> bool:

@@ -22,7 +22,7 @@ from alp.configuration.method_schema import Method
 from alp.evaluation import statistics
 from alp.evaluation.power import Components, difference_components
 from alp.evaluation.statistics import Interval
-from alp.reporting.arms import BYPASS, REFERENCES, build_command, learns_noise, ratio_level
+from alp.reporting.arms import BYPASS, REFERENCES, build_command, label, learns_noise, ratio_level
 from alp.reporting.records import STEP, UPDATE, Evaluation, Floats, damaged, read_evaluation, read_lines
 
 
@@ -159,6 +159,11 @@ class Results:
         """Whose accuracy the others' is compared with: GRPO, in a grid without it GSPO, else nobody's."""
         methods = {arm.arm.method for arm in self.arms}
         return next((method for method in REFERENCES if method in methods), None)
+
+    @property
+    def reference_label(self) -> str:
+        """That method for people, in the headings of columns that a grid without any leaves empty too."""
+        return label(self.reference_method or REFERENCES[0])
 
     def reference_of(self, arm: ArmRuns) -> ArmRuns | None:
         """What an arm is compared with: :attr:`reference`, else that method under the arm's own variant (as many

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from alp import presets
 from alp.diagnosis import checking, measures
 from alp.diagnosis.counterfactual import Gradient
 from alp.diagnosis.dumps import FIELDS, Dump, Raw
@@ -27,7 +28,7 @@ def dump_of(**arrays: list[list[float]]) -> Dump:
 
 
 def figures_of(dump: Dump, name: str) -> dict[str, float | None]:
-    method = next(method for method in measures.presets() if method.name == name)
+    method = next(method for method in presets.known() if method.name == name)
     (effect,) = measures.effects(dump, [method])
     assert not effect.missing
     return effect.gradient.figures()
@@ -81,7 +82,7 @@ def test_derivatives_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch, cell
     rollout = (np.array(OLD) + 0.3 * np.sin(np.arange(30)).reshape(6, 5)).clip(max=-0.01).tolist()
     current = (np.array(OLD) + 0.2 * np.cos(np.arange(30)).reshape(6, 5)).clip(max=-0.01).tolist()
     dump = dump_of(old_log_probs=OLD, rollout_log_probs=rollout, log_probs=current, advantages=ADVANTAGES)
-    method = next(method for method in measures.presets() if method.name == "token_tis")
+    method = next(method for method in presets.known() if method.name == "token_tis")
     method = replace(method, aggregation="seq-mean-token-mean")
     (effect,) = measures.effects(dump, [method])
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from alp.diagnosis.demo import DUMP
 
 
@@ -34,3 +36,19 @@ def test_what_it_is_not_asked_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "alp: error: demo: takes no words, not 'mine.npz'; a dump of your own: alp diagnose <file>\n"
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([""], "alp: error: diagnose: no input given: "),  # a shell variable that is not set
+        (["one.npz", "two.npz"], "alp: error: diagnose: one input at a time, not 2: 'one.npz', 'two.npz'\n"),
+        (["."], "alp: error: diagnose: {name}: no dump in this folder: "),
+    ],
+)
+def test_careless_inputs_are_one_line_and_read_nothing(words: list[str], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "alp.cli", "diagnose", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message.format(name=tmp_path.name) in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -18,11 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alp import presets
 from alp.cli import main
 from alp.configuration import compose
 from alp.diagnosis import checking, dump_formats
 from alp.diagnosis import measures as measures
 from alp.diagnosis import tables as tables
+from alp.diagnosis.causes import causes
 from alp.diagnosis.diagnosed import Diagnosed
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.figures import FIGURES
@@ -172,7 +174,7 @@ def test_presets_do_what_the_reference_does(tmp_path: Path, monkeypatch: pytest.
     old, rollout, current = (matrix(sequences, name) for name in ("old_log_probs", "rollout_log_probs", "log_probs"))
     known = [  # to the reference: the clipped loss with one correction of today's kinds
         method
-        for method in measures.presets()
+        for method in presets.known()
         if method.loss_form == "clip"
         and len(method.corrections) <= 1
         and all(one.kind == "none" or (one.weighs and not one.at_update) for one in method.corrections)
@@ -218,7 +220,7 @@ def test_presets_do_what_the_reference_does(tmp_path: Path, monkeypatch: pytest.
 def test_every_preset_has_a_row(tmp_path: Path) -> None:
     """Those that wait for an update say so, and show what the rest of them does."""
     dump = load(write(tmp_path / "dump.jsonl", simulate()))
-    effects = {effect.method.name: effect for effect in measures.effects(dump, measures.presets())}
+    effects = {effect.method.name: effect for effect in measures.effects(dump, presets.known())}
     assert effects["apmpo"].missing == "needs rewards"
     assert not any(effect.missing for name, effect in effects.items() if name != "apmpo")
     assert effects["seq_mask_tis"].weights is not None
@@ -258,7 +260,7 @@ def test_steps_need_no_order(tmp_path: Path) -> None:
 
 def test_turns_are_read_where_a_method_needs_them(tmp_path: Path) -> None:
     sequences = simulate()
-    method = next(preset for preset in measures.presets() if preset.name == "token_bypass")
+    method = next(preset for preset in presets.known() if preset.name == "token_bypass")
     method = replace(method, level="turn")
     (effect,) = measures.effects(load(write(tmp_path / "a.jsonl", sequences)), [method])
     assert not effect.missing
@@ -277,7 +279,7 @@ def test_stand_ins_are_named(tmp_path: Path) -> None:
     first = [{name: value for name, value in one.items() if name != "log_probs"} for one in sequences]
     found = {}
     for name, some in (("noise", perturbed), ("plain", sequences), ("first", first)):
-        table = tables.methods(measures.effects(load(write(tmp_path / f"{name}.jsonl", some)), measures.presets()))
+        table = tables.methods(measures.effects(load(write(tmp_path / f"{name}.jsonl", some)), presets.known()))
         rows = {row["method"]: row for row in records(table.frame)}
         found[name] = [(rows[method]["numerator"], rows[method]["remark"]) for method in ("seq_alp", "grpo")]
     assert found["noise"] == [("perturbed_log_probs", ""), ("log_probs", "")]
@@ -427,7 +429,7 @@ def test_summary_names_the_furthest_sequence_and_what_is_odd(tmp_path: Path) -> 
     valid = sequences[4]["response_mask"].index(1)
     sequences[4]["old_log_probs"][valid] = sequences[4]["rollout_log_probs"][valid] - 12.5
     dump = load(write(tmp_path / "one.jsonl", sequences))
-    lines = findings(dump, measures.diagnostics(dump))
+    lines = findings(dump, measures.diagnostics(dump), causes(dump))
     assert lines[-1].startswith("furthest sequence: index 4 (from 0), line 5, Σ log π_old / μ = −12.5 over")
     assert lines[0].endswith("; 1 sequences have no valid token")
 

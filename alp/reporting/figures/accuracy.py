@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from alp.evaluation.statistics import Interval
 from alp.rendering import plots
 from alp.rendering.numbers import percent, points
-from alp.reporting.arms import label
 from alp.reporting.looks import Look, base_line, dot, dot_handles, looks, name_rows
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import ArmRuns, Results
@@ -53,7 +52,7 @@ def make(loaded: Results) -> Figure:
     _base(left, loaded.base_interval())
     for axes in right:
         axes.axvline(0, color="#555555", linewidth=1, zorder=0.9)
-        title = f"Paired difference to {label(whose)}" if whose else "Paired difference to no noise"
+        title = f"Paired difference to {loaded.reference_label}" if whose else "Paired difference to no noise"
         axes.set(title=title, xlabel="percentage points")
         axes.tick_params(left=False)
     plots.legend_below(figure, dot_handles())

@@ -49,7 +49,6 @@ def make(loaded: Results) -> Table:
         changed = changed_settings(arm.method, control.method)
         clear = None if remaining.p_value is None else mark
         rows.append([arm.name, control.name, changed, *means, *interval_cells(remaining), clear, *interval_cells(gain)])
-    whose = arms.label(loaded.reference_method or arms.REFERENCES[0])
     columns = [
         words("method", "Method", lambda name: arms.label(str(name)), link="arm"),
         words("control", "Control", lambda name: arms.label(str(name)), link="arm"),
@@ -64,7 +63,13 @@ def make(loaded: Results) -> Table:
             interval=("difference_low", "difference_high"),
             mark="clear",
         ),
-        Column("gain_over_reference", f"Method − {whose}", points, "points", interval=("gain_low", "gain_high")),
+        Column(
+            "gain_over_reference",
+            f"Method − {loaded.reference_label}",
+            points,
+            "points",
+            interval=("gain_low", "gain_high"),
+        ),
     ]
     return Table(frame(rows, EXPORTED), columns)
 

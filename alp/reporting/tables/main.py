@@ -11,7 +11,6 @@ from alp.evaluation.statistics import Interval, stay_clear
 from alp.rendering.numbers import Cell, one_decimal, percent, percent_as_published, points
 from alp.rendering.tables import Column, Table, frame, words
 from alp.reporting import arms
-from alp.reporting.arms import REFERENCES
 from alp.reporting.comparisons import interval_cells, mean_of_known, stands_out
 from alp.reporting.records import Evaluation
 from alp.reporting.registry import Declaration
@@ -63,7 +62,7 @@ def make(loaded: Results) -> Table:
         Column("accuracy_mean", loaded.average, percent, "%", interval=("accuracy_low", "accuracy_high")),
         Column(
             "difference_to_reference",
-            f"Difference to {arms.label(loaded.reference_method or REFERENCES[0])}",
+            f"Difference to {loaded.reference_label}",
             points,
             "points",
             interval=("difference_low", "difference_high"),
@@ -80,15 +79,9 @@ def make(loaded: Results) -> Table:
 
 def _gaps(loaded: Results) -> list[Interval | None]:
     """The difference of every row to its reference, the base model's first: every comparison of the table."""
-    against = [loaded.reference_of(arm) for arm in loaded.arms]
-    reference = loaded.reference
-    return [
-        None if reference is None else loaded.difference(loaded.base.per_problem[None], reference.accuracy),
-        *(
-            None if other is None else loaded.difference(arm.accuracy, other.accuracy)
-            for arm, other in zip(loaded.arms, against, strict=True)
-        ),
-    ]
+    compared = [(loaded.base.per_problem[None], loaded.reference)]
+    compared += [(arm.accuracy, loaded.reference_of(arm)) for arm in loaded.arms]
+    return [None if other is None else loaded.difference(accuracy, other.accuracy) for accuracy, other in compared]
 
 
 def _base_row(loaded: Results, compared: list[Cell]) -> list[Cell]:
