@@ -41,6 +41,12 @@ class EngineSettings(Strict):
         return None
 
     @property
+    def apart(self) -> bool:
+        """Whether it keeps weights of its own in a process of its own between two batches, so that it can sample while
+        the model is updated."""
+        return False
+
+    @property
     def local_batch(self) -> int:
         """Sequences at a time where the trainer's own model samples in the engine's place."""
         return 512
@@ -142,6 +148,11 @@ class VLLMRollout(SupervisedRollout):
         if (self.memory_share is None) == (self.kv_cache_gib is None):
             raise ValueError("set one of memory_share and kv_cache_gib, and the other to null")
         return self
+
+    @property
+    def apart(self) -> bool:
+        """See EngineSettings."""
+        return self.sleep_level == 0
 
     @property
     def quantised(self) -> bool:

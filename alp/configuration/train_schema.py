@@ -21,6 +21,7 @@ class Trainer(Strict):
     prompts: Positive
     samples: Annotated[int, Field(ge=2)]
     updates_per_batch: Positive
+    lag: NonNegative  # rollout batches sampled before the updates of earlier ones; 0: each with the newest weights
     micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
     micro_tokens: Positive | None  # or tokens per forward, padding included, of sequences sorted by length
     logits_chunk: Positive | None  # tokens whose logits are in memory at once; None: all of a forward's

@@ -125,14 +125,16 @@ def compares_corrections(grid: Grid) -> bool:
     )
 
 
-def phase_of(grid: Grid, arm: Arm) -> tuple[int, str]:
-    """Updates on each rollout batch, and the engine, with what it does to the weights, as people read it."""
+def phase_of(grid: Grid, arm: Arm) -> tuple[str, str]:
+    """Updates on each rollout batch, with the batches that are sampled ahead of them, and the engine, with what it does
+    to the weights, as people read them."""
     job = job_of(grid, arm)
-    return job.trainer.updates_per_batch, job.rollout.label
+    ahead = f" + {job.trainer.lag}" if job.trainer.lag else ""
+    return f"{job.trainer.updates_per_batch}{ahead}", job.rollout.label
 
 
 def is_phase_diagram(grid: Grid) -> bool:
-    """Whether its arms cross several numbers of updates with several mismatches."""
+    """Whether its arms cross several ages of rollout batches with several mismatches."""
     stale, mismatch = (set(part) for part in zip(*(phase_of(grid, arm) for arm in grid.arms), strict=True))
     return len(stale) > 1 and len(mismatch) > 1
 

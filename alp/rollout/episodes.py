@@ -57,6 +57,11 @@ class Trajectory:
         """Tokens that the policy sampled."""
         return sum(self.response_mask)
 
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Trajectory:
+        """The inverse of ``asdict``."""
+        return cls(**(plain | {"tools": None if plain["tools"] is None else ToolUse(**plain["tools"])}))
+
 
 def collect(
     engine: Engine,

@@ -25,8 +25,9 @@ from alp.places import nearest_folder
 from alp.reproducibility import partial_folder, sha256_file, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
-# Of the state; 1 had no rollout batch under way, 2 called it "current", 3 had no clean log-ratio in it, 4 no turns.
-FORMAT = 5
+# Of the state; 1 had no rollout batch under way, 2 called it "current", 3 had no clean log-ratio in it, 4 no turns, 5
+# none that wait for their step.
+FORMAT = 6
 _KEPT = 2
 _NAME = re.compile(r"step_\d{6,}_update_\d{4,}_[0-9a-f]{8}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from alp.rollout.engine import Engine, Host, Probe, Sampling
 from alp.rollout.episodes import longest_of, stops_of
 from alp.tasks.catalogue import load_task
 from alp.training import attention, checkpoint, inputs
+from alp.training.ahead import Ahead
 from alp.training.compiled import CompiledLayers
 from alp.training.forward import sequence_log_probs
 from alp.training.head import Head, Unproven, proven_head
 from alp.training.masters import Masters, round_weights
 from alp.training.pending import PendingStep
 from alp.training.records import RECORDS, Records
+from alp.training.scoring import sample
 from alp.training.settings_report import check_active, check_perturbed, describe_active
 from alp.training.update import Updater
 from alp.training.validation import Validation
@@ -91,6 +93,7 @@ class Job:
         self.records = Records(run_dir)
         self.done = 0  # steps
         self.pending: PendingStep | None = None
+        self.ahead = Ahead(self, sample)
         self.under_way: dict[str, Any] | None = None  # a rollout batch between two turns (``Play.run``)
 
     def _check_inputs(self, accept: Callable[[dict[str, Any]], object]) -> None:
@@ -166,7 +169,7 @@ class Job:
         trained = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
         saved = whole - trained if adapters.layers_of(self.model) else whole  # an adapter is saved merged
         longest = longest_of(self.task, None) or 2 * rollout.max_new_tokens  # prompts as long as responses
-        tokens = trainer.prompts * trainer.samples * longest
+        tokens = (trainer.lag + 1) * trainer.prompts * trainer.samples * longest
         checkpoint.check_room(self.run_dir, trained=trained, saved=saved, tokens=tokens, every=trainer.checkpoint_every)
 
     def _sampling(self, settings: EngineSettings) -> Sampling:
@@ -211,6 +214,8 @@ class Job:
 
     def close(self) -> None:
         """Give back what the engines hold outside this process."""
+        with suppress(Exception):  # what it raises follows from what ended the job, or the job is over
+            self.ahead.settle()
         self.engine.close()
         self.validator.close()
         if self.task.environment is not None:
@@ -275,6 +280,7 @@ class Job:
         self.done, self.records.texts = state["step"], state["records"]
         self.pending = PendingStep.of(state["pending"], self.device) if state["pending"] else None
         self.under_way = state["under_way"]
+        self.ahead.load_state(state["ahead"])
 
     def save(self) -> bool:
         """Write a checkpoint of this very moment; whether that worked."""
@@ -285,6 +291,7 @@ class Job:
             "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
             "pending": self.pending.state_dict() if self.pending is not None else None,
             "under_way": self.under_way,
+            "ahead": self.ahead.state(),
             "records": self.records.texts,
             "random": checkpoint.random_state(),
         }

@@ -24,7 +24,7 @@ from alp.training import clean, trajectories
 from alp.training.job import OUTPUTS, Job
 from alp.training.metrics import envelope, noise_metrics, rollout_metrics, update_metrics
 from alp.training.pending import Clock, PendingStep
-from alp.training.scoring import padded, sample, score
+from alp.training.scoring import padded, score
 
 Observer = Callable[[], None]
 
@@ -86,6 +86,8 @@ def step(job: Job, number: int) -> dict[str, Any]:
     metrics |= noise_metrics(job.perturbation, pending.results)
     metrics |= clean.metrics(job, pending)
     clock.lap("probe")
+    job.ahead.settle()
+    clock.lap("rollout")  # what the updates did not hide of it
     synced = job.engine.sync_weights(adapters.served(job.model), version=number)
     clock.lap("sync")
     metrics |= job.validation.figures(job.model, number)
@@ -99,11 +101,13 @@ def begin(job: Job, number: int) -> PendingStep:
     """Sample and score a rollout batch."""
     stop_if_asked(job)
     clock = Clock({})
-    sampled = sample(job, number, partial(between_turns, job))
-    job.under_way = None
+    taken = job.ahead.take(number, partial(between_turns, job))
+    sampled = taken.trajectories
     clock.lap("rollout")
     batch, metrics = score(job, padded(job, sampled, number))
     metrics |= rollout_metrics(sampled, job.config.trainer.samples)
+    if job.config.trainer.lag:
+        metrics["rollout/versions_behind"] = float(taken.versions_behind)
     clock.lap("score")
     shown, raw = trajectories.chosen(job, sampled, number), torch.zeros_like(batch.rollout_log_probs)
     return PendingStep(number, batch, metrics, raw, seconds=clock.seconds, shown=shown)

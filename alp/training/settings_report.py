@@ -61,6 +61,8 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
         "micro_batch": updater.trainer.micro_batch,
         "micro_tokens": updater.trainer.micro_tokens,
         "updates_per_batch": updater.trainer.updates_per_batch,
+        "lag": updater.trainer.lag,
+        "sampling_overlaps_updates": updater.trainer.lag > 0 and config.rollout.apart,
         "kl": updater.trainer.kl if updater.reference else 0.0,
         "optimizer_groups": [
             {"lr": group["lr"], "weight_decay": group["weight_decay"], "tensors": len(group["params"])}

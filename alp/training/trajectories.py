@@ -70,6 +70,8 @@ def records(job: Job, pending: PendingStep) -> Iterator[dict[str, Any]]:
         at_level, raw = method_log_ratio(method, mini, raw)[picked].cpu(), raw[picked].cpu()
         few = Batch(**{name: value.cpu() for name, value in vars(mini.rows(picked)).items()})
         head = {"step": pending.step, "update": (pending.step - 1) * trainer.updates_per_batch + index + 1}
+        if trainer.lag:
+            head["versions_behind"] = int(pending.metrics["rollout/versions_behind"])
         for row, item in enumerate(here.values()):
             line = head | _of_sequence(few, row, item, raw[row], with_old=trainer.old_log_probs)
             line |= _of_tokens(job.tokenizer, few, row, item, raw[row], marks[row])

@@ -15,7 +15,7 @@ from alp.configuration import grid as grids
 from alp.policy.method import Correction
 from alp.rendering import plots
 from alp.reporting import active_settings, registry, runs
-from alp.reporting.arms import label
+from alp.reporting.arms import label, phase_of
 from alp.reporting.figures import drift, phase
 
 from .conftest import fabricate, write_grid
@@ -56,6 +56,7 @@ def drawn(make: object, results: runs.Results) -> Figure:
 
 def test_each_grid_has_the_figures_that_are_about_it() -> None:
     wanted = {"corrections": "drift", "corrections_stress": "drift", "corrections_subset": "drift", "phase": "phase"}
+    wanted |= {"phase_lag": "phase"}
     for name in (*wanted, "smoke", "engines"):
         own = {"drift", "phase"} & set(registry.names("figures", grids.load(name)))
         assert own == ({wanted[name]} if name in wanted else set()), name
@@ -134,3 +135,11 @@ def test_cells_of_the_phase_diagram(tmp_path: Path) -> None:
                 assert arm is not None
                 assert cells[row, column] == pytest.approx(100 * results.mean(arm.accuracy))
     assert len({one.images[0].get_clim() for one in axes}) == 1
+
+
+def test_batches_sampled_ahead_are_columns_of_their_own() -> None:
+    grid = grids.load("phase_lag")
+    cells = dict.fromkeys(phase_of(grid, arm) for arm in grid.arms)
+    assert list(cells) == [
+        (stale, engine) for engine in ("HF fp32", "HF int8 (weight noise 0.05)") for stale in ("4", "4 + 1", "4 + 4")
+    ]

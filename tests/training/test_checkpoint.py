@@ -163,7 +163,8 @@ def test_what_a_checkpoint_holds(train_config: Make, monkeypatch: pytest.MonkeyP
     card = json.loads((folders[-1] / "checkpoint.json").read_text(encoding="utf-8"))
     assert (card["step"], card["update"], card["format"]) == (3, 1, checkpoint.FORMAT)
     state = torch.load(folders[-1] / "state.pt", weights_only=True)
-    assert set(state) == {"step", "model", "updater", "perturbation", "pending", "under_way", "records", "random"}
+    parts = {"step", "model", "updater", "perturbation", "pending", "under_way", "ahead", "records", "random"}
+    assert set(state) == parts
     assert set(state["perturbation"]) >= {"log_std"}
     assert len(state["updater"]["optimizer"]["param_groups"]) == 2
     batch = state["pending"]["batch"]

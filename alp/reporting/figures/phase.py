@@ -17,9 +17,10 @@ ARTEFACT = Declaration(
     title="Phase diagram",
     caption=(
         "Accuracy of the last weights on the test set, in per cent (mean over training seeds), one panel per method: "
-        "updates on each rollout batch to the right, mismatch of the engine upwards, in the grid's order. All panels "
-        "share one scale of colour. A cross is a collapse: an accuracy more than ten points under the base model's. "
-        "The grid's table of accuracies holds the intervals; a difference of two cells says nothing where they overlap."
+        "updates on each rollout batch (+ batches sampled ahead of them) to the right, mismatch of the engine "
+        "upwards, in the grid's order. All panels share one scale of colour. A cross is a collapse: an accuracy more "
+        "than ten points under the base model's. The grid's table of accuracies holds the intervals; a difference of "
+        "two cells says nothing where they overlap."
     ),
     condition="is_phase_diagram",
 )
@@ -47,8 +48,8 @@ def make(loaded: Results) -> Figure:
             if not np.isnan(value):
                 mark = " ×" if value < 100 * (base - COLLAPSED) else ""
                 axes.text(column, row, f"{value:.0f}{mark}", ha="center", va="center", fontsize=8, color="white")
-        axes.set_xticks(range(len(columns)), [str(column) for column in columns])
-        axes.set_yticks(range(len(rows)), [str(row) for row in rows])
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
         axes.grid(visible=False)
         axes.set_title(label(method), fontsize=8)
     _one_scale([image for _, image in drawn])
