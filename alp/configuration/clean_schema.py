@@ -9,6 +9,10 @@ class CleanConfig(Strict):
     """``results`` is the root that holds the grids."""
 
     results: str
-    yes: bool  # remove without asking
-    missing: bool  # also everything of a grid whose file is gone
-    all: bool  # everything that carries alp's marks
+    """The root that holds the grids."""
+    yes: bool
+    """Whether to remove without asking."""
+    missing: bool
+    """Whether to remove also everything of a grid whose file is gone."""
+    all: bool
+    """Whether to remove everything that carries alp's marks, whatever asks for it."""

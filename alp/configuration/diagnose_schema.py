@@ -9,13 +9,21 @@ class DumpFields(Strict):
     """What each field of a dump in our own form is called; the mask and one policy are needed."""
 
     old_log_probs: str
+    """Name of π_old's log-probs."""
     rollout_log_probs: str
+    """Name of μ's log-probs, the inference engine's."""
     response_mask: str
+    """Name of the mask of response tokens; it is needed."""
     log_probs: str
+    """Name of π_θ's log-probs."""
     perturbed_log_probs: str
+    """Name of π_θ,δ's log-probs, under the noise."""
     advantages: str
+    """Name of the advantages."""
     step: str
+    """Name of the step's number."""
     turn_ids: str
+    """Name of the turns' numbers, counted from 0."""
 
 
 class DiagnoseConfig(Strict):
@@ -23,7 +31,12 @@ class DiagnoseConfig(Strict):
     without one."""
 
     input: str | None
+    """A trainer's dump or one of ours, or a folder of them; a word without = gives it too."""
     output: str | None
-    replace: bool = False  # a diagnosis of another file in ``output`` gives way; without it that is refused
+    """The folder that page and tables go into; null: results/diagnose/<stem of the input>."""
+    replace: bool = False
+    """Whether a diagnosis of another file in ``output`` gives way; without it that is refused."""
     fields: DumpFields
-    threads: Positive  # of torch: the last digits of a sum depend on it
+    """What a file in our own form calls each field; the mask and one policy are needed."""
+    threads: Positive
+    """Threads of torch: the last digits of a sum depend on it."""

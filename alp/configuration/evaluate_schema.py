@@ -17,15 +17,24 @@ from alp.errors import nearest
 class Evaluation(Strict):
     """avg@k, greedy accuracy and pass@k of one model on one set, never perturbed."""
 
-    set: Name  # test, validation, train or an evaluation set that the task names
+    set: Name
+    """``test``, ``validation``, ``train`` or an evaluation set that the task names."""
     samples: Positive
+    """Responses to each problem, the k of avg@k."""
     greedy: bool
+    """Whether each problem is answered greedily too."""
     temperature: PositiveFloat
+    """Of the sampling."""
     max_new_tokens: Positive
-    batch_size: Positive  # samples of whole problems that are asked for, and kept, at a time
+    """Tokens of a response, or of a turn, at most."""
+    batch_size: Positive
+    """Samples of whole problems that are asked for, and kept, at a time."""
     device: Literal["auto", "cpu", "cuda"]
+    """Where the model is; ``auto``: on a GPU where there is one."""
     threads: Positive
+    """Threads of torch on the CPU."""
     seed: NonNegative
+    """Of the samples."""
 
 
 def check_set(task: Task, name: str, key: str) -> None:
@@ -38,10 +47,15 @@ class EvaluateConfig(Strict):
     """One model on one set."""
 
     task: Task
+    """Problems and how answers are judged."""
     model: Model
+    """The model that is evaluated."""
     rollout: Rollout
+    """The engine that samples."""
     evaluation: Evaluation
+    """What is sampled and counted."""
     run: Run
+    """Where results go."""
 
     @model_validator(mode="after")
     def _said_once(self) -> EvaluateConfig:

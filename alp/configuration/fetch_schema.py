@@ -13,7 +13,9 @@ class FetchConfig(Strict):
     """Which pretrained model is fetched, and where to."""
 
     model: Model
+    """The pretrained model."""
     run: Run
+    """Where its folder goes."""
 
     @model_validator(mode="after")
     def _has_source(self) -> FetchConfig:

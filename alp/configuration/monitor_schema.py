@@ -14,11 +14,20 @@ class MonitorConfig(Strict):
     ``metrics.jsonl`` (docs/results.md)."""
 
     jobs: str | None
+    """Folder of a job, or one above several, to be followed."""
     baseline: str | None
+    """The same of what is held to be sound; a job is held against its own arm's runs there, where there are any."""
     keys: Annotated[list[str], Field(min_length=1)]
-    neighbours: NonNegative  # steps
+    """Figures of ``metrics.jsonl`` that are watched."""
+    neighbours: NonNegative
+    """Steps before and behind that a step's band takes in."""
     widen: Annotated[float, Field(ge=1, le=1000)]
-    in_a_row: Positive  # steps
+    """Width of the band over the range of the baseline's runs."""
+    in_a_row: Positive
+    """Steps outside in a row before it is said."""
     once: bool
-    every: PositiveFloat  # seconds
-    quiet: PositiveFloat  # seconds
+    """Whether to look at what is there now, and end."""
+    every: PositiveFloat
+    """Seconds between two looks."""
+    quiet: PositiveFloat
+    """Seconds without a running job after which it ends."""

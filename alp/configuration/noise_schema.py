@@ -20,13 +20,21 @@ class Noise(Strict):
     """What the noise is measured on: ``samples`` responses to each of the first ``problems`` of a set."""
 
     set: Name
+    """The set whose problems are answered: ``test``, ``validation``, ``train`` or one that the task names."""
     problems: Positive
+    """The first so many problems of the set."""
     samples: Positive
-    draws: Annotated[int, Field(ge=2)]  # of the noise, for each layer and for all together; one has no standard error
-    batch_size: Positive  # sequences of a forward
+    """Responses to each of them."""
+    draws: Annotated[int, Field(ge=2)]
+    """Of the noise, for each layer and for all together; one has no standard error."""
+    batch_size: Positive
+    """Sequences of a forward."""
     device: Literal["auto", "cpu", "cuda"]
+    """Where the model is; ``auto``: on a GPU where there is one."""
     threads: Positive
+    """Threads of torch on the CPU."""
     seed: NonNegative
+    """Of responses and noise."""
 
 
 class NoiseConfig(Strict):
@@ -34,12 +42,19 @@ class NoiseConfig(Strict):
     folder."""
 
     task: Task
+    """Problems and how answers are judged."""
     model: Model
+    """The model that the noise is put on."""
     method: MethodField
+    """The method whose noise it is."""
     rollout: Annotated[Rollout, AfterValidator(with_behaviour_policy)]
+    """The engine that samples the responses."""
     noise: Noise
+    """What the noise is measured on."""
     output: str
-    replace: bool = False  # a budget of something else in ``output`` gives way; without it that is refused
+    """The folder that page and tables go into."""
+    replace: bool = False
+    """Whether a budget of something else in ``output`` gives way; without it that is refused."""
 
     @classmethod
     def filled(cls, plain: dict[str, Any]) -> dict[str, Any]:

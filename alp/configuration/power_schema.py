@@ -14,6 +14,10 @@ class PowerConfig(Strict):
     ``<grid>/``, not read beside a folder."""
 
     grid: str
+    """A name in ``configs/grid/``, the path of a grid file, or the folder of a built grid."""
     results: str
-    effect: Annotated[float, Field(gt=0, le=100)]  # percentage points to be told from zero
-    power: Annotated[float, Field(gt=0.05, lt=1)]  # the chance that a grid does so
+    """The root that holds ``<grid>/``; not read beside a folder."""
+    effect: Annotated[float, Field(gt=0, le=100)]
+    """Percentage points to be told from zero."""
+    power: Annotated[float, Field(gt=0.05, lt=1)]
+    """The chance that a grid does so."""

@@ -11,4 +11,6 @@ class PrepareConfig(Strict):
     """Which task's problems become files, and where."""
 
     task: Task
+    """The task whose problems become files."""
     run: Run
+    """Where they go."""

@@ -14,9 +14,13 @@ class PretrainConfig(Strict):
     """How the embedded base model is taught."""
 
     task: Task
+    """The task that is taught."""
     model: Model
+    """Sizes of the embedded model."""
     pretrain: Pretrain
+    """How it is taught."""
     run: Run
+    """Where results go."""
 
     @model_validator(mode="after")
     def _embedded(self) -> PretrainConfig:

@@ -21,11 +21,17 @@ class EngineSettings(Strict):
     title: ClassVar[str]  # for people
 
     engine: str
-    dtype: str  # of the engine's weights
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0 is greedy decoding: no behaviour policy
+    """Which engine; chosen by its file, ``rollout=vllm``."""
+    dtype: str
+    """Dtype of the engine's weights."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Of the sampling; 0 is greedy decoding, which has no behaviour policy: of validation alone."""
     top_p: float
+    """Must be 1.0: less would bias the behaviour policy."""
     top_k: int
+    """Must be 0 or -1, both no limit: another would bias the behaviour policy."""
     max_new_tokens: Positive
+    """Tokens of a response, or of a turn, at most."""
 
     @model_validator(mode="after")
     def _unbiased(self) -> EngineSettings:
@@ -84,10 +90,15 @@ class HFRollout(EngineSettings):
     title: ClassVar[str] = "HF"
 
     engine: Literal["hf"]
+    """Sampling by transformers."""
     dtype: Literal["float32", "bfloat16", "int8"]
-    batch_size: Positive  # sequences sampled at a time
-    weight_noise: Annotated[float, Field(ge=0, lt=1)]  # relative size of multiplicative noise on the engine's weights
-    static_cache: bool | None = None  # a cache of fixed size where the model goes with one; null: on a GPU
+    """Dtype of inference; ``int8``: quantised weights computed in bfloat16."""
+    batch_size: Positive
+    """Sequences sampled at a time."""
+    weight_noise: Annotated[float, Field(ge=0, lt=1)]
+    """Relative size of multiplicative noise on the engine's weights."""
+    static_cache: bool | None = None
+    """Whether the cache has a fixed size, where the model goes with one; null: on a GPU."""
 
     @property
     def quantised(self) -> bool:
@@ -118,10 +129,14 @@ class HFRollout(EngineSettings):
 class SupervisedRollout(EngineSettings):
     """An engine in a process of its own (``alp.rollout.supervised``)."""
 
-    threads: Positive  # of the engine process
-    start_limit: PositiveFloat  # seconds until the engine must be ready
-    time_limit: PositiveFloat  # seconds for one rollout batch or one sync: a slower engine hangs, and is started again
-    restarts: NonNegative  # engines lost in a row before the job fails
+    threads: Positive
+    """Threads of the engine process."""
+    start_limit: PositiveFloat
+    """Seconds until the engine must be ready."""
+    time_limit: PositiveFloat
+    """Seconds for one rollout batch or one sync: a slower engine hangs, and is started again."""
+    restarts: NonNegative
+    """Engines lost in a row before the job fails."""
 
 
 class VLLMRollout(SupervisedRollout):
@@ -131,17 +146,27 @@ class VLLMRollout(SupervisedRollout):
     title: ClassVar[str] = "vLLM"
 
     engine: Literal["vllm"]
+    """Sampling by vLLM in a process of its own."""
     dtype: Literal["float32", "bfloat16"]
-    quantization: Literal["fp8"] | None  # of the linear weights; on a GPU alone
-    tensor_parallel: Positive  # devices the model is spread over; 1 on a CPU
-    memory_share: Annotated[float, Field(gt=0, le=1)] | None  # of the device's memory, weights included
-    kv_cache_gib: PositiveFloat | None  # GiB of the KV cache
-    max_sequences: Positive  # sampled at a time
-    max_length: Positive | None  # prompt and response, tokens; None: the model's own limit
-    prefix_cache: bool  # prompts of one group are computed once; emptied at every sync
-    # between rollouts 1 moves the weights to the host, 2 drops them; on a GPU alone
+    """Dtype of the engine's weights."""
+    quantization: Literal["fp8"] | None
+    """Of the linear weights, on a GPU alone; null: none."""
+    tensor_parallel: Positive
+    """Devices the model is spread over; 1 on a CPU."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] | None
+    """Share of the device's memory, weights included; null: ``kv_cache_gib`` bounds it."""
+    kv_cache_gib: PositiveFloat | None
+    """GiB of the KV cache; null: ``memory_share`` bounds it."""
+    max_sequences: Positive
+    """Sequences sampled at a time."""
+    max_length: Positive | None
+    """Tokens of prompt and response; null: the model's own limit."""
+    prefix_cache: bool
+    """Whether prompts of one group are computed once; emptied at every sync."""
     sleep_level: Annotated[int, Field(ge=0, le=2)]
-    seeded: bool  # one seed per request; without it faster on some platforms, and not repeatable
+    """Between rollouts, on a GPU alone: 1 moves the weights to the host, 2 drops them, 0 does nothing."""
+    seeded: bool
+    """One seed per request; without it faster on some platforms, and not repeatable."""
 
     @model_validator(mode="after")
     def _one_bound(self) -> VLLMRollout:
@@ -187,8 +212,11 @@ class CustomRollout(EngineSettings):
     title: ClassVar[str] = "custom"
 
     engine: Literal["custom"]
+    """An engine of your own (docs/rollout.md)."""
     module: str | None
+    """Dotted name of the module that defines your class ``Engine``."""
     options: dict[str, Any]
+    """What that class is made with."""
 
     @property
     def quantised(self) -> bool | None:

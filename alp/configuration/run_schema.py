@@ -14,11 +14,18 @@ class Run(Strict):
     """Where results go; no part of the run's identity."""
 
     dir: str
-    replace: bool = False  # results of another identity in ``dir`` give way; without it they are refused
+    """The folder that results go into."""
+    replace: bool = False
+    """Whether results of another identity in ``dir`` give way; without it they are refused."""
     grid: Name | None
+    """The grid that the job belongs to: its experiment in trackers; null: none."""
     arm: Name | None
-    tracking: str | None  # MLflow tracking URI; None: no tracking
-    share: bool = True  # take over what an equal job of a grid under the same results root has finished
+    """The arm that the job belongs to: part of its name in trackers; null: none."""
+    tracking: str | None
+    """Where the run is shown while it trains: a tracking URI of MLflow, or another tracker (docs/tracking.md); null:
+    nowhere."""
+    share: bool = True
+    """Whether to take over what an equal job of a grid under the same results root has finished."""
 
     @classmethod
     def of(cls, folder: Path) -> Run:

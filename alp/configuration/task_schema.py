@@ -21,6 +21,7 @@ class _Task(Strict):
     names_sets_late: ClassVar[bool] = False  # whether its sets are known only once its module is imported
 
     data: str | None
+    """Folder of prepared ``<set>.jsonl`` files; null: problems are made or loaded on the spot."""
 
     @property
     def sets(self) -> list[str]:
@@ -54,11 +55,17 @@ class ArithmeticTask(_Task):
     teachable: ClassVar[bool] = True
 
     name: Literal["arithmetic"]
+    """Chosen by its file, ``task=…``."""
     digits: Annotated[int, Field(ge=1, le=3)]
+    """Digits of a number at most."""
     seed: NonNegative
+    """Of the problems."""
     train: Positive
+    """Problems to train on."""
     validation: Positive
+    """Problems of the validation set."""
     test: Positive
+    """Problems of the test set."""
 
     @model_validator(mode="after")
     def _fits(self) -> ArithmeticTask:
@@ -92,13 +99,21 @@ class CalculatorTask(_Task):
     multi_turn: ClassVar[bool] = True
 
     name: Literal["calculator"]
+    """Chosen by its file, ``task=…``."""
     digits: Annotated[int, Field(ge=1, le=6)]
+    """Digits of a number at most."""
     terms: Annotated[int, Field(ge=2, le=8)]
+    """Numbers of a chain."""
     seed: NonNegative
+    """Of the problems."""
     train: Positive
+    """Problems to train on."""
     validation: Positive
+    """Problems of the validation set."""
     test: Positive
+    """Problems of the test set."""
     tools: Tools
+    """The tool and the rules of an episode."""
 
     @model_validator(mode="after")
     def _fits(self) -> CalculatorTask:
@@ -129,11 +144,17 @@ class SumsInWordsTask(_Task):
     """Questions about two numbers below ten, written in words (alp/tasks/sums_in_words.py)."""
 
     name: Literal["sums_in_words"]
+    """Chosen by its file, ``task=…``."""
     operations: Annotated[list[Literal["plus", "minus", "larger", "smaller"]], Field(min_length=1)]
+    """Kinds of question."""
     seed: NonNegative
+    """Of the problems."""
     train: Positive
+    """Problems to train on."""
     validation: Positive
+    """Problems of the validation set."""
     test: Positive
+    """Problems of the test set."""
 
     @property
     def available(self) -> int:
@@ -156,10 +177,14 @@ class SumsInWordsTask(_Task):
 class Fields(Strict):
     """Where a row keeps what we need: names, or paths such as ``reward_model.ground_truth``, ``prompt.0.content``."""
 
-    id: str | None = None  # None: the row's number
+    id: str | None = None
+    """Field of a problem's id; null: the row's number."""
     problem: str = "problem"
+    """Field of the problem."""
     answer: str = "answer"
-    score: str | None = None  # a number, or a list of numbers whose mean counts
+    """Field of the answer."""
+    score: str | None = None
+    """Field of a number, or a list of numbers whose mean counts; null: none."""
 
 
 class Source(Strict):
@@ -167,19 +192,29 @@ class Source(Strict):
     ``revision``)."""
 
     path: str | None = None
+    """A local JSONL file; null: ``hub`` names the place."""
     hub: str | None = None
-    revision: str | None = (
-        None  # a commit makes the run repeatable; a branch is resolved to one, and the summary names it
-    )
+    """A dataset of the Hugging Face hub; null: ``path`` does."""
+    revision: str | None = None
+    """A commit makes the run repeatable; a branch is resolved to one, and the summary names it."""
     config: str | None = None
-    files: str | None = None  # of the dataset, where it keeps several in one split
+    """Configuration of the dataset; null: its only one."""
+    files: str | None = None
+    """Files of the dataset, where it keeps several in one split; null: all."""
     split: str = "train"
+    """Split of the dataset."""
     fields: Fields = Fields()
-    remove: str | None = None  # a sentence that every prompt carries and no problem needs
-    score_above: float | None = None  # exclusive, both
+    """Where a row keeps what is needed: names, or paths such as ``prompt.0.content``."""
+    remove: str | None = None
+    """A sentence that every prompt carries and no problem needs; null: none."""
+    score_above: float | None = None
+    """Only rows whose score is higher; null: no bound."""
     score_below: float | None = None
-    first: Positive | None = None  # only so many of the rows that are left
-    style: Literal["math", "minerva", "exact"] = "math"  # how answers are compared
+    """Only rows whose score is lower; null: no bound."""
+    first: Positive | None = None
+    """Only so many of the rows that are left; null: all."""
+    style: Literal["math", "minerva", "exact"] = "math"
+    """How answers are compared."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
@@ -201,8 +236,11 @@ class Length(Strict):
     """Bounds of a problem's length: tokens of ``tokenizer`` (a local folder), characters without one."""
 
     tokenizer: str | None
+    """A local folder whose tokenizer counts; null: lengths are in characters."""
     min: NonNegative
+    """Shortest problem."""
     max: Positive | None
+    """Longest problem; null: no bound."""
 
 
 class MathematicsTask(_Task):
@@ -210,15 +248,24 @@ class MathematicsTask(_Task):
     stays."""
 
     name: Literal["mathematics"]
-    system: str | None  # what a chat model is told before the problem
+    """Chosen by its file, ``task=…``."""
+    system: str | None
+    """What a chat model is told before the problem; null: nothing."""
     train: list[Source]
+    """Sources of training problems, merged in order."""
     keep: Literal["first", "last"]
+    """Of the same prompt in two sources, which stays."""
     length: Length
-    validation: NonNegative  # problems held out of the training sources
-    test: dict[str, Source]  # evaluation sets by name
-    # a function (response, answer) -> reward in [0, 1] by dotted path, in place of the built-in grading
+    """Bounds of a problem's length."""
+    validation: NonNegative
+    """Problems held out of the training sources."""
+    test: dict[str, Source]
+    """Evaluation sets by name, a source each."""
     grader: str | None
-    seed: NonNegative  # of what is held out
+    """A function (response, answer) -> reward in [0, 1] by dotted path, in place of the built-in grading; null:
+    none."""
+    seed: NonNegative
+    """Of what is held out."""
 
     @property
     def sets(self) -> list[str]:
@@ -257,21 +304,32 @@ class MathematicsToolsTask(MathematicsTask):
     multi_turn: ClassVar[bool] = True
 
     name: Literal["mathematics_tools"]  # type: ignore[assignment]
+    """Chosen by its file, ``task=…``."""
     tools: Tools
+    """The tool and the rules of an episode."""
 
 
 class ReasoningGymTask(_Task):
     """Problems of one generator of reasoning-gym; a response counts when its score reaches ``threshold``."""
 
     name: Literal["reasoning_gym"]
+    """Chosen by its file, ``task=…``."""
     generator: str
-    options: dict[str, Any]  # of the generator
+    """Name of the generator of reasoning-gym."""
+    options: dict[str, Any]
+    """What the generator is made with."""
     seed: NonNegative
+    """Of the problems."""
     train: Positive
+    """Problems to train on."""
     validation: Positive
+    """Problems of the validation set."""
     test: Positive
+    """Problems of the test set."""
     threshold: Share
+    """A response counts when its score reaches this."""
     system: str | None
+    """What a chat model is told before the problem; null: nothing."""
 
 
 class CustomTask(_Task):
@@ -280,8 +338,11 @@ class CustomTask(_Task):
     names_sets_late: ClassVar[bool] = True
 
     name: Literal["custom"]
+    """Chosen by its file, ``task=…``."""
     module: str | None
+    """Dotted name of the module that defines your class ``Task`` (docs/tasks.md)."""
     options: dict[str, Any]
+    """What that class is made with."""
 
 
 Task = Annotated[

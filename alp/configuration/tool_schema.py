@@ -14,16 +14,27 @@ class Tools(Strict):
     ``module``, made with ``options``."""
 
     tool: Literal["python", "custom"]
+    """``python``: programs in the sandbox (docs/sandbox.md); ``custom``: a class of your own."""
     module: str | None
+    """Dotted name of the module that defines your class ``Tool``; of ``tool = custom`` alone."""
     options: dict[str, Any]
-    libraries: list[str]  # installed packages that programs find loaded
-    timeout: PositiveFloat  # seconds of CPU time of a program
-    workers: Positive  # programs that run beside each other
-    turns: Positive  # at most
-    context: Positive  # tokens of prompt, turns and observations together
-    observation_characters: NonNegative  # of what a tool said
-    observation_tokens: Positive  # of an observation with its frame
-    leave_out_void: bool  # whether a trajectory with a turn of neither tool nor answer leaves the loss
+    """What that class is made with."""
+    libraries: list[str]
+    """Installed packages that programs find loaded."""
+    timeout: PositiveFloat
+    """Seconds of CPU time of a program."""
+    workers: Positive
+    """Programs that run beside each other."""
+    turns: Positive
+    """Turns of an episode at most."""
+    context: Positive
+    """Tokens of prompt, turns and observations together."""
+    observation_characters: NonNegative
+    """Characters of an observation, what a tool said, before it is cut."""
+    observation_tokens: Positive
+    """Tokens of an observation with its frame."""
+    leave_out_void: bool
+    """Whether a trajectory with a turn of neither tool nor answer leaves the loss."""
 
     @model_validator(mode="after")
     def _own(self) -> Tools:

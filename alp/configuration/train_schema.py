@@ -18,30 +18,56 @@ class Trainer(Strict):
     """The loop: ``prompts`` x ``samples`` responses per rollout batch, ``updates_per_batch`` optimizer steps on it."""
 
     steps: Positive
+    """Rollout batches to sample and train on."""
     prompts: Positive
+    """Problems of a rollout batch."""
     samples: Annotated[int, Field(ge=2)]
+    """Responses to each of them."""
     updates_per_batch: Positive
-    lag: NonNegative  # rollout batches sampled before the updates of earlier ones; 0: each with the newest weights
-    micro_batch: Positive | None  # sequences per forward; None: the whole mini-batch
-    micro_tokens: Positive | None  # or tokens per forward, padding included, of sequences sorted by length
-    logits_chunk: Positive | None  # tokens whose logits are in memory at once; None: all of a forward's
-    old_log_probs: bool  # π_old over each rollout batch; false: not computed, and without the figures that need it
+    """Optimizer steps on a rollout batch, each on an equal part of its prompts."""
+    lag: NonNegative
+    """Steps ahead of its own updates at which a rollout batch is sampled; 0: each with the newest weights."""
+    micro_batch: Positive | None
+    """Sequences per forward; null: the whole mini-batch."""
+    micro_tokens: Positive | None
+    """Or tokens per forward, padding included, of sequences sorted by length; null: no such limit."""
+    logits_chunk: Positive | None
+    """Tokens whose logits are in memory at once; null: all of a forward's."""
+    old_log_probs: bool
+    """Whether π_old is computed over each rollout batch; without, the figures that need it are missing."""
     lr: PositiveFloat
+    """Learning rate of the weights (AdamW), constant."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """AdamW's decay of the weights."""
     max_grad_norm: PositiveFloat
-    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # coefficient of k3 to the initial model
-    max_skipped: Positive  # updates with a non-finite gradient in a row before the run fails
-    validate_every: NonNegative  # steps; 0: never
+    """Global norm that gradients are clipped to."""
+    kl: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Coefficient of the k3 penalty to the initial model; 0: none, and no such model in memory."""
+    max_skipped: Positive
+    """Updates with a non-finite gradient in a row before the run fails."""
+    validate_every: NonNegative
+    """Steps between validations; 0: never."""
     validation_samples: Positive
-    probe_every: NonNegative  # steps between sharpness probes and logged updates; 0: never
-    checkpoint_every: NonNegative  # steps; 0: never
+    """Responses to each problem of the validation set."""
+    probe_every: NonNegative
+    """Steps between sharpness probes and logged updates; 0: never."""
+    checkpoint_every: NonNegative
+    """Steps between checkpoints; 0: never."""
     keep_checkpoints: bool
-    precision: Literal["autocast", "bfloat16"]  # weights in float32; or in bfloat16, with float32 copies to step
-    compile: bool  # decoder layers, one by one, for scoring and updates
-    deterministic_attention: bool  # GPU: no cuDNN in attention, and a backward in torch's strict mode
+    """Whether checkpoints stay once the job is finished."""
+    precision: Literal["autocast", "bfloat16"]
+    """``autocast``: weights in float32, products in bfloat16 on a GPU; ``bfloat16``: weights in it too, with float32
+    copies to step."""
+    compile: bool
+    """Whether decoder layers are compiled, one by one, for scoring and updates."""
+    deterministic_attention: bool
+    """On a GPU: no cuDNN in attention, and a backward in torch's strict mode."""
     device: Literal["auto", "cpu", "cuda"]
+    """Where the model is; ``auto``: on a GPU where there is one."""
     threads: Positive
+    """Threads of torch on the CPU."""
     seed: NonNegative
+    """Of everything that is drawn: prompts, samples, noise, adapters."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Trainer:
@@ -67,13 +93,21 @@ class TrainConfig(Strict):
     """One training job: ``rollout`` samples what is trained on, ``validation`` what is only scored."""
 
     task: Task
+    """Problems and how answers are judged."""
     model: Model
+    """The model that is trained."""
     method: MethodField
+    """The off-policy method: ratio, corrections, loss, noise."""
     variant: Name | None
+    """A control (a file of ``configs/variant``), part of the arm's name; null: none."""
     rollout: Annotated[Rollout, AfterValidator(with_behaviour_policy)]
+    """The engine that samples what is trained on."""
     validation: Rollout
+    """The engine that samples validations."""
     trainer: Trainer
+    """The loop."""
     run: Run
+    """Where results go."""
 
     @classmethod
     def filled(cls, plain: dict[str, Any]) -> dict[str, Any]:
