@@ -7,7 +7,9 @@ import errno
 import logging
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 import traceback
 from pathlib import Path
 from typing import Any
@@ -79,11 +81,14 @@ def _dispatch(words: list[str]) -> int:
         print(f"alp {__version__}")
         return 0
     name, rest = words[0], words[1:]
+    if name == "help":
+        name, rest = (rest[0], [*rest[1:], "--help"]) if rest else ("--help", [])
+        return _dispatch([name, *rest])
     if name not in VERBS:
         raise UserError(f"unknown verb '{name}'{nearest(name, VERBS)}")
     verb = VERBS[name]
     if "-h" in rest or "--help" in rest:
-        print(_verb_help(verb))
+        print(_verb_help(verb, rest))
         return 0
     return _said(verb.call(rest)) if verb.takes == "words" else _run(verb, rest)
 
@@ -147,31 +152,28 @@ def _call(verb: Verb, config: Any) -> Any:
 
 
 def _help() -> str:
-    lines = "\n".join(f"  {verb.name:<10} {verb.summary}" for verb in VERBS.values())
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
+    lines = "\n".join(
+        textwrap.fill(f"{verb.name:<10} {verb.summary}", width, initial_indent="  ", subsequent_indent=" " * 13)
+        for verb in VERBS.values()
+    )
     return (
         "usage: alp <verb> [group=choice] [key=value] …\n\n"
         f"{lines}\n\n"
-        "alp <verb> --help     its groups and keys\n"
+        "alp <verb> --help     its groups and keys with meaning, default and choices (alp help <verb>)\n"
         "alp <verb> --cfg job  the composed configuration, without running\n"
         "alp --version"
     )
 
 
-def _verb_help(verb: Verb) -> str:
+def _verb_help(verb: Verb, rest: list[str]) -> str:
+    """Usage, and the keys that the verb has under the choices of ``rest``."""
     head = f"usage: alp {verb.name} {verb.usage}".rstrip() + f"\n\n{verb.summary}"
     if verb.takes == "words":
         return head
-    from alp.configuration import compose
+    from alp.configuration import help
 
-    plain = compose.resolve(verb.name)
-    groups = [
-        f"  {group:<12} {', '.join(compose.choices(group))}"
-        for group in plain
-        if (compose.CONFIGS / group).is_dir() and compose.choices(group)
-    ]
-    shown = compose.to_yaml(compose.validate(verb.name, plain))
-    listed = "\n".join(groups) or "  none"
-    return f"{head}\n\ngroups\n{listed}\n\nkeys and their defaults\n{shown}"
+    return f"{head}\n\n{help.text(verb.name, [word for word in rest if '=' in word])}"
 
 
 if __name__ == "__main__":

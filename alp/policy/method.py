@@ -98,7 +98,7 @@ class Method:
     level: Level = "token"
     """Level of the ratio (specification §1)."""
     loss_form: str = "clip"
-    """The loss of a token: a name in ``alp/policy/losses``."""
+    """The loss of a token: a name in ``alp/policy/losses``; ``alp methods`` lists them with their formulas."""
     loss_options: dict[str, float] = field(default_factory=dict)
     """Keyword arguments of that loss that are its own."""
     clip_low: float | None = bounded(0.2, ge=0, le=1)
