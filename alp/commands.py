@@ -55,29 +55,34 @@ def pretrain(config: PretrainConfig) -> str:
 def train(config: TrainConfig) -> str:
     from alp.preflight import check_training
     from alp.preload import load_libraries
+    from alp.reporting import trackers
 
+    asked = trackers.asked()
     check_training(config)
     load_libraries()
-    from alp.reporting.live import Follower
+    from alp.reporting.live import Followers
     from alp.tasks.tally import log_summary
     from alp.training.loop import train
 
-    follower = Follower(Path(config.run.dir), config.run.tracking)
+    followers = Followers(Path(config.run.dir), [config.run.tracking, *asked])
     try:
-        folder = train(config, follower.step)
+        folder = train(config, followers.step)
     except BaseException:
-        follower.close(finished=False)
+        followers.close(finished=False)
         raise
     finally:
         log_summary()
-    follower.close(finished=True)
+    followers.close(finished=True)
     return str(folder)
 
 
 def evaluate(config: EvaluateConfig) -> str:
+    from alp.marks import read_mark
     from alp.preflight import check_evaluation
     from alp.preload import load_libraries
+    from alp.reporting import trackers
 
+    asked = trackers.asked()
     check_evaluation(config)
     load_libraries()
     from alp.evaluation.evaluate import evaluate
@@ -88,7 +93,9 @@ def evaluate(config: EvaluateConfig) -> str:
         path = evaluate(config)
     finally:
         log_summary()
-    add_evaluation(Path(config.run.dir), config.run.tracking)
+    folder = Path(config.run.dir)
+    for uri in (config.run.tracking, *(asked if read_mark(folder, "train") else ())):  # which have trainings alone
+        add_evaluation(folder, uri)
     return str(path)
 
 

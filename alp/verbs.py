@@ -68,7 +68,7 @@ VERBS = {
         Verb(
             "track",
             "every finished run of a grid, with its evaluation, into MLflow (what is there already is left alone)",
-            "alp.reporting.tracking:track",
+            "alp.reporting.mirror:track",
             "grid",
         ),
         Verb("report", "one page with every table and figure of a grid", "alp.reporting.report:report", "grid"),

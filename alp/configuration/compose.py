@@ -56,7 +56,7 @@ ENTRIES = {
     "evaluate": "alp.evaluation.evaluate:evaluate",
     "aggregate": "alp.reporting.aggregate:aggregate",
     "figures": "alp.reporting.draw:figures",
-    "track": "alp.reporting.tracking:track",
+    "track": "alp.reporting.mirror:track",
     "report": "alp.reporting.report:report",
     "manifest": "alp.reporting.manifest:write_manifest",
     "diagnose": "alp.diagnosis.verb:diagnose",

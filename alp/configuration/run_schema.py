@@ -22,8 +22,7 @@ class Run(Strict):
     arm: Name | None
     """The arm that the job belongs to: part of its name in trackers; null: none."""
     tracking: str | None
-    """Where the run is shown while it trains: a tracking URI of MLflow, or another tracker (docs/tracking.md); null:
-    nowhere."""
+    """Tracking URI of the MLflow that shows the run while it trains; null: none. Other trackers: docs/tracking.md."""
     share: bool = True
     """Whether to take over what an equal job of a grid under the same results root has finished."""
 

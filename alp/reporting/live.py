@@ -1,8 +1,10 @@
-"""MLflow beside a job, in a process of its own: no job imports MLflow, waits for it while it works, or fails with it.
+"""MLflow, or another tracker, beside a job, in a process of its own: no job imports one, waits for one while it works,
+or fails with one.
 
-The process reads the job's files (:mod:`alp.reporting.tracking`) whenever it is told a word on its standard input:
-``step``, and at the end ``finished`` or ``failed``. It ends with the job: the kernel kills it, and elsewhere than on
-Linux the end of its input says so; then the run is left as it stands, for the next attempt to go on with.
+The process reads the job's files (:mod:`alp.reporting.tracking`, :mod:`alp.reporting.mirror`) whenever it is told a
+word on its standard input: ``step``, and at the end ``finished`` or ``failed``. It ends with the job: the kernel kills
+it, and elsewhere than on Linux the end of its input says so; then the run is left as it stands, for the next attempt to
+go on with.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from alp.lifetime import end_with, hold_standard_streams, unblock
+from alp.reporting.trackers import is_tracker
 from alp.reproducibility import ROOT
 
 LOG = logging.getLogger("alp.reporting.tracking")
@@ -54,13 +58,30 @@ class Follower:
             self._process = _start("training", self._run_dir, self._uri)
         if self._process is not None:
             _tell(self._process, "finished" if finished else "failed")
-            _wait(self._process, self._run_dir)
+            _wait(self._process, self._run_dir, self._uri)
+
+
+class Followers:
+    """One for each place that shows the job; MLflow's may be None."""
+
+    def __init__(self, run_dir: Path, uris: Iterable[str | None]) -> None:
+        self._all = [Follower(run_dir, uri) for uri in uris]
+
+    def step(self) -> None:
+        """See Follower."""
+        for follower in self._all:
+            follower.step()
+
+    def close(self, *, finished: bool) -> None:
+        """See Follower."""
+        for follower in self._all:
+            follower.close(finished=finished)
 
 
 def add_evaluation(run_dir: Path, uri: str | None) -> None:
-    """Bring a trained folder's evaluations into its run (``tracking.sync_evaluation``); waits for it, within limits."""
+    """Bring a trained folder's evaluations into its run; waits for it, within limits."""
     if uri is not None and (process := _start("evaluation", run_dir, uri)) is not None:
-        _wait(process, run_dir)
+        _wait(process, run_dir, uri)
 
 
 def _start(kind: str, run_dir: Path, uri: str) -> subprocess.Popen[bytes] | None:
@@ -77,11 +98,15 @@ def _start(kind: str, run_dir: Path, uri: str) -> subprocess.Popen[bytes] | None
             start_new_session=True,  # a Ctrl-C is the job's: it says how it ended
         )
     except OSError as error:
-        LOG.warning("MLflow is not told of %s, everything else goes on: %s", run_dir, error)
+        LOG.warning("%s is not told of %s, everything else goes on: %s", _called(uri), run_dir, error)
         return None
     assert process.stdin is not None
     os.set_blocking(process.stdin.fileno(), False)
     return process
+
+
+def _called(uri: str) -> str:
+    return uri.partition(":")[0] if is_tracker(uri) else "MLflow"
 
 
 def _tell(process: subprocess.Popen[bytes], word: str) -> None:
@@ -90,12 +115,12 @@ def _tell(process: subprocess.Popen[bytes], word: str) -> None:
         process.stdin.write(f"{word}\n".encode())
 
 
-def _wait(process: subprocess.Popen[bytes], run_dir: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], run_dir: Path, uri: str) -> None:
     try:
         process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        LOG.warning("MLflow is behind the files of %s: no answer within %.0f s", run_dir, END_SECONDS)
+        LOG.warning("%s is behind the files of %s: no answer within %.0f s", _called(uri), run_dir, END_SECONDS)
     finally:
         assert process.stdin is not None
         process.stdin.close()
@@ -103,15 +128,19 @@ def _wait(process: subprocess.Popen[bytes], run_dir: Path) -> None:
 
 def main(kind: str, run_dir: Path, uri: str) -> None:
     """The process's side: log what the job's files say whenever a word comes."""
-    from alp.reporting import tracking
+    from alp.reporting import mirror, tracking
 
-    if kind == "evaluation":
+    if kind == "evaluation" and not is_tracker(uri):
         tracking.sync_evaluation(run_dir, uri=uri)
         return
+    view = mirror.Mirror if is_tracker(uri) else tracking.Live
     try:
-        live = tracking.Live(run_dir, uri=uri, **tracking.describe(run_dir))
+        live = view(run_dir, uri=uri, **tracking.describe(run_dir))
     except Exception as error:  # files of a job that was replaced meanwhile
-        LOG.warning(tracking.BEHIND, run_dir, f"{type(error).__name__}: {error}")
+        LOG.warning(mirror.BEHIND, _called(uri), run_dir, f"{type(error).__name__}: {error}")
+        return
+    if isinstance(live, mirror.Mirror) and kind == "evaluation":
+        live.conclude()
         return
     for line in sys.stdin:
         if line == "step\n":

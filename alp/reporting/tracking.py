@@ -222,16 +222,16 @@ def _sync(run_dir: Path, uri: str, identity: Identity | None, status: str | None
 
     with tracking_database.exclusive(uri) as database:
         client = MlflowClient(tracking_database.address(database) if database else uri)
-        records = _records(run_dir / "metrics.jsonl")
+        lines = records(run_dir / "metrics.jsonl")
         tags = _tags(run_dir, identity["tags"], database)
         experiment = _experiment(client, identity["experiment"], database)
-        run = _find(client, experiment, tags, records[-1]["step"] if records else -1)
+        run = _find(client, experiment, tags, lines[-1]["step"] if lines else -1)
         if run is None:
             run = client.create_run(experiment, tags=tags, run_name=identity["name"])
             status = status or "FINISHED"  # an evaluation came first: training is over
         run_id = str(run.info.run_id)
         _log_pairs(client, run, run_dir / "config.yaml", tags)
-        for batch in _batches(run, records, _figures(run_dir / "evaluation")):
+        for batch in _batches(run, lines, _numbers(evaluated(run_dir / "evaluation"))):
             client.log_batch(run_id, metrics=batch)
         if status == "RUNNING" and run.info.status == "FAILED":  # a second attempt
             client.update_run(run_id, status=status)
@@ -333,13 +333,13 @@ def _log_pairs(client: MlflowClient, run: Run, path: Path, tags: dict[str, str])
         client.log_batch(run.info.run_id, tags=changed)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def records(path: Path) -> list[dict[str, Any]]:
     """Complete lines: the trainer may be writing the last one."""
     content = path.read_bytes() if path.is_file() else b""
     return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 
-def _figures(folder: Path) -> dict[str, float]:
+def evaluated(folder: Path) -> dict[str, Any]:
     """The headline figures of every evaluation, by metric name."""
     by_name: dict[str, Any] = {}
     for path in sorted(folder.glob("*.json")):
@@ -347,7 +347,7 @@ def _figures(folder: Path) -> dict[str, float]:
         figures = {"accuracy": result.get("accuracy"), "greedy": result.get("greedy")}
         figures |= {f"pass_at_{k}": value for k, value in (result.get("pass_at_k") or {}).items()}
         by_name |= {f"evaluation/{path.stem}/{key}": value for key, value in figures.items()}
-    return _numbers(by_name)
+    return by_name
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:

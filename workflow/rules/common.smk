@@ -15,7 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(workflow.basedir).resolve()
+BASE_FOLDER = Path(workflow.basedir).resolve()
+# Of workflow/Snakefile, where the workflow catalogue looks for it, the folder above.
+ROOT = BASE_FOLDER if (BASE_FOLDER / "alp").is_dir() else BASE_FOLDER.parent
 sys.path.insert(
     0, str(ROOT)
 )  # the `alp` beside this Snakefile, wherever the results go
@@ -28,6 +30,7 @@ from alp.configuration import resources as alp_resources
 from alp.errors import UserError
 from alp.lifetime import end_with_parent
 from alp.ownership import check, claimed
+from alp.reporting import trackers as alp_trackers
 from filelock import FileLock, Timeout
 
 try:
@@ -48,6 +51,7 @@ try:
     SHARE = said == "true"
     FOLDER = str(GRID.folder(RESULTS))
     GRID.tracking_uri(RESULTS)  # refuses what MLflow would read as another database
+    alp_trackers.asked()  # refuses a tracker that is unknown or not installed
     if workflow.is_main_process:
         check(FOLDER, "--config results")
 except UserError as error:
