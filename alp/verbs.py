@@ -102,6 +102,13 @@ VERBS = {
             "",
         ),
         Verb(
+            "check",
+            "is an option really active: loss, gradient and step of two configurations on one batch (exit code 1: no)",
+            "alp.diagnosis.check:check",
+            "words",
+            "<configuration> against <what the other changes>, or two YAML files",
+        ),
+        Verb(
             "noise",
             "how far each layer's noise moves log π, beside the engine's mismatch; no training",
             "alp.commands:noise",
