@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from alp.configuration.fields import Positive, Strict
+from typing import Literal
+
+from alp.configuration.fields import Positive, PositiveFloat, Strict
 
 
 class DumpFields(Strict):
@@ -26,6 +28,18 @@ class DumpFields(Strict):
     """Name of the turns' numbers, counted from 0."""
 
 
+class Rescoring(Strict):
+    """The model that scores the token ids of a dump without log-probs of the training code: a folder, or none; at the
+    temperature of the rollouts."""
+
+    path: str | None
+    """A folder as ``save_pretrained`` writes it; null: nothing is scored."""
+    temperature: PositiveFloat
+    """That of the rollouts."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where the model runs; auto: on a GPU where there is one."""
+
+
 class DiagnoseConfig(Strict):
     """``input`` is a file or a folder of them (docs/diagnose.md); ``output`` a folder, results/diagnose/<its stem>
     without one."""
@@ -37,6 +51,8 @@ class DiagnoseConfig(Strict):
     replace: bool = False
     """Whether a diagnosis of another file in ``output`` gives way; without it that is refused."""
     fields: DumpFields
+    model: Rescoring
+    """What scores a dump that holds token ids and no log-probs of the training code."""
     """What a file in our own form calls each field; the mask and one policy are needed."""
     threads: Positive
     """Threads of torch: the last digits of a sum depend on it."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from alp.configuration import compose
 from alp.configuration.keys import Key, keys_of
+from alp.foreign import read_yaml
 
 _NARROWEST, _WIDEST = 60, 120  # columns
 _LONGEST_VALUE = 40  # characters of a default that is shown
@@ -24,7 +25,8 @@ def text(verb: str, words: Iterable[str] = ()) -> str:
 
 
 def _lines(verb: str, plain: dict[str, Any], width: int) -> Iterator[str]:
-    groups = [name for name in plain if (compose.CONFIGS / name).is_dir()]
+    own_blocks = read_yaml(verb, compose.CONFIGS / f"{verb}.yaml")  # a block may be called as a group is
+    groups = [name for name in plain if name not in own_blocks and (compose.CONFIGS / name).is_dir()]
     if groups:
         yield "groups: <group>=<choice> takes the file configs/<group>/<choice>.yaml"
     for group in groups:

@@ -100,15 +100,18 @@ def shifted(pattern: Pattern) -> Cause | None:
     earlier = np.abs(pattern.numerator[1:] - pattern.denominator[:-1])[inner]
     count = len(pattern.lengths)
     here = np.bincount(of, np.minimum(gap[1:], gap[:-1] + gap[1:])[inner], count)
-    best = np.minimum(np.bincount(of, later, count), np.bincount(of, earlier, count))
+    later_sum, earlier_sum = np.bincount(of, later, count), np.bincount(of, earlier, count)
+    best = np.minimum(later_sum, earlier_sum)
     telling = (pattern.lengths >= 4) & (here > 0.5)
     hit = telling & (best < 0.2 * here)
     if hit.sum() < 3 or hit.sum() < 0.6 * telling.sum() or hit.sum() < 0.02 * count:
         return None
+    way = "later" if (later_sum <= earlier_sum)[hit].mean() > 0.5 else "earlier"
     return Cause(
         "off by one token",
         0.95,
-        f"in {share(hit.sum() / count)} % of the sequences the policies agree one place apart, not where they stand",
+        f"in {share(hit.sum() / count)} % of the sequences {pattern.names[1]} stands one token {way} than"
+        f" {pattern.names[0]}: there they agree, not where they stand",
     )
 
 

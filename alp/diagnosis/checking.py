@@ -15,8 +15,6 @@ MIXED = 0.25  # and by this much where a logit and its normaliser have different
 LOWEST, FILLER = -1000.0, -100.0  # no softmax gives less than the first; the second exactly is what some write for none
 MOST_FILLERS = 0.1  # of a field's valid tokens: with more, what is left is no picture of the file
 WHOLE = 2.0**53  # from here on float64 skips whole numbers
-SHIFTED = 0.2  # of the gap as the file has it: what is left of it where a policy is shifted by one token
-_ENOUGH = 64  # tokens, for a shift to be told from chance
 
 
 def check(raw: Raw) -> Dump:
@@ -39,7 +37,6 @@ def check(raw: Raw) -> Dump:
     for field in policies:
         notes += _check_log_probs(raw, field, mask, starts)
     notes += _placeholders(raw, policies, mask, starts)
-    notes += _shift(raw, policies, mask, starts)
     notes += _turned(raw, mask)
     if "turn_ids" in raw.tokens:
         _check_turns(raw, mask, starts)
@@ -181,30 +178,6 @@ def _placeholders(raw: Raw, policies: list[str], mask: NDArray[np.bool_], starts
                 f" {_where(raw, field, int(np.argmax(odd)), starts)}: placeholders, and they are in every figure"
             )
     return notes
-
-
-def _shift(raw: Raw, policies: list[str], mask: NDArray[np.bool_], starts: Ints) -> list[str]:
-    """Whether a policy agrees with the other one token later or earlier, and not where it stands."""
-    if len(policies) < 2 or mask.sum() < _ENOUGH:
-        return []
-    one, other = raw.tokens[policies[0]], raw.tokens[policies[1]]
-    both = mask[1:] & mask[:-1]
-    both[starts[1:] - 1] = False  # neighbours of two sequences
-    if both.sum() < _ENOUGH:
-        return []
-    here = float(np.median(np.abs(one[1:] - other[1:])[both]))
-    shifts = {
-        "later": float(np.median(np.abs(one[:-1] - other[1:])[both])),
-        "earlier": float(np.median(np.abs(one[1:] - other[:-1])[both])),
-    }
-    way, least = min(shifts.items(), key=lambda pair: pair[1])
-    if least >= SHIFTED * here:
-        return []
-    names = raw.names[policies[1]], raw.names[policies[0]]
-    return [
-        f"{names[0]} stands one token {way} than {names[1]}: the median gap is {significant(here)} as they are and"
-        f" {significant(least)} shifted by one; every figure below is of the shift"
-    ]
 
 
 def _turned(raw: Raw, mask: NDArray[np.bool_]) -> list[str]:

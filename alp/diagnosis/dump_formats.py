@@ -263,19 +263,25 @@ def check_archive(path: Path, archive: Any) -> None:
 def _claimed(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
     """Bytes that an entry unpacks to. Raises UserError where the array's own header claims more, before that is
     allocated."""
-    with archive.open(entry) as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
-        except ValueError:  # no array, or of a kind that is refused where it is read
-            return entry.file_size
-        claimed = math.prod(shape) * dtype.itemsize
-        if claimed > entry.file_size:
-            raise UserError(
-                f"array {entry.filename} is damaged: it claims {claimed} bytes, the file has {entry.file_size} of it"
-            )
+    try:
+        shape, dtype = array_header(archive, entry)
+    except ValueError:  # no array, or of a kind that is refused where it is read
+        return entry.file_size
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > entry.file_size:
+        raise UserError(
+            f"array {entry.filename} is damaged: it claims {claimed} bytes, the file has {entry.file_size} of it"
+        )
     return max(entry.file_size, 0)
+
+
+def array_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo | str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an array of an NPZ file, as its own header claims them. Raises ValueError."""
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    return shape, dtype
 
 
 def _check_growth(path: Path, size: int) -> None:

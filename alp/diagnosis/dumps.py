@@ -35,7 +35,8 @@ class Raw:
     ``tokens`` holds flat values per field and ``lengths`` (sequences,) their tokens per sequence; ``steps`` is
     (sequences,). ``place`` says for people where a sequence stands in the file, ``names`` how each field is called
     there. ``whole`` are the fields whose every value was an integer or a boolean. ``source`` says who wrote it and
-    ``notes`` what was left out.
+    ``notes`` what was left out. ``ids``, where they are known: the token ids of each whole sequence, its prompt before
+    the tokens of the fields.
     """
 
     tokens: dict[str, Floats]
@@ -47,6 +48,7 @@ class Raw:
     whole: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     source: str = ""
+    ids: list[Any] | None = None
 
 
 class Block(NamedTuple):
@@ -105,23 +107,24 @@ class Dump:
             yield step, Dump(tokens, self.lengths[rows], self.rows[rows], self.steps[rows], self.total, self.place)
 
     def blocks(self, cells: int) -> Iterator[Block]:
-        """All sequences in order, padded in blocks of at most ``cells`` places (or one sequence) per field."""
-        start = token = 0
-        while start < len(self.lengths):
-            end, longest = start, 0
-            while end < len(self.lengths):
-                longest = max(longest, int(self.lengths[end]))
-                if end > start and longest * (end + 1 - start) > cells:
-                    break
+        """All sequences, from the shortest on, padded in blocks of at most ``cells`` places (or one sequence) per
+        field: neighbours are of like lengths, and little is padding."""
+        order = np.argsort(self.lengths, kind="stable")
+        starts, start = np.cumsum(self.lengths) - self.lengths, 0
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and int(self.lengths[order[end]]) * (end + 1 - start) <= cells:
                 end += 1
-            lengths = self.lengths[start:end]
-            mask = np.arange(lengths.max()) < lengths[:, None]
+            rows = order[start:end]
+            places = np.arange(int(self.lengths[rows[-1]]))
+            mask = places < self.lengths[rows][:, None]
+            index = (starts[rows][:, None] + places)[mask]
             fields = {}
             for field, values in self.tokens.items():
                 fields[field] = np.zeros(mask.shape)
-                fields[field][mask] = values[token : token + lengths.sum()]
+                fields[field][mask] = values[index]
             yield Block(mask, fields)
-            start, token = end, token + int(lengths.sum())
+            start = end
 
 
 def placeholders(policy: Floats, other: Floats) -> NDArray[np.bool_]:

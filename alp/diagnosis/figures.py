@@ -107,8 +107,9 @@ def _token_probability(dump: Dump) -> Figure:
     pair = measures.against_rollout(dump)[0]
     rollout, old = dump.tokens[pair.denominator], dump.tokens[pair.numerator]
     above = _math(replace(pair, label=pair.label.partition(" /")[0]))
-    figure = plots.canvas(3.0)
-    left, right = figure.subplots(1, 2)
+    columns = plots.beside(2)
+    figure = plots.canvas(3.0 * 2 / columns)
+    left, right = figure.subplots(2 // columns, columns, squeeze=False).ravel()
     unit = np.linspace(0, 1, PROBABILITY_BINS + 1)
     lowest = float(np.floor(min(rollout.min(), old.min(), -1.0)))
     logs = np.linspace(lowest, 0, PROBABILITY_BINS + 1)
@@ -141,13 +142,14 @@ def _token_probability(dump: Dump) -> Figure:
 def _envelope(dump: Dump) -> Figure:
     """One panel per pair with the rollout policy below, on one scale."""
     pairs = measures.against_rollout(dump)
-    figure = plots.canvas(2.6, width=min(plots.WIDTH, 2.2 + 2.4 * len(pairs)))
+    columns = plots.beside(len(pairs))
+    figure = plots.canvas(2.6 * len(pairs) / columns, width=min(plots.WIDTH, 2.2 + 2.4 * len(pairs)))
     drawing = plots.above_legend(figure)
     probability = dump.means(np.exp(dump.tokens["rollout_log_probs"]))
     binned = [
         plots.envelope_bins(probability, dump.sums(dump.difference(pair.numerator, pair.denominator))) for pair in pairs
     ]
-    for axes, pair, bins in zip(plots.panels(drawing, len(pairs), len(pairs)), pairs, binned, strict=True):
+    for axes, pair, bins in zip(plots.panels(drawing, len(pairs), columns), pairs, binned, strict=True):
         plots.binned_band(axes, bins, _colour(pair))
         axes.axhline(0, color="#555555", linewidth=0.7, zorder=0.9)
         axes.set_title(_math(pair))
@@ -166,9 +168,11 @@ def _steps(parts: Parts) -> Figure:
     """Mismatch against step, then a fan of quantiles per level: of the mismatch, or with log-probs of the update of the
     whole ratio."""
     pairs = list(dict.fromkeys(pair for _, _, pair, _ in parts))
-    figure = plots.canvas(0.4 + 1.75 * (1 + len(pairs)))
+    count, columns = 1 + len(pairs), plots.beside(2)
+    figure = plots.canvas(0.4 + 1.75 * count * 2 / columns)
     drawing = plots.above_legend(figure)
-    rows = drawing.subplots(1 + len(pairs), 2, sharex=True, squeeze=False)
+    grid = drawing.subplots(count * 2 // columns, columns, sharex=True, squeeze=False)
+    rows = grid.reshape(count, 2)
     for axes, name in zip(rows[0], ("kl", "k3_kl"), strict=True):
         drawn = []
         for pair in pairs:
@@ -183,7 +187,7 @@ def _steps(parts: Parts) -> Figure:
             curves = {name: _series(parts, pair, f"ratio/{level}/log_{name}") for name in (*keys, "q50")}
             plots.fit_scale(axes, plots.fan(axes, curves, _colour(pair)))
             axes.set(title=f"{_math(pair)}, per {level}", ylabel="log-ratio, nats")
-    for axes in rows[-1]:
+    for axes in grid[-1]:
         plots.step_ticks(axes)
         axes.set_xlabel("step")
     lines = [Line2D([], [], color=_colour(pair), label=_math(pair)) for pair in pairs]
@@ -201,18 +205,20 @@ def _series(parts: Parts, pair: Pair, key: str) -> tuple[Floats, Floats]:
 FIGURES: tuple[Artefact[Dump, Diagnosed, Figure], ...] = (
     Artefact(
         name="token_log_ratio",
+        healthy="one narrow peak around 0 with thin, symmetric tails; in a bfloat16 run most tokens within ±0.02.",
         title="Log-ratio of a token",
         caption=(
             "Density of the log-ratio over valid tokens (share of the tokens per nat, on a logarithmic scale), per "
             "pair of policies; the log-ratio is linear around zero and logarithmic beyond where a few tokens dwarf "
-            "the others. Lines mark quantiles. A narrow peak with thin symmetric tails is rounding; a second peak or "
-            "a long tail on one side is a bug or a policy that has moved."
+            "the others. Lines mark quantiles. A second peak or a long tail on one side is a bug or a policy that has "
+            "moved."
         ),
         make=lambda diagnosed: _histograms(diagnosed.dump, diagnosed.figures, "token", lambda values: values),
         condition=has_pairs,
     ),
     Artefact(
         name="sequence_log_ratio",
+        healthy="a peak around 0, nearly all within ±0.2; wider for longer sequences.",
         title="Log-ratio of a sequence",
         caption=(
             "The same of log-ratios summed over each sequence: the weight that a sequence-level correction would use, "
@@ -224,6 +230,7 @@ FIGURES: tuple[Artefact[Dump, Diagnosed, Figure], ...] = (
     ),
     Artefact(
         name="token_probability",
+        healthy="a thin line on the diagonal, in both panels.",
         title="Token probability, trainer against engine",
         caption=(
             "Probability of each sampled token under the training code (π_old, or π_θ without it) against that under "
@@ -235,6 +242,7 @@ FIGURES: tuple[Artefact[Dump, Diagnosed, Figure], ...] = (
     ),
     Artefact(
         name="envelope",
+        healthy="a thin band along 0 from left to right.",
         title="Ratio envelope",
         caption=(
             "Summed log-ratio of a sequence against its mean token probability under the rollout policy: sequences "
@@ -247,6 +255,7 @@ FIGURES: tuple[Artefact[Dump, Diagnosed, Figure], ...] = (
     ),
     Artefact(
         name="steps",
+        healthy="flat lines near 0 and bands of the same width at every step.",
         title="Over training",
         caption=(
             "Mismatch (mean of −log ratio, and the never negative mean of r − log r − 1) and quantiles of the "

@@ -33,6 +33,24 @@ def findings(dump: Dump, figures: Figures, causes: Sequence[Cause]) -> list[str]
     return sentences if main is None else [*sentences, _furthest(dump, main)]
 
 
+def verdict(dump: Dump, figures: Figures, causes: Sequence[Cause]) -> str:
+    """The whole diagnosis in a sentence."""
+    main = measures.main_pair(dump)
+    if main is None or not causes:
+        return "One policy alone: nothing can be compared."
+    cause, size = causes[0], f"{main.prefix}rollout_corr/rollout_is_eff_sample_size"
+    if cause.name == NONE:
+        said = f"{main.label} differs, and no known cause has this pattern" if cause.alarm else "Too little to judge by"
+    elif cause.alarm:
+        said = f"Likely a fault: {cause.name} ({100 * cause.confidence:.0f} % sure)"
+    else:
+        said = f"No fault seen: {main.label} shows {cause.name}"
+    return (
+        f"{said}. Weights by this ratio would use {share(figures[size])} % of the tokens, or"
+        f" {share(figures[f'{size}_seq'])} % of the sequences."
+    )
+
+
 _HOW = (
     "how to read: kl and k3_kl are 0 where two policies agree (k3_kl is never negative); the effective share is 100"
     " % on-policy, and at a few % a few outliers carry the whole estimate; the ratio itself is e to the log-ratio"

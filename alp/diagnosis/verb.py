@@ -16,15 +16,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from alp import reproducibility
-from alp.configuration.diagnose_schema import DiagnoseConfig
+from alp.configuration.diagnose_schema import DiagnoseConfig, Rescoring
 from alp.diagnosis import checking, readers
 from alp.diagnosis.diagnosed import Diagnosed
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.figures import FIGURES
-from alp.diagnosis.findings import findings, notes
+from alp.diagnosis.findings import findings, notes, verdict
+from alp.diagnosis.rescoring import rescore
 from alp.diagnosis.tables import TABLES
 from alp.errors import UserError
 from alp.foreign import is_folder, reading, shortened
+from alp.model_files import check_folder, content_hash
 from alp.ownership import Claim, check
 from alp.rendering import plots
 from alp.rendering.artefact import forget_stale, paths
@@ -49,40 +51,54 @@ def diagnose(config: DiagnoseConfig) -> str:
     name = source.name or source.resolve().name
     stem = name if is_folder(source) else source.stem
     folder = check(DEFAULT / stem if config.output is None else config.output, KEY)
+    scorer = None if config.model.path is None else check_folder(config.model.path)
     origin = {"identity": name, "config": {"input": name}}
     claim = Claim(folder, "diagnose", outputs=OUTPUTS, key=KEY, replace=config.replace)
     claim.compare(origin)
     wanted = config.fields.model_dump()
-    dump, files = _read(source, wanted)
     reproducibility.fix_threads(config.threads)
+    dump, files = _read(source, wanted, config.model, scorer)
     diagnosed = Diagnosed.of(dump)
     tables = {artefact.name: artefact.make(diagnosed) for artefact in TABLES if artefact.condition(dump)}
     summary = findings(dump, diagnosed.figures, diagnosed.causes) + notes(dump, wanted)
+    told = [verdict(dump, diagnosed.figures, diagnosed.causes), *summary]
     record = {
         **_counts(dump),
         **diagnosed.figures,
         "input/name": name,
         "input/read_as": dump.source,
         "input/sha256": _hash(source, files),
+        **({} if scorer is None else {"input/model_sha256": content_hash(scorer)}),
     }
     with plots.style():
-        figures = {artefact.name: artefact.make(diagnosed) for artefact in FIGURES if artefact.condition(dump)}
+        figures = _drawn(diagnosed)
+        with plots.narrow():
+            small = {name: plots.svg(figure) for name, figure in _drawn(diagnosed).items()}
         with claim:
             claim.begin(origin)
             with reproducibility.partial_folder(claim.root / "diagnosis") as made:
-                _write(made, record, summary, tables, figures)
+                _write(made, record, told, tables, figures, small)
                 reproducibility.install(made, claim.root)
             _forget_other_fields(claim, dump)
             claim.finish()
     return "\n".join([str(claim.root), *(f"  {sentence}" for sentence in summary)])
 
 
-def _read(source: Path, wanted: Mapping[str, str]) -> tuple[Dump, Sequence[Path]]:
+def _drawn(diagnosed: Diagnosed) -> dict[str, Figure]:
+    """Every figure that the dump has something for."""
+    return {artefact.name: artefact.make(diagnosed) for artefact in FIGURES if artefact.condition(diagnosed.dump)}
+
+
+def _read(
+    source: Path, wanted: Mapping[str, str], model: Rescoring, scorer: Path | None
+) -> tuple[Dump, Sequence[Path]]:
     """The checked dump and the files it came from. Raises :class:`UserError` that names the input."""
     name = source.name or source.resolve().name
     with reading("diagnose", name):
         try:
             read = readers.read(source, wanted)
+            if scorer is not None:
+                rescore(read.raw, model, scorer)
             return checking.check(read.raw), read.files
         except UserError as error:
             raise UserError(f"diagnose: {shortened(name)}: {error}") from None
@@ -116,8 +132,10 @@ def _write(
     summary: Sequence[str],
     tables: Mapping[str, Table],
     figures: Mapping[str, Figure],
+    small: Mapping[str, str],
 ) -> None:
-    """Every file of a diagnosis, the page in the dress of a grid's report."""
+    """Every file of a diagnosis, the page in the dress of a grid's report. ``summary``: the verdict, what was read,
+    findings; ``small``: the figures for a phone, as SVG."""
     for name, table in tables.items():
         for ending, text_of in RENDERINGS.items():
             reproducibility.write_text(folder / "tables" / f"{name}{ending}", text_of(table))
@@ -126,10 +144,15 @@ def _write(
     page = render(
         TEMPLATE,
         record=record,
-        read=summary[0],
-        headline=summary[1:],
+        verdict=summary[0],
+        read=summary[1],
+        headline=summary[2:],
         figures=[
-            shown_figure(artefact, (folder / "figures" / f"{artefact.name}.svg").read_bytes())
+            shown_figure(
+                artefact,
+                (folder / "figures" / f"{artefact.name}.svg").read_bytes(),
+                narrow=small[artefact.name].encode(),
+            )
             for artefact in FIGURES
             if artefact.name in figures
         ],

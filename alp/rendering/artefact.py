@@ -28,8 +28,8 @@ class Artefact(Generic[Known, Measured, Made]):
     """A table or a figure: ``name`` of its files, ``title`` and ``caption`` in plain text for its readers.
 
     ``condition`` says whether there is one for what is ``Known``; ``make`` makes it. ``silent`` says in one line that
-    what was ``Measured`` gives a figure nothing to show: a page says it instead. Raises ValueError for a text that is
-    missing, so that no page can lack one.
+    what was ``Measured`` gives a figure nothing to show: a page says it instead. ``healthy`` says what it looks like
+    where nothing is wrong. Raises ValueError for a text that is missing, so that no page can lack one.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Artefact(Generic[Known, Measured, Made]):
     make: Callable[[Measured], Made]
     condition: Callable[[Known], bool] = lambda _: True
     silent: Callable[[Measured], str] = never_silent
+    healthy: str = ""
 
     def __post_init__(self) -> None:
         missing = [key for key in ("name", "title", "caption") if not str(getattr(self, key)).strip()]

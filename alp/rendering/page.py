@@ -18,7 +18,8 @@ from alp.rendering.tables import Table, to_html
 @dataclass(frozen=True)
 class Shown:
     """A figure or table of the page: ``content`` is a data URI or finished HTML; ``files`` are names and relative
-    addresses of its files; a figure that carries no signal says so in ``silent``, and is not drawn."""
+    addresses of its files; a figure that carries no signal says so in ``silent``, and is not drawn. ``narrow`` is the
+    figure once more, for a phone, and ``healthy`` what it looks like where nothing is wrong."""
 
     name: str
     title: str
@@ -26,6 +27,8 @@ class Shown:
     content: str
     files: Sequence[tuple[str, str]] = ()
     silent: str = ""
+    narrow: str = ""
+    healthy: str = ""
 
 
 def shown_table(artefact: Artefact[Any, Any, Any], table: Table, files: Sequence[tuple[str, str]] = ()) -> Shown:
@@ -34,13 +37,25 @@ def shown_table(artefact: Artefact[Any, Any, Any], table: Table, files: Sequence
 
 
 def shown_figure(
-    artefact: Artefact[Any, Any, Any], svg: bytes, files: Sequence[tuple[str, str]] = (), silent: str = ""
+    artefact: Artefact[Any, Any, Any],
+    svg: bytes,
+    files: Sequence[tuple[str, str]] = (),
+    silent: str = "",
+    narrow: bytes = b"",
 ) -> Shown:
     """The figure likewise. An <img> is a document of its own: ids of different figures cannot meet, as they would
     inline."""
-    encoded = base64.b64encode(svg).decode()
-    content = f"data:image/svg+xml;base64,{encoded}"
-    return Shown(artefact.name, artefact.title, artefact.caption, content, files, silent)
+    content, small = (f"data:image/svg+xml;base64,{base64.b64encode(one).decode()}" for one in (svg, narrow))
+    return Shown(
+        artefact.name,
+        artefact.title,
+        artefact.caption,
+        content,
+        files,
+        silent,
+        small if narrow else "",
+        artefact.healthy,
+    )
 
 
 def render(template: Path, **values: Any) -> str:

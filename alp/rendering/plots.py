@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from alp.reproducibility import write_bytes, write_text
 Floats = NDArray[np.float64]
 
 WIDTH = 7.0  # inches: the text width of a one-column page, so that the font sizes below are those in print
+PHONE = 3.5  # the same of a phone's screen
 DOTS = 200
 BINS = 12  # of an envelope
 STYLE: dict[Any, Any] = {
@@ -88,8 +90,27 @@ def style() -> Iterator[None]:
         yield
 
 
+_NARROW: ContextVar[bool] = ContextVar("narrow", default=False)
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Figures of a phone's width, for the time of a block."""
+    token = _NARROW.set(True)
+    try:
+        yield
+    finally:
+        _NARROW.reset(token)
+
+
+def beside(panels: int) -> int:
+    """How many of so many panels or legend entries stand side by side: one by one where it is narrow."""
+    return 1 if _NARROW.get() else panels
+
+
 def canvas(height: float, width: float = WIDTH) -> Figure:
     """An empty figure in inches whose layout keeps text from overlapping."""
+    width = min(width, PHONE) if _NARROW.get() else width
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -98,12 +119,17 @@ def canvas(height: float, width: float = WIDTH) -> Figure:
 def save(figure: Figure, stem: Path) -> None:
     """Write ``stem``.svg, with the numbers of its named lines, and ``stem``.png, each whole or not at all, without
     date."""
-    vector = io.BytesIO()
-    figure.savefig(vector, format="svg", dpi=DOTS, metadata={"Date": None})
-    write_text(stem.with_suffix(".svg"), readout.within(vector.getvalue().decode(), figure))
+    write_text(stem.with_suffix(".svg"), svg(figure))
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", dpi=DOTS)
     write_bytes(stem.with_suffix(".png"), pixels.getvalue())
+
+
+def svg(figure: Figure) -> str:
+    """The drawing as SVG, with the numbers of its named lines."""
+    vector = io.BytesIO()
+    figure.savefig(vector, format="svg", dpi=DOTS, metadata={"Date": None})
+    return readout.within(vector.getvalue().decode(), figure)
 
 
 def above_legend(figure: Figure) -> SubFigure:
@@ -134,6 +160,7 @@ def panels(figure: FigureBase, count: int, columns: int, *, share_y: bool = True
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
     """A legend under everything."""
+    columns = min(columns, 2) if _NARROW.get() else columns
     figure.legend(handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)), handlelength=2.6)
 
 

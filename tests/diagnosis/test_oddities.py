@@ -17,6 +17,7 @@ import torch
 
 from alp.configuration import compose
 from alp.diagnosis import checking, readers
+from alp.diagnosis.causes import causes
 from alp.diagnosis.dumps import Dump
 from alp.errors import UserError
 
@@ -113,11 +114,12 @@ def test_mixed_precision_is_a_diagnosis(tmp_path: Path) -> None:
 @pytest.mark.parametrize("columns", ["rollout_log_probs", "old_log_probs"])
 def test_a_shift_by_one_token(tmp_path: Path, columns: str) -> None:
     batch = made()
-    assert not load(lines(tmp_path / "right.jsonl", batch)).notes
+    assert causes(load(lines(tmp_path / "right.jsonl", batch)))[0].name == "rounding"
     batch[columns] = np.roll(batch[columns], 1, axis=1)
-    (note,) = load(lines(tmp_path / "dump.jsonl", batch)).notes
+    cause = causes(load(lines(tmp_path / "dump.jsonl", batch)))[0]
     way = "later" if columns == "rollout_log_probs" else "earlier"
-    assert note.startswith(f"rollout_log_probs stands one token {way} than old_log_probs: the median gap is ")
+    assert cause.name == "off by one token"
+    assert cause.evidence.startswith(f"in 100 % of the sequences μ stands one token {way} than π_old")
 
 
 def test_transposed_arrays(tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ def _arrays(sequence: Sequence, named: int | None, names: Mapping[str, str]) -> 
         if field == "step":
             made["step"] = float(value)
             continue
+        if field == "ids":
+            made["ids"] = value
+            continue
         array = mask if field == "response_mask" else floats(value, names.get(field, field))
         if field == "advantages" and array.ndim == 0:
             array = np.full(len(mask), float(array))
@@ -96,6 +99,7 @@ def _joined(native: Native, found: list[Sequence], places: list[str]) -> Raw:
     for field in kept:
         if field != "step":
             tokens[field] = np.concatenate([sequence.pop(field) for sequence in rows])
+    ids = [sequence["ids"] for sequence in rows] if all("ids" in sequence for sequence in rows) else None
     kept_places = [places[row] for row in whole]
     names = {field: native.names.get(field, field) for field in kept}
     return Raw(
@@ -106,6 +110,7 @@ def _joined(native: Native, found: list[Sequence], places: list[str]) -> Raw:
         names,
         notes=tuple(notes),
         source=native.name,
+        ids=ids,
     )
 
 

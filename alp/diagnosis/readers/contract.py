@@ -26,7 +26,9 @@ class Native:
     """One kind of file that a trainer writes.
 
     ``sequences`` yields those of a record: our field names, each with an array (tokens,) or a list, a number for
-    ``step``, and nothing for what is not there. None: the kind holds no log-probs, and ``advice`` says what to do.
+    ``step``, and nothing for what is not there; ``ids``, where they are known, are the token ids of the whole sequence,
+    the last of which are the tokens of the other fields. None: the kind holds no log-probs, and ``advice`` says what to
+    do.
     """
 
     trainer: str

@@ -31,6 +31,7 @@ def _sequence(record: Record) -> Iterator[Sequence]:
         "rollout_log_probs": floats(_one(record["generation_logprobs"]), "generation_logprobs"),
         **({} if previous is None or not previous.any() else {"old_log_probs": previous}),
         **({"advantages": _one(record["advantages"])} if has(record, "advantages") else {}),
+        **({"ids": _one(record["token_ids"])} if has(record, "token_ids") else {}),
     }
 
 

@@ -16,6 +16,7 @@ def _trace(record: Record) -> Iterator[Sequence]:
     values = floats(record["logprobs"], "logprobs")
     yield {
         "response_mask": np.ones(len(values)),
+        "ids": [*record["prompt_tokens"], *record["response_tokens"]],
         **{field: record[name] for field, name in NAMES.items() if has(record, name)},
     }
 

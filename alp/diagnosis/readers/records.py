@@ -19,9 +19,12 @@ _ROWS = 256  # of a Parquet file at a time
 
 
 def first(path: Path) -> Record | None:
-    """The first record of a file, None where it has none. Raises :class:`UserError`."""
+    """The first record of a file, None where it has none; of NPZ, zeros of the arrays' shapes. Raises
+    :class:`UserError`."""
     if path.suffix == ".parquet":
         return next((row for _, row in _rows(path, texts=True)), None)
+    if path.suffix == ".npz":
+        return _arrays(path, values=False)
     return next((record for _, record in read(path)), None)
 
 
@@ -81,23 +84,16 @@ def _column(column: Any) -> list[Any]:
     return [None if gone else flat[ends[row] : ends[row + 1]] for row, gone in enumerate(missing)]
 
 
-def _arrays(path: Path) -> Record:
-    """Every array of numbers of an NPZ file; nothing is unpickled."""
+def _arrays(path: Path, *, values: bool = True) -> Record:
+    """Every array of numbers of an NPZ file; nothing is unpickled. Without ``values`` headers alone are read."""
     import numpy as np
 
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is no NPZ file (or was cut off): write it with numpy.savez")
     with np.load(path, allow_pickle=False) as archive:
         dump_formats.check_archive(path, archive)
-        named = {name: archive[name] for name in archive.files if not _pickled(archive, name)}
-    return {name: array for name, array in named.items() if array.dtype.kind in "fiub"}
-
-
-def _pickled(archive: Any, name: str) -> bool:
-    """Whether an array holds Python objects, told by its header alone."""
-    import numpy as np
-
-    with archive.zip.open(f"{name}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return bool(read_header(stream)[2].hasobject)
+        headers = {name: dump_formats.array_header(archive.zip, f"{name}.npy") for name in archive.files}
+        numbers = {name: header for name, header in headers.items() if header[1].kind in "fiub"}
+        if values:
+            return {name: archive[name] for name in numbers}
+        return {name: np.broadcast_to(np.zeros((), dtype), shape) for name, (shape, dtype) in numbers.items()}

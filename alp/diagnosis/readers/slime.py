@@ -54,7 +54,8 @@ def _dump(record: Record) -> Iterator[Sequence]:
         mask = floats(_mask(sample), "loss_mask")
         if sliced > 1 and any(len(value) != len(mask) for value in values.values()):
             raise UserError(f"each rank holds 1/{sliced} of the tokens (context parallel): dump with one such rank")
-        yield {"response_mask": mask, **values, "step": record["rollout_id"]}
+        ids = {"ids": sample["tokens"]} if has(sample, "tokens") else {}
+        yield {"response_mask": mask, **values, **ids, "step": record["rollout_id"]}
 
 
 def _columns(record: Record) -> Iterator[Sequence]:
