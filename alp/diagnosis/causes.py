@@ -131,18 +131,20 @@ def retokenised(pattern: Pattern) -> Cause | None:
 
 
 def wrong_sequence(pattern: Pattern) -> Cause | None:
-    """A few sequences differ in most of their tokens, the others not at all."""
+    """All that differs stands in a few sequences, and makes much of each of them."""
     broken, wrong = pattern.breaks
-    hit = broken | wrong
-    if not wrong.any() or broken.sum() > wrong.sum() + 1 or hit.mean() > SOME or pattern.typical > 5 * ROUNDING:
+    loud = np.bincount(pattern.sequence, pattern.loud, len(pattern.lengths))
+    hit = (loud >= 3) & (pattern.loud_share >= 0.1)
+    if not hit.any() or broken.sum() > wrong.sum() + 1 or hit.mean() > SOME or pattern.typical > 5 * ROUNDING:
         return None
-    if pattern.loud[~hit[pattern.sequence]].mean() > 0.02:
+    if loud[hit].sum() < 0.75 * loud.sum():
         return None
     rows = ", ".join(map(str, np.flatnonzero(hit)[:3].tolist()))
     return Cause(
         "wrong sequences",
         0.92,
-        f"{int(hit.sum())} of {len(hit)} sequences differ in most tokens, the others in none (index {rows})",
+        f"{int(hit.sum())} of {len(hit)} sequences (index {rows}) hold {share(float(loud[hit].sum() / loud.sum()))} %"
+        " of the tokens that differ by more than rounding",
     )
 
 
@@ -152,8 +154,8 @@ def other_prompt(pattern: Pattern) -> Cause | None:
     if first.sum() < 20 or later.sum() < 20:
         return None
     early, late = float(np.median(pattern.size[first])), float(np.median(pattern.size[later]))
-    if early < 2.2 * late or early < FAR:
-        return None
+    if early < 3 * late or early < FAR or np.quantile(pattern.size[first], 0.25) < ROUNDING:
+        return None  # where some of the first tokens agree it is no other prompt
     return Cause(
         "another prompt (chat template)",
         0.8,

@@ -46,7 +46,7 @@ def verdict(dump: Dump, figures: Figures, causes: Sequence[Cause]) -> str:
     else:
         said = f"No fault seen: {main.label} shows {cause.name}"
     return (
-        f"{said}. Weights by this ratio would use {share(figures[size])} % of the tokens, or"
+        f"{said}. Effective sample size: {share(figures[size])} % of the tokens,"
         f" {share(figures[f'{size}_seq'])} % of the sequences."
     )
 

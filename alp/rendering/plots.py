@@ -90,6 +90,7 @@ def style() -> Iterator[None]:
         yield
 
 
+_LONG = 20  # characters of a legend's entry that has a phone's width for itself
 _NARROW: ContextVar[bool] = ContextVar("narrow", default=False)
 
 
@@ -160,7 +161,9 @@ def panels(figure: FigureBase, count: int, columns: int, *, share_y: bool = True
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
     """A legend under everything."""
-    columns = min(columns, 2) if _NARROW.get() else columns
+    if _NARROW.get():
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        columns = min(columns, 2 if longest < _LONG else 1)
     figure.legend(handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)), handlelength=2.6)
 
 
