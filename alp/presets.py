@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
+from alp.foreign import read_yaml
 from alp.policy.method import Correction, Method, Perturbation
+from alp.policy.settings import type_hints
 
 GROUPS = (
     "One ratio, clipped",
@@ -32,8 +36,13 @@ _LEVELS = {"token": "", "sequence": "Π ", "sequence_geometric": "geometric mean
 _WHEN = {"always": "", "negative": "A < 0: ", "outward": "moving outward: "}
 
 
+PACKED = Path(__file__).parent / "methods"  # where the small distribution has those files
+
+
 def known() -> tuple[Method, ...]:
     """Every file of ``configs/method``, in alphabetical order."""
+    if PACKED.is_dir():
+        return read(PACKED)
     from alp.configuration import compose
 
     return _known(compose.CONFIGS)
@@ -44,6 +53,28 @@ def _known(_: Path) -> tuple[Method, ...]:
     from alp.configuration import compose
 
     return tuple(compose.load("train", [f"method={name}"]).method for name in compose.choices("method"))
+
+
+@cache
+def read(folder: Path) -> tuple[Method, ...]:
+    """Presets as their files say, without Hydra and pydantic. Raises UserError, ValueError."""
+    return tuple(_made(Method, read_yaml("method", path)) for path in sorted(folder.glob("*.yaml")))
+
+
+def _made(kind: type[Any], plain: dict[str, Any]) -> Any:
+    """A dataclass of settings, and those inside of it."""
+    hints = type_hints(kind)
+    return kind(**{name: _value(hints[name], value) for name, value in plain.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    kinds = (hint, *get_args(hint))
+    if isinstance(value, str) and float in kinds:
+        return float(value)  # YAML takes 1e-4 for a text, Hydra does not
+    inner: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
+    if inner is None or value is None:
+        return value
+    return [_made(inner, entry) for entry in value] if isinstance(value, list) else _made(inner, value)
 
 
 def group(method: Method) -> str:

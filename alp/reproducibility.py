@@ -137,8 +137,11 @@ def json_line(value: dict[str, Any]) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while part := stream.read(1 << 18):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def stream(purpose: str, *key: int) -> Generator:

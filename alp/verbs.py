@@ -89,7 +89,7 @@ VERBS = {
         Verb(
             "diagnose",
             "ratios and mismatch of log-probs that another trainer dumped",
-            "alp.diagnosis.verb:diagnose",
+            "alp.diagnosis.rescoring:diagnose",
             "configuration",
             "<file> [key=value] …",
             "input",

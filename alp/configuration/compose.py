@@ -59,7 +59,7 @@ ENTRIES = {
     "track": "alp.reporting.mirror:track",
     "report": "alp.reporting.report:report",
     "manifest": "alp.reporting.manifest:write_manifest",
-    "diagnose": "alp.diagnosis.verb:diagnose",
+    "diagnose": "alp.diagnosis.rescoring:diagnose",
     "clean": "alp.clean:clean",
     "power": "alp.reporting.power:power",
     "noise": "alp.diagnosis.noise:noise",

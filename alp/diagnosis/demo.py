@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alp.configuration import compose
-from alp.configuration.grid import quoted
-from alp.diagnosis.verb import diagnose
+from alp.diagnosis.dumps import FIELDS
+from alp.diagnosis.verb import write
 from alp.errors import UserError
 
 DUMP = Path(__file__).parent / "demo.npz"
@@ -20,5 +19,5 @@ def demo(words: list[str]) -> str:
     """Diagnose the dump into ``results/demo``; returns what `alp diagnose` says, and how to go on. Raises UserError."""
     if words:
         raise UserError(f"demo: takes no words, not '{words[0][:60]}'; a dump of your own: alp diagnose <file>")
-    said = diagnose(compose.load("diagnose", [f"input={quoted(DUMP)}", f"output={quoted(FOLDER)}"]))
+    said = write(DUMP, FOLDER, {field: field for field in FIELDS})
     return f"{said}\nthe page: {FOLDER / 'report.html'}; a dump of your own: alp diagnose <file>"

@@ -1,16 +1,54 @@
-"""What a dump lacks of the training code, from the model itself: log-probs of its token ids, in float32."""
+"""``alp diagnose`` as its configuration says: what a dump lacks of the training code may come from the model itself,
+log-probs of its token ids in float32."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from alp.configuration.diagnose_schema import Rescoring
+from alp.configuration.diagnose_schema import DiagnoseConfig, Rescoring
+from alp.diagnosis import readers, verb
 from alp.diagnosis.dumps import Raw
 from alp.errors import UserError
+from alp.model_files import check_folder, content_hash
 from alp.progress import Progress
+
+
+def diagnose(config: DiagnoseConfig) -> str:
+    """What :func:`alp.diagnosis.verb.write` does."""
+    if not config.input:
+        raise UserError(
+            f"diagnose: no input given: input=<a file or a folder of them>, {', '.join(readers.SUFFIXES)} (quote:"
+            " input='a b.npz')"
+        )
+    return verb.write(
+        Path(config.input),
+        config.output,
+        config.fields.model_dump(),
+        scorer=None if config.model.path is None else Scorer(config.model, check_folder(config.model.path)),
+        replace=config.replace,
+        threads=config.threads,
+    )
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The model in ``folder``."""
+
+    settings: Rescoring
+    folder: Path
+
+    def score(self, raw: Raw) -> None:
+        """See :func:`rescore`."""
+        rescore(raw, self.settings, self.folder)
+
+    @property
+    def sha256(self) -> str:
+        """Over all that loading reads."""
+        return content_hash(self.folder)
 
 
 def rescore(raw: Raw, settings: Rescoring, folder: Path) -> None:

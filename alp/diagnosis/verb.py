@@ -10,28 +10,28 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from alp import reproducibility
-from alp.configuration.diagnose_schema import DiagnoseConfig, Rescoring
 from alp.diagnosis import checking, readers
 from alp.diagnosis.diagnosed import Diagnosed
 from alp.diagnosis.dumps import Dump
 from alp.diagnosis.figures import FIGURES
 from alp.diagnosis.findings import findings, notes, verdict
-from alp.diagnosis.rescoring import rescore
 from alp.diagnosis.tables import TABLES
 from alp.errors import UserError
 from alp.foreign import is_folder, reading, shortened
-from alp.model_files import check_folder, content_hash
 from alp.ownership import Claim, check
 from alp.rendering import plots
 from alp.rendering.artefact import forget_stale, paths
 from alp.rendering.page import render, shown_figure, shown_table
 from alp.rendering.tables import RENDERINGS, Table
+
+if TYPE_CHECKING:
+    from alp.diagnosis.rescoring import Scorer
 
 DEFAULT = Path("results") / "diagnose"
 KEY = "diagnose: output"
@@ -39,25 +39,29 @@ OUTPUTS = ("diagnostics.json", "report.html", "tables/*", "figures/*")
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 
 
-def diagnose(config: DiagnoseConfig) -> str:
+def write(
+    source: Path,
+    output: str | Path | None,
+    wanted: dict[str, str],
+    *,
+    scorer: Scorer | None = None,
+    replace: bool = False,
+    threads: int = 1,
+) -> str:
     """Write the folder; returns its path and a short summary for people. Raises :class:`UserError` for faults of the
-    file."""
-    if not config.input:
-        raise UserError(
-            f"diagnose: no input given: input=<a file or a folder of them>, {', '.join(readers.SUFFIXES)} (quote:"
-            " input='a b.npz')"
-        )
-    source = Path(config.input)
+    file.
+
+    ``wanted`` maps every field of :data:`alp.diagnosis.dumps.FIELDS` to its name in the file; ``scorer`` gives
+    the log-probs of the training code to one without.
+    """
     name = source.name or source.resolve().name
     stem = name if is_folder(source) else source.stem
-    folder = check(DEFAULT / stem if config.output is None else config.output, KEY)
-    scorer = None if config.model.path is None else check_folder(config.model.path)
+    folder = check(DEFAULT / stem if output is None else output, KEY)
     origin = {"identity": name, "config": {"input": name}}
-    claim = Claim(folder, "diagnose", outputs=OUTPUTS, key=KEY, replace=config.replace)
+    claim = Claim(folder, "diagnose", outputs=OUTPUTS, key=KEY, replace=replace)
     claim.compare(origin)
-    wanted = config.fields.model_dump()
-    reproducibility.fix_threads(config.threads)
-    dump, files = _read(source, wanted, config.model, scorer)
+    reproducibility.fix_threads(threads)
+    dump, files = _read(source, wanted, scorer)
     diagnosed = Diagnosed.of(dump)
     tables = {artefact.name: artefact.make(diagnosed) for artefact in TABLES if artefact.condition(dump)}
     summary = findings(dump, diagnosed.figures, diagnosed.causes) + notes(dump, wanted)
@@ -68,7 +72,7 @@ def diagnose(config: DiagnoseConfig) -> str:
         "input/name": name,
         "input/read_as": dump.source,
         "input/sha256": _hash(source, files),
-        **({} if scorer is None else {"input/model_sha256": content_hash(scorer)}),
+        **({} if scorer is None else {"input/model_sha256": scorer.sha256}),
     }
     with plots.style():
         figures = _drawn(diagnosed)
@@ -89,16 +93,14 @@ def _drawn(diagnosed: Diagnosed) -> dict[str, Figure]:
     return {artefact.name: artefact.make(diagnosed) for artefact in FIGURES if artefact.condition(diagnosed.dump)}
 
 
-def _read(
-    source: Path, wanted: Mapping[str, str], model: Rescoring, scorer: Path | None
-) -> tuple[Dump, Sequence[Path]]:
+def _read(source: Path, wanted: Mapping[str, str], scorer: Scorer | None) -> tuple[Dump, Sequence[Path]]:
     """The checked dump and the files it came from. Raises :class:`UserError` that names the input."""
     name = source.name or source.resolve().name
     with reading("diagnose", name):
         try:
             read = readers.read(source, wanted)
             if scorer is not None:
-                rescore(read.raw, model, scorer)
+                scorer.score(read.raw)
             return checking.check(read.raw), read.files
         except UserError as error:
             raise UserError(f"diagnose: {shortened(name)}: {error}") from None
