@@ -51,8 +51,8 @@ class DiagnoseConfig(Strict):
     replace: bool = False
     """Whether a diagnosis of another file in ``output`` gives way; without it that is refused."""
     fields: DumpFields
+    """What a file in our own form calls each field; the mask and one policy are needed."""
     model: Rescoring
     """What scores a dump that holds token ids and no log-probs of the training code."""
-    """What a file in our own form calls each field; the mask and one policy are needed."""
     threads: Positive
     """Threads of torch: the last digits of a sum depend on it."""

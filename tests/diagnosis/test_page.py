@@ -23,7 +23,7 @@ ROWS, TOKENS = 16, 30
 def _verdict(gap: float, tokens: int = TOKENS) -> str:
     """Of policies that are apart by noise of that size."""
     random = np.random.default_rng(0)
-    old = -random.gamma(0.5, 1.0, size=ROWS * tokens) - 0.3
+    old = -random.gamma(0.5, 1.0, size=ROWS * tokens) - 1.5  # none above 0 with its noise
     rollout = old + gap * random.normal(size=old.shape)
     fields = {"old_log_probs": old, "rollout_log_probs": rollout, "response_mask": np.ones(old.shape)}
     lengths = dict.fromkeys(fields, np.full(ROWS, tokens))
