@@ -27,7 +27,7 @@ import numpy as np
 from alp.diagnosis import checking
 from alp.diagnosis.causes import causes
 from alp.diagnosis.dumps import FIELDS, Dump, Raw
-from benchmarks.causes_runs import ENGINES, FAULTS, LABS, ROUTING, STEPS, STRENGTHS, Lab, Run, teach_experts
+from benchmarks.causes_runs import ENGINES, LABS, OF_MODEL, ROUTING, STEPS, STRENGTHS, Lab, Run, teach_experts
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT, PAGE = ROOT / "docs" / "evidence" / "causes.csv", ROOT / "docs" / "causes.md"
@@ -97,10 +97,10 @@ def make(folder: Path, model: str, half: str, seeds: int, clean: int) -> None:
     """Every run of a model that is not there yet."""
     place = folder / "runs" / half / model
     place.mkdir(parents=True, exist_ok=True)
-    faults = (ROUTING,) if model == "experts" else FAULTS
+    faults, engines = OF_MODEL[model]
     lab = None
     for seed in range(FIRST_SEED[half], FIRST_SEED[half] + max(seeds, clean)):
-        wanted = [("none", kind) for kind in ENGINES if seed < FIRST_SEED[half] + clean]
+        wanted = [("none", kind) for kind in engines if seed < FIRST_SEED[half] + clean]
         if seed < FIRST_SEED[half] + seeds:
             wanted += [(fault, str(strength)) for fault in faults for strength in STRENGTHS]
         missing = [(fault, kind) for fault, kind in wanted if not (place / f"{fault}-{kind}-{seed}.npz").exists()]

@@ -1,8 +1,8 @@
 """What most likely made the differences, told from their pattern alone: a name, a confidence, and the evidence.
 
 A test per cause looks at the main pair of a dump (docs/diagnose.md) and returns a :class:`Cause` or nothing; "none of
-these" is an answer. Their thresholds were set on runs of ``benchmarks/causes.py``; runs that nobody looked at have not
-judged them yet.
+these" is an answer. Their thresholds were set on the tuning half of the runs of ``benchmarks/causes.py``;
+docs/causes.md says how they did on the other half.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ NONE = "none of these"
 _SMALL = 1e-12
 ENOUGH = 100  # tokens: fewer show no pattern
 SOME = 0.06  # share of the sequences: up to it they are some wrong ones, beyond it is a way of handling text
+QUANTISED = 0.17  # noise of a logit: four bits a weight make less of it, another head more
 FEW = 0.05  # share of tokens far apart up to which they are exceptions
 
 
@@ -252,7 +253,7 @@ def outliers(pattern: Pattern) -> Cause | None:
         "a few tokens far out (routing of experts)",
         0.55,
         f"{share(part)} % of the uncertain tokens, one here and there; the others agree to"
-        f" {significant(pattern.typical)}",
+        f" {significant(pattern.typical)}; a mixture of experts does so in bfloat16 by itself",
     )
 
 
@@ -262,7 +263,8 @@ def other_weights(pattern: Pattern) -> Cause | None:
         return None
     sizes = pattern.per_step
     flat = sizes is not None and sizes.max() < 2.5 * sizes.min()
-    name = "quantised rollouts" if flat and pattern.typical < 0.6 else "other weights (quantised, stale, another head)"
+    small = flat and pattern.typical < QUANTISED
+    name = "quantised rollouts" if small else "other weights (quantised, stale, another head)"
     over = "; the same at every step" if flat else ""
     return Cause(
         name, 0.6, f"a logit's noise of {significant(pattern.typical)}, beyond bfloat16's, on all tokens{over}"
