@@ -80,7 +80,6 @@ def kinds_of(annotation: Any) -> list[type[Any]]:
     return [kind for _, kind in _parts(annotation)]
 
 
-@cache
 def meanings_of(model: type[Any]) -> dict[str, str]:
     """The docstring under each field, inherited ones too."""
     found: dict[str, str] = {}

@@ -131,12 +131,11 @@ def _square(values: Sequence[Tensor]) -> float:
 
 
 def _apart(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: Sequence[str]) -> float:
-    gaps, sizes = [], [[one[name] for name in names if name in one] for one in (first, second)]
-    for name in names:
-        one, other = first.get(name), second.get(name)
-        gaps.append(one - other if one is not None and other is not None else one if other is None else other)  # type: ignore[operator]
+    sizes = [[one[name] for name in names if name in one] for one in (first, second)]
+    zero = torch.zeros(())
+    gaps = [first.get(name, zero) - second.get(name, zero) for name in names]
     longest = max(map(_square, sizes))
-    return float((_square([gap for gap in gaps if gap is not None]) / longest) ** 0.5) if longest else 0.0
+    return float((_square(gaps) / longest) ** 0.5) if longest else 0.0
 
 
 def _cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float | None:

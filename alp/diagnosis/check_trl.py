@@ -189,7 +189,7 @@ class Run:
             run._losses.append(float(made.detach()))
             return made
 
-        class Watch(TrainerCallback):
+        class Watch(TrainerCallback):  # type: ignore[misc]
             """Weights before an update, gradients in it, weights after it."""
 
             def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002

@@ -53,7 +53,8 @@ class TensorBoard:
 def _read(folder: Path) -> tuple[int, dict[str, float]]:
     """The greatest step of a run's event files, and the last value of each figure. One that was cut off counts up to
     there."""
-    last, values = -1, {}
+    last = -1
+    values: dict[str, float] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in LegacyEventFileLoader(str(path)).Load():
             figures = {value.tag: value.simple_value for value in event.summary.value if value.HasField("simple_value")}
