@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from alp.rendering.numbers import points, significant
 from benchmarks import regime
 
 Evidence = dict[str, Any]  # docs/evidence/<grid>.json by grid
+WIDTH = 120  # columns of README.md
 MISSING = "*Not built yet: {}.*\n"
 
 POINTS, PLAIN = "points", "plain"
@@ -110,7 +112,10 @@ def summary(found: dict[str, Any]) -> str:
     lines = [line.strip("|").split("|") for line in found["tables"]["main"].splitlines()]
     kept = [place for place, heading in enumerate(lines[0]) if heading.strip().startswith(wanted)]
     table = "\n".join("|" + "|".join(cells[place] for place in kept) + "|" for cells in lines)
-    return f"{table}\n\n" + "".join(f"- {sentence}\n" for sentence in found["verdict"])
+    sentences = (
+        textwrap.fill(f"- {text}", WIDTH, subsequent_indent="  ", break_on_hyphens=False) for text in found["verdict"]
+    )
+    return f"{table}\n\n" + "".join(f"{lines}\n" for lines in sentences)
 
 
 def against_preset(found: dict[str, Any]) -> str:

@@ -17,15 +17,10 @@ from alp import presets
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "packages" / "alp-policy"
-REFUSE = """
-import importlib.abc, runpy, sys
+WITHOUT = """
+import runpy, sys
 
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {refused}:
-            raise ModuleNotFoundError(name, name=name.split(".")[0])
-
-sys.meta_path.insert(0, Refuse())
+sys.modules |= dict.fromkeys({refused})  # what is None there is not there
 sys.argv = ["diagnosis", *sys.argv[1:]]
 runpy.run_module("alp.diagnosis", run_name="__main__")
 """
@@ -53,7 +48,7 @@ def laid_out(backend: ModuleType, tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *words: str, refused: tuple[str, ...] = NEVER) -> subprocess.CompletedProcess[str]:
-    script = REFUSE.format(refused=refused)
+    script = WITHOUT.format(refused=refused)
     return subprocess.run([sys.executable, "-c", script, *words], cwd=folder, capture_output=True, text=True)
 
 

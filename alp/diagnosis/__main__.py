@@ -41,10 +41,10 @@ def _said(words: list[str]) -> str:
         from alp.diagnosis.demo import demo
         from alp.diagnosis.verb import write
     except ImportError as error:
-        if error.name not in PAGE:
+        if (library := str(error.name).partition(".")[0]) not in PAGE:
             raise
         raise UserError(
-            f"the page needs {error.name}: pip install 'alp-policy[page]'; diagnose() of alp.diagnosis needs no page"
+            f"the page needs {library}: pip install 'alp-policy[page]'; diagnose() of alp.diagnosis needs no page"
         ) from None
     if inputs == ["demo"] and not Path("demo").exists():
         return demo([f"{key}={value}" for key, value in given.items()])

@@ -85,7 +85,7 @@ def _band(ends: list[int], depth: int) -> list[int]:
 def _index(value: Any) -> int:
     """An integer of any kind (NumPy's too), but no truth value."""
     try:
-        if isinstance(value, bool):
+        if type(value).__name__ in ("bool", "bool_"):  # NumPy's are indices to it before 2.3
             raise TypeError
         return operator.index(value)
     except TypeError:
