@@ -19,7 +19,7 @@ TORCH      := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install grid stress corrections smol tools quick-all sandbox-there sets-given check unit test reproduce same faults long sandbox slurm slurm-there newest small bench gpu grading lint ruff types workflow-lint format ui lock clean
+.PHONY: help install grid stress corrections smol tools quick-all sandbox-there sets-given check unit test reproduce same faults long sandbox slurm slurm-there newest small docs bench gpu grading lint ruff types workflow-lint format ui lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z_-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r t d; do printf '  %-11s %s\n' "$$t" "$$d"; done
@@ -105,6 +105,11 @@ newest: ## the tests of the method on the newest transformers that installs, in 
 small: ## the small distribution (packages/alp-policy), built, installed and tested on the oldest Python and torch that it is for, and on the newest
 	sh packages/alp-policy/try.sh $(PYTHON) $(TORCH_CPU_INDEX) $(VENV)-small-oldest $(OLDEST) 2.4.0 'transformers<5'
 	sh packages/alp-policy/try.sh $(PYTHON) $(TORCH_CPU_INDEX) $(VENV)-small-newest $(NEWEST) newest transformers
+
+docs: ## the pages of docs/ as a site in build/site; a link that leads nowhere is an error
+	@. locks/uv.sh && create $(PYTHON) $(VENV)-docs && $$uv pip install --quiet --requirement locks/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+	@echo "the site: build/site/index.html"
 
 bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability; coverage: do the intervals hold; grading_speed: wrong answers a second; starts: of a job; training: whole steps beside TRL; sandbox: programs a second
 	$(BIN)/python -m benchmarks.$(BENCH)

@@ -58,3 +58,18 @@ def test_every_public_name_of_the_policy_is_in_the_table() -> None:
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     for name in alp.policy.__all__:
         assert f"[`{name}`](" in text, name
+
+
+def test_every_page_is_in_the_site() -> None:
+    """mkdocs.yml names each page once, and no other: `make docs` says the same, which few run."""
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = re.findall(r"[\w-]+\.md", nav)
+    assert sorted(pages) == sorted([*(page.name for page in PAGES), "index.md", "contributing.md"])
+
+
+def test_no_page_points_outside_the_repository() -> None:
+    for page in (*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        text = page.read_text(encoding="utf-8")
+        assert "../shared" not in text, page
+        for path in re.findall(r"\]\(([^)#:\s]+)", text):
+            assert (page.parent / path).resolve().is_relative_to(ROOT), f"{page}: {path}"

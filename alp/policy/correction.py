@@ -1,5 +1,5 @@
-"""Corrections: weights and masks from the ratio of two policies (specification §4), once a rollout batch or anew in
-each update."""
+"""Corrections: weights and masks from the ratio of two policies (docs/method.md, Corrections), once a rollout
+batch or anew in each update."""
 
 from __future__ import annotations
 

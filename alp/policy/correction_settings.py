@@ -20,8 +20,8 @@ _TWO_SIDED = ("ratio", "k1")  # every other statistic is 0 at best
 
 @dataclass(frozen=True)
 class Correction:
-    """One correction on the ratio ω = p / q of two policies (specification §4). Masks of several are joined by AND,
-    weights multiply."""
+    """One correction on the ratio ω = p / q of two policies (docs/method.md, Corrections). Masks of several
+    are joined by AND, weights multiply."""
 
     kind: Literal["none", "truncate", "mask", "mask_keep_denominator"] = "none"
     """``truncate``: the weight is ω in the bounds; ``mask``: what lies outside them leaves loss and normaliser;

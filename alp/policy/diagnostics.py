@@ -1,5 +1,5 @@
-"""Figures about ratios and about the training-inference mismatch, under the names the field knows (specification
-§6)."""
+"""Figures about ratios and about the training-inference mismatch, under the names the field knows
+(docs/method.md, Diagnostics)."""
 
 from __future__ import annotations
 

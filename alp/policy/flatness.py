@@ -1,4 +1,4 @@
-"""Local flatness: how much one draw of layerwise noise moves the log-probabilities (specification §6, ours)."""
+"""Local flatness: how much one draw of layerwise noise moves the log-probs (docs/method.md, Diagnostics; ours)."""
 
 from __future__ import annotations
 

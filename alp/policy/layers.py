@@ -1,4 +1,4 @@
-"""Which modules of a decoder-only Hugging Face model are perturbed (specification §2)."""
+"""Which modules of a decoder-only Hugging Face model are perturbed (docs/method.md, Perturbation)."""
 
 from __future__ import annotations
 

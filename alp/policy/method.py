@@ -38,7 +38,7 @@ Level = Literal["token", "sequence", "sequence_geometric", "prefix", "turn", "tu
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Layerwise noise (specification §2)."""
+    """Layerwise noise (docs/method.md, Perturbation)."""
 
     layers: str | list[int] = "all"
     """``all``, ``early``, ``middle``, ``late``, ``logits``, a band ``start:end`` (end exclusive; ``1:`` leaves out the
@@ -87,7 +87,7 @@ class Perturbation:
 
 @dataclass(frozen=True)
 class Method:
-    """One off-policy method: one row of the preset table (specification §5). The defaults are those of GRPO."""
+    """One off-policy method: one row of the preset table (docs/method.md, Presets). The defaults are those of GRPO."""
 
     name: str = "custom"
     """What it is called in folders, tables and figures."""
@@ -96,7 +96,7 @@ class Method:
     denominator: Literal["old", "rollout"] = "old"
     """π_old: the sampling weights as the training code computes them; or μ: as the inference engine does."""
     level: Level = "token"
-    """Level of the ratio (specification §1)."""
+    """Level of the ratio (docs/method.md, Ratios)."""
     loss_form: str = "clip"
     """The loss of a token: a name in ``alp/policy/losses``; ``alp methods`` lists them with their formulas."""
     loss_options: dict[str, float] = field(default_factory=dict)
@@ -111,9 +111,9 @@ class Method:
     """Coefficient of the squared log-ratio that is added to the loss of every token that counts, whatever the
     corrections' weights."""
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
-    """How the losses of tokens become that of the mini-batch (specification §3)."""
+    """How the losses of tokens become that of the mini-batch (docs/method.md, Objective)."""
     corrections: list[Correction] = field(default_factory=list)
-    """Rollout corrections (specification §4)."""
+    """Rollout corrections (docs/method.md, Corrections)."""
     perturbation: Perturbation | None = None
     """The noise of numerator ``perturbed``."""
 

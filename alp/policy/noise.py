@@ -1,4 +1,4 @@
-"""The sum of a hidden state and its noise, as one step of autograd (specification §2).
+"""The sum of a hidden state and its noise, as one step of autograd (docs/method.md, Perturbation).
 
 Of size σ, or relative to what it is added to: of size c · RMS of the row, where the RMS counts as a constant.
 

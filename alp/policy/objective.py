@@ -1,4 +1,4 @@
-"""Group-relative advantages, the sum of a loss over its tokens, and the KL penalty (specification §3)."""
+"""Group-relative advantages, the sum of a loss over its tokens, and the KL penalty (docs/method.md, Objective)."""
 
 from __future__ import annotations
 

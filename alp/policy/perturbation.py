@@ -1,4 +1,4 @@
-"""Layerwise Gaussian perturbation of any decoder-only Hugging Face model, by hooks (specification §2).
+"""Layerwise Gaussian perturbation of any decoder-only Hugging Face model, by hooks (docs/method.md, Perturbation).
 
     h_l <- h_l + exp(s_l) ε_l      before the layer's norm and residual branch, inside ``active(...)`` only
 

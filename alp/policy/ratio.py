@@ -1,4 +1,4 @@
-"""Log-ratios of two policies at six levels (specification §1)."""
+"""Log-ratios of two policies at six levels (docs/method.md, Ratios)."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class Results:
 
     def tail_reference(self, level: str) -> ArmRuns | None:
         """The Bypass arm of a level; without it the noise-free ALP arm, which is Bypass at ALP's clip range
-        (specification §5)."""
+        (docs/method.md, Presets)."""
         bypass = BYPASS[level]
         return self.find(bypass) or self.find(bypass.replace("bypass", "alp") + "-sigma0")
 

@@ -1,4 +1,4 @@
-"""The clipped loss of PPO with the dual clip (specification §3)."""
+"""The clipped loss of PPO with the dual clip (docs/method.md, Objective)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The score function: no ratio in the loss, weights come from the corrections (specification: corrections §3)."""
+"""The score function: no ratio in the loss, weights come from the corrections (docs/method.md, Losses)."""
 
 from __future__ import annotations
 
