@@ -108,7 +108,7 @@ small: ## the small distribution (packages/alp-policy), built, installed and tes
 
 docs: ## the pages of docs/ as a site in build/site; a link that leads nowhere is an error
 	@. locks/uv.sh && create $(PYTHON) $(VENV)-docs && $$uv pip install --quiet --requirement locks/docs.txt
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build
 	@echo "the site: build/site/index.html"
 
 bench: install ## BENCH=perturbation: what the noise costs; rollout: tokens a second of the engines; composition: vLLM's repeatability; coverage: do the intervals hold; grading_speed: wrong answers a second; starts: of a job; training: whole steps beside TRL; sandbox: programs a second
