@@ -50,7 +50,7 @@ SLOW = (
         f"test_{name}.py"
         for name in ("clean", "fetch", "foreign", "models", "ownership", "packaging", "preload", "saving", "sharing")
     ),
-    *(f"test_{name}.py" for name in ("code_identity", "lifetime", "streams", "untrusted", "whole_models")),
+    *(f"test_{name}.py" for name in ("code_identity", "lifetime", "small", "streams", "untrusted", "whole_models")),
 )
 
 

@@ -38,7 +38,11 @@ $uv pip install --quiet "$wheel[page,parquet]" "$transformers" pytest hypothesis
 mkdir -p "$folder-tried/tests/diagnosis"
 cp -r tests/__init__.py tests/policy "$folder-tried/tests"
 cp -r examples "$folder-tried"
-for name in __init__ native test_causes test_counterfactual test_library test_module; do cp "tests/diagnosis/$name.py" "$folder-tried/tests/diagnosis"; done
+for name in __init__ native test_causes test_counterfactual test_library test_module; do
+  cp "tests/diagnosis/$name.py" "$folder-tried/tests/diagnosis"
+done
+mkdir "$folder-tried/tests/examples"
+cp tests/examples/__init__.py tests/examples/test_notebook.py "$folder-tried/tests/examples"
 rm "$folder-tried/tests/policy/test_perturbation_cost.py" # it measures with benchmarks/
 cd "$folder-tried"
 export OMP_NUM_THREADS=1
