@@ -1,20 +1,20 @@
-# try.sh PYTHON INDEX FOLDER VERSION TORCH TRANSFORMERS: builds alp-policy with PYTHON, installs it into a new environment in FOLDER of that
-# VERSION of Python (or path of one; uv finds it, or fetches it) with that torch (a CPU build, where one is to be had: INDEX), and runs there what
-# needs nothing more. Run in the root of the tree.
+# try.sh BUILDER INDEX FOLDER PYTHON TORCH TRANSFORMERS, in the root of the tree: builds alp-policy with BUILDER, installs it
+# into a new environment in FOLDER of that PYTHON (a version, which uv finds or fetches, or a path) with that torch (a CPU
+# build, where INDEX or the configured sources have one), and runs there what needs nothing more.
 set -e
-builder=$1 index=$2 folder=$3 version=$4 torch=$5 transformers=$6
+builder=$1 cpu_index=$2 folder=$3 python=$4 torch=$5 transformers=$6 # names that locks/uv.sh does not set
 . locks/uv.sh
 say() { echo "alp-policy on $("$folder/bin/python" -V), torch $("$folder/bin/python" -c 'import torch; print(torch.__version__)'): $1"; }
 
 create "$builder" "$folder-uv"
 rm -rf "$folder-tried"
 $uv build --quiet --python "$folder-uv/bin/python" packages/alp-policy --out-dir "$folder-tried/dist"
-$uv venv --quiet --clear --python "$version" "$folder"
+$uv venv --quiet --clear --python "$python" "$folder"
 VIRTUAL_ENV=$folder
 if [ "$torch" = newest ]; then
-  $uv pip install --quiet --index "$index" torch || $uv pip install --quiet torch
+  $uv pip install --quiet --index "$cpu_index" torch || $uv pip install --quiet torch
 else
-  cpu_torch "$torch" "$index" || $uv pip install --quiet "torch==$torch"
+  cpu_torch "$torch" "$cpu_index" || $uv pip install --quiet "torch==$torch"
 fi
 wheel=$(ls "$folder-tried"/dist/*.whl)
 
