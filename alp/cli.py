@@ -24,8 +24,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code: 0; 2 with one line on stderr for a user's mistake; 75 after a signal, to be
-    tried again; 1 for a failure, for results that differ from their manifest (2 where that cannot be told) and for
-    figures that left their band."""
+    tried again; 1 for a failure, for results that differ from their manifest (2 where that cannot be told), for
+    figures that left their band and for an option that changes nothing."""
     words = sys.argv[1:] if arguments is None else arguments
     if arguments is not None:
         return _run_words(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
@@ -45,11 +46,16 @@ def known() -> tuple[Method, ...]:
         return read(PACKED)
     from alp.configuration import compose
 
-    return _known(compose.CONFIGS)
+    with suppress(AttributeError, LookupError, TypeError, ValueError):
+        made = read(compose.CONFIGS / "method")
+        if [method.name for method in made] == compose.choices("method"):
+            return made
+    return _composed(compose.CONFIGS)
 
 
 @cache
-def _known(_: Path) -> tuple[Method, ...]:
+def _composed(_: Path) -> tuple[Method, ...]:
+    """The same out of whole configurations, which takes seconds and says what is wrong with a file."""
     from alp.configuration import compose
 
     return tuple(compose.load("train", [f"method={name}"]).method for name in compose.choices("method"))

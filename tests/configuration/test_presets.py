@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alp import presets
 from alp.configuration import compose
 from alp.errors import UserError
 from alp.policy import Correction, LossInputs, Method, Perturbation, group_advantages
@@ -63,6 +64,11 @@ TABLE = {
 def _load(*words: str) -> Method:
     loaded: Method = compose.load("train", list(words)).method
     return loaded
+
+
+def test_presets_by_themselves_are_those_of_whole_configurations() -> None:
+    names = compose.choices("method")
+    assert presets.known() == tuple(compose.load("train", [f"method={name}"]).method for name in names)
 
 
 def test_the_ten_presets_of_the_specification_are_there() -> None:
