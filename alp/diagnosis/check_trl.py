@@ -67,7 +67,10 @@ def compared(first: Mapping[str, Any], second: Mapping[str, Any], folder: Path) 
     for key in keys:
         sampling = key.startswith("vllm_") and not key.startswith("vllm_importance_sampling")
         if key.partition(".")[0] in _UNTRIED or sampling:
-            raise UserError(f"check: {key} is of sampling, data or the machine, which is not tried here")
+            raise UserError(
+                f"check: {key} is not tried here, as all of sampling, data, saving, the machine, the schedule of the"
+                " learning rate and the clipping of gradients"
+            )
     if importlib.util.find_spec("trl") is None:
         raise UserError("check: TRL is not installed here, and it is TRL that is run: pip install trl")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

@@ -157,7 +157,7 @@ def test_what_cannot_be_compared_is_one_line(
     [
         (TRL, {key: value for key, value in TRL.items() if key != "trl"}, "only one of both files has trl"),
         ({**TRL, "trl": "DPOTrainer"}, TRL, "'DPOTrainer' is no trainer that is known; choose from GRPOTrainer"),
-        (TRL, {**TRL, "top_k": 3}, "top_k is of sampling, data or the machine"),
+        (TRL, {**TRL, "top_k": 3}, "top_k is not tried here"),
         (TRL, TRL, "both configurations are the same"),
     ],
 )
