@@ -37,7 +37,7 @@ SLOW = (
     *(f"policy/test_perturbation_{name}.py" for name in ("cost", "gradients", "noise", "surroundings")),
     *(
         f"reporting/test_{name}.py"
-        for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tools", "tracking")
+        for name in ("aggregate", "figures", "live", "mismatch", "report", "sets", "tools", "trackers", "tracking")
     ),
     *(f"reporting/test_{name}.py" for name in ("reference", "tracking_database", "verify")),
     *(f"rollout/test_{name}.py" for name in ("custom", "decoding", "folders", "hf", "static", "transport")),

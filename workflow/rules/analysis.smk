@@ -4,11 +4,24 @@ from alp.reporting import registry as alp_registry
 GRID_CONTENT = GRID.content_hash
 
 
+def shown(kind):
+    """Files of the grid's tables or figures. One of each is what `snakemake --report` shows, under its title."""
+    titles = {item.name: item.title for item in alp_registry.of_grid(kind, GRID)}
+    files = []
+    for name in alp_registry.paths_of(kind, GRID):
+        path = f"{FOLDER}/{name}"
+        if name.suffix in (".csv", ".svg"):
+            labels = {"title": titles[name.stem]}
+            path = report(path, category=kind.capitalize(), labels=labels)
+        files.append(path)
+    return files
+
+
 rule aggregate:
     input:
         **everything(),
     output:
-        [f"{FOLDER}/{path}" for path in alp_registry.paths_of("tables", GRID)],
+        shown("tables"),
     log:
         f"{FOLDER}/logs/aggregate.log",
     conda:
@@ -31,7 +44,7 @@ rule figures:
     input:
         **everything(),
     output:
-        [f"{FOLDER}/{path}" for path in alp_registry.paths_of("figures", GRID)],
+        shown("figures"),
     log:
         f"{FOLDER}/logs/figures.log",
     conda:
@@ -58,7 +71,7 @@ rule report:
         every(f"{RUN}/trajectories.jsonl"),
         **everything(),
     output:
-        f"{FOLDER}/report.html",
+        report(f"{FOLDER}/report.html", category="Page", labels={"title": GRID.title}),
     log:
         f"{FOLDER}/logs/report.log",
     conda:
