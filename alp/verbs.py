@@ -35,6 +35,9 @@ class Verb:
         return function(*arguments, **named)
 
 
+_A_GRID = "[grid] [key=value] …"
+
+
 VERBS = {
     verb.name: verb
     for verb in (
@@ -63,19 +66,30 @@ VERBS = {
             "alp.commands:evaluate",
             "run",
         ),
-        Verb("aggregate", "tables of a grid", "alp.reporting.aggregate:aggregate", "grid"),
-        Verb("figures", "figures of a grid", "alp.reporting.draw:figures", "grid"),
+        Verb("aggregate", "tables of a grid", "alp.reporting.aggregate:aggregate", "grid", _A_GRID, "grid"),
+        Verb("figures", "figures of a grid", "alp.reporting.draw:figures", "grid", _A_GRID, "grid"),
         Verb(
             "track",
-            "every finished run of a grid, with its evaluation, into MLflow (what is there already is left alone)",
+            "every finished run of a grid, with its evaluation, into MLflow and ALP_TRACKERS (only what they lack)",
             "alp.reporting.mirror:track",
             "grid",
+            _A_GRID,
+            "grid",
         ),
-        Verb("report", "one page with every table and figure of a grid", "alp.reporting.report:report", "grid"),
+        Verb(
+            "report",
+            "one page with every table and figure of a grid",
+            "alp.reporting.report:report",
+            "grid",
+            _A_GRID,
+            "grid",
+        ),
         Verb(
             "manifest",
             "hash of every result of a grid, with what it was made from and the numbers that it concludes from",
             "alp.reporting.manifest:write_manifest",
+            "grid",
+            _A_GRID,
             "grid",
         ),
         Verb(
@@ -119,12 +133,16 @@ VERBS = {
             "how many seeds and problems a difference needs, from the variances of a built grid",
             "alp.reporting.power:power",
             "configuration",
+            _A_GRID,
+            "grid",
         ),
         Verb(
             "plan",
             "what a grid takes before it starts: jobs, samples, tokens, FLOPs, hours, memory, disk",
             "alp.planning.plan:plan",
             "configuration",
+            _A_GRID,
+            "grid",
         ),
         Verb(
             "monitor",

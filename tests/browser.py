@@ -90,13 +90,13 @@ class Browser:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def open(self, path: Path, *, width: int, height: int = 900, media: str = "", scheme: str = "light") -> None:
-        """Load a file at a width in CSS pixels and wait until all of it is there."""
+    def open(self, place: Path | str, *, width: int, height: int = 900, media: str = "", scheme: str = "light") -> None:
+        """Load a file or an address at a width in CSS pixels and wait until all of it is there."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.send("Emulation.setEmulatedMedia", media=media, features=features)
         self.events.clear()
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=place if isinstance(place, str) else place.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 

@@ -107,6 +107,10 @@ FAULTS = [
     (["diagnose", "nothing here.npz"], "diagnose: nothing here.npz: no file nothing here.npz"),
     (["track", "grid=smoke", "results=nothing"], "seed0/config.yaml: build it with 'snakemake --cores 2 --config grid"),
     (["methods", "grpo"], "methods: takes no arguments, got 'grpo'"),
+    (["plan", "quik"], "unknown grid 'quik'; did you mean 'quick'?"),
+    (["report", "quick", "smoke"], "report: one grid at a time, not 2: 'quick', 'smoke'"),
+    (["demo", "output=x"], "demo: takes no words, not 'output=x'; a dump of your own: alp diagnose <file>"),
+    (["help", "plam"], "unknown verb 'plam'; did you mean 'plan'?"),
 ]
 
 
