@@ -19,6 +19,7 @@ from alp.errors import TRY_AGAIN, GraderError, Interrupted, SandboxError, UserEr
 from alp.lifetime import end_with_parent, hold_standard_streams, speak_utf8, unblock
 from alp.verbs import VERBS, Verb
 
+_HELP = ("-h", "--help", "help")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -74,18 +75,18 @@ def _run_words(words: list[str]) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words in ([word] for word in _HELP):
         print(_help())
         return 0
+    if words[0] in _HELP:
+        return _dispatch([*words[1:], "--help"])
     if words[0] == "--version":
         print(f"alp {__version__}")
         return 0
     name, rest = words[0], words[1:]
-    if name == "help":
-        name, rest = (rest[0], [*rest[1:], "--help"]) if rest else ("--help", [])
-        return _dispatch([name, *rest])
     if name not in VERBS:
-        raise UserError(f"unknown verb '{name}'{nearest(name, VERBS)}")
+        kind, known = ("option", ["--help", "--version"]) if name.startswith("-") else ("verb", [*VERBS, "help"])
+        raise UserError(f"unknown {kind} '{name}'{nearest(name.lower(), known)}")
     verb = VERBS[name]
     if "-h" in rest or "--help" in rest:
         print(_verb_help(verb, rest))

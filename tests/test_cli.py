@@ -111,6 +111,9 @@ FAULTS = [
     (["report", "quick", "smoke"], "report: one grid at a time, not 2: 'quick', 'smoke'"),
     (["demo", "output=x"], "demo: takes no words, not 'output=x'; a dump of your own: alp diagnose <file>"),
     (["help", "plam"], "unknown verb 'plam'; did you mean 'plan'?"),
+    (["TRAIN"], "unknown verb 'TRAIN'; did you mean 'train'?"),
+    (["hepl"], "unknown verb 'hepl'; did you mean 'help'?"),
+    (["--verison"], "unknown option '--verison'; did you mean '--version'?"),
 ]
 
 

@@ -87,7 +87,7 @@ def test_help_shows_the_keys_of_the_choices_beside_it(capsys: pytest.CaptureFixt
 
 def test_help_is_a_word_too(capsys: pytest.CaptureFixture[str]) -> None:
     shown = []
-    for words in (["help", "power"], ["power", "--help"], ["power", "-h"]):
+    for words in (["help", "power"], ["--help", "power"], ["power", "--help"], ["power", "-h"]):
         assert main(words) == 0
         shown.append(capsys.readouterr().out)
     assert len(set(shown)) == 1
