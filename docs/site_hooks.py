@@ -1,4 +1,4 @@
-"""What the site (mkdocs.yml) needs beside the pages of this folder: README.md and CONTRIBUTING.md as pages of it, and
+"""What the site (mkdocs.yml) needs beside the pages of this folder: README.md and its neighbours as pages of it, and
 links that leave the folder as links into the repository, or as plain text where nobody says which (``repo_url``)."""
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-ABOVE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}  # pages of the site, files of the root
+ABOVE = {
+    "index.md": "README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}  # pages of the site, files of the root
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
