@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,15 @@ def test_a_finished_grid_has_nothing_to_do_and_touching_changes_nothing(house: P
     for path in [*house.glob("configs/**/*.yaml"), *house.glob("alp/**/*.py"), *house.glob("results/smoke/**/*")]:
         os.utime(path)
     assert _planned(house) == {}
+
+
+def test_snakemake_s_own_report_holds_the_page_tables_and_figures(house: Path) -> None:
+    done = _snakemake(house, "--report", "report.zip")
+    assert done.returncode == 0, done.stderr[-3000:]
+    with zipfile.ZipFile(house / "report.zip") as packed:
+        names = {Path(name).name for name in packed.namelist()}
+    (house / "report.zip").unlink()
+    assert {"report.html", "main.csv", "controls.csv", "accuracy.svg", "ratio_quantiles.svg"} <= names
 
 
 def test_a_method_s_value_runs_that_method_again(house: Path) -> None:
