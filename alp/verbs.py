@@ -113,7 +113,7 @@ VERBS = {
             "the same of a dump that comes along: what its page looks like",
             "alp.diagnosis.demo:demo",
             "words",
-            "",
+            "[output=<folder>] [replace=true]",
         ),
         Verb(
             "check",

@@ -49,7 +49,10 @@ def page() -> str:
     lines = [HEAD, "## Verbs\n", *_verbs()]
     for group, verb in GROUPS.items():
         lines += [f"\n## {group}\n", *_group(group, verb)]
-    lines += ["\n## validation\n", "The keys of `rollout`; `validation=hf` samples in float32, with its limits.\n"]
+    lines += [
+        "\n## validation\n",
+        "The keys of `rollout`; its files take temperature and limits from `rollout`, and the dtype float32.\n",
+    ]
     lines += ["## variant\n", "`none`, or a control for the method's preset, its name part of the arm's. Choices:"]
     lines += [f"{_choices('variant')}.\n"]
     for verbs, own in _sections().items():

@@ -109,7 +109,10 @@ FAULTS = [
     (["methods", "grpo"], "methods: takes no arguments, got 'grpo'"),
     (["plan", "quik"], "unknown grid 'quik'; did you mean 'quick'?"),
     (["report", "quick", "smoke"], "report: one grid at a time, not 2: 'quick', 'smoke'"),
-    (["demo", "output=x"], "demo: takes no words, not 'output=x'; a dump of your own: alp diagnose <file>"),
+    (
+        ["demo", "threads=2"],
+        "demo: takes output and replace alone, not 'threads=2'; a dump of your own: alp diagnose <file>",
+    ),
     (["help", "plam"], "unknown verb 'plam'; did you mean 'plan'?"),
     (["TRAIN"], "unknown verb 'TRAIN'; did you mean 'train'?"),
     (["hepl"], "unknown verb 'hepl'; did you mean 'help'?"),

@@ -34,8 +34,21 @@ def test_the_packaged_dump_is_diagnosed_anywhere_and_again(tmp_path: Path) -> No
 def test_what_it_is_not_asked_is_one_line(tmp_path: Path) -> None:
     done = _demo(tmp_path, "mine.npz")
     assert done.returncode == 2
-    assert done.stderr == "alp: error: demo: takes no words, not 'mine.npz'; a dump of your own: alp diagnose <file>\n"
+    said = "alp: error: demo: takes output and replace alone, not 'mine.npz'; a dump of your own: alp diagnose <file>\n"
+    assert done.stderr == said
     assert not (tmp_path / "results").exists()
+
+
+def test_what_the_refusal_of_a_folder_advises_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "results/demo").mkdir(parents=True)
+    (tmp_path / "results/demo/mine.txt").write_text("mine")
+    refused = _demo(tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("build elsewhere: output=<another folder>\n")
+    done = _demo(tmp_path, "output=elsewhere")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("the page: elsewhere/report.html")
+    assert (tmp_path / "elsewhere/report.html").is_file()
 
 
 @pytest.mark.parametrize(
