@@ -1,20 +1,5 @@
 # Tables, figures, the report and the manifest of the grid.
-from alp.reporting import registry as alp_registry
-
 GRID_CONTENT = GRID.content_hash
-
-
-def shown(kind):
-    """Files of the grid's tables or figures. One of each is what `snakemake --report` shows, under its title."""
-    titles = {item.name: item.title for item in alp_registry.of_grid(kind, GRID)}
-    files = []
-    for name in alp_registry.paths_of(kind, GRID):
-        path = f"{FOLDER}/{name}"
-        if name.suffix in (".csv", ".svg"):
-            labels = {"title": titles[name.stem]}
-            path = report(path, category=kind.capitalize(), labels=labels)
-        files.append(path)
-    return files
 
 
 rule aggregate:

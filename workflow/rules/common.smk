@@ -30,6 +30,7 @@ from alp.configuration import resources as alp_resources
 from alp.errors import UserError
 from alp.lifetime import end_with_parent
 from alp.ownership import check, claimed
+from alp.reporting import registry as alp_registry
 from alp.reporting import trackers as alp_trackers
 from filelock import FileLock, Timeout
 
@@ -290,3 +291,16 @@ def everything():
         "evaluations": every(f"{RUN}/evaluation/test.json"),
         "base": f"{BASE}/evaluation/test.json",
     }
+
+
+def shown(kind):
+    """Files of the grid's tables or figures. One of each is what `snakemake --report` shows, under its title."""
+    titles = {item.name: item.title for item in alp_registry.of_grid(kind, GRID)}
+    files = []
+    for name in alp_registry.paths_of(kind, GRID):
+        path = f"{FOLDER}/{name}"
+        if name.suffix in (".csv", ".svg"):
+            labels = {"title": titles[name.stem]}
+            path = report(path, category=kind.capitalize(), labels=labels)
+        files.append(path)
+    return files
