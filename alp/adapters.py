@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from alp.errors import UserError, nearest
 from alp.foreign import reason
 from alp.reproducibility import install, partial_folder, stream, write_json
+from alp.shards import full, is_sharded, put
 
 if TYPE_CHECKING:
     from alp.configuration.model_schema import Lora
@@ -111,17 +112,18 @@ def layers_of(model: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def served(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of the plain model under its names, the adapter merged in; a model without one, as it is."""
+    """The parameters of the plain model under its names, the adapter merged in; a model without one, as it is. Of a
+    model in shards each whole, put together one after the other."""
     layers = layers_of(model)
     for name, value in model.named_parameters():
         layer, _, part = name.partition(".base_layer.")
         if not part or layer not in layers:
             if f".{_NAME}." not in name or not any(name.startswith(f"{layer}.lora_") for layer in layers):
-                yield name, value
+                yield name, full(value)
         elif part == "weight":
-            yield f"{layer}.weight", _merged(layers[layer])
+            yield f"{layer}.weight", full(_merged(layers[layer]))
         else:
-            yield f"{layer}.{part}", value
+            yield f"{layer}.{part}", full(value)
 
 
 def _merged(layer: Any) -> Tensor:
@@ -159,9 +161,9 @@ def stirred(model: Any) -> Iterator[None]:
         for name, layer in layers_of(model).items():
             high = layer.lora_B[_NAME].weight
             drawn = stream(f"stirred adapter {name}", 0).standard_normal(tuple(high.shape))
-            high.copy_(torch.from_numpy(drawn))
-            size = float(layer.base_layer.weight.norm()) or 1.0
-            high.mul_(_STIRRED * size / max(float(layer.get_delta_weight(_NAME).norm()), 1e-30))
+            put(torch.from_numpy(drawn), high)
+            size = float(full(layer.base_layer.weight).norm()) or 1.0
+            high.mul_(_STIRRED * size / max(float(full(layer.get_delta_weight(_NAME)).norm()), 1e-30))
     try:
         yield
     finally:
@@ -226,18 +228,27 @@ def load_state(model: Any, kept: dict[str, Tensor]) -> None:
     """The inverse of ``state``. Raises ValueError for the state of another adapter."""
     if layers_of(model) and kept.keys() != state(model).keys():
         raise ValueError(f"adapter: {sorted(kept.keys() ^ state(model).keys())[:4]} stand on one side only")
-    model.load_state_dict(kept, strict=not layers_of(model))
+    if is_sharded(model):
+        held = model.state_dict(keep_vars=True)
+        if not layers_of(model) and kept.keys() != held.keys():
+            raise ValueError(f"model: {sorted(kept.keys() ^ held.keys())[:4]} stand on one side only")
+        for key, value in kept.items():
+            put(value, held[key])
+    else:
+        model.load_state_dict(kept, strict=not layers_of(model))
 
 
-def save(model: Any, folder: Path, name: str) -> None:
-    """The adapter alone, as peft reads it: its values and ``adapter_config.json``; ``name`` says of which model."""
+def save(model: Any, folder: Path, name: str, gathered: dict[str, Tensor] | None = None) -> None:
+    """The adapter alone, as peft reads it: its values and ``adapter_config.json``; ``name`` says of which model.
+    ``gathered``: its state, of a model in shards."""
     from safetensors.torch import save_file
 
     if not layers_of(model):
         return
+    kept = state(model) if gathered is None else gathered
     values = {
         f"base_model.model.{key.replace(f'.{_NAME}.', '.')}": value.detach().cpu().contiguous()
-        for key, value in state(model).items()
+        for key, value in kept.items()
     }
     config = model.peft_config[_NAME]
     content = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}

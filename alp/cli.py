@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alp import __version__
+from alp import __version__, ranks
 from alp.errors import TRY_AGAIN, GraderError, Interrupted, SandboxError, UserError, nearest
 from alp.lifetime import end_with_parent, hold_standard_streams, speak_utf8, unblock
 from alp.verbs import VERBS, Verb
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     hold_standard_streams()  # a process of its own
     speak_utf8()
     end_with_parent()
+    if ranks.is_rank():
+        return ranks.as_rank(run, words)
     if os.environ.get("ALP_WARM"):
         from alp.warm import hand_over  # a workflow's jobs alone need it
 
@@ -55,23 +57,17 @@ def _run_words(words: list[str]) -> int:
     except (UserError, GraderError, SandboxError) as error:
         if os.environ.get("ALP_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"alp: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return ranks.say(f"alp: error: {error}", 2 if isinstance(error, UserError) else 1)
     except Interrupted as error:
-        print(f"alp: {error}", file=sys.stderr)
-        return TRY_AGAIN
+        return ranks.say(f"alp: {error}", TRY_AGAIN)
     except OSError as error:
         if error.errno not in _DISK:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"alp: error: {where}{error.strerror}; what is done is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 1
+        text = f"alp: error: {where}{error.strerror}; what is done is kept, the same command goes on from there"
+        return ranks.say(text, 1)
     except KeyboardInterrupt:
-        print("alp: interrupted", file=sys.stderr)
-        return 130
+        return ranks.say("alp: interrupted", 130)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -130,8 +126,20 @@ def _run(verb: Verb, rest: list[str]) -> int:
     if show:
         print(compose.to_yaml(config), end="")
         return 0
-    print(shlex.join(["alp", verb.name, *rest]), file=sys.stderr, flush=True)
-    return _said(_call(verb, config))
+    if not ranks.is_rank():
+        print(shlex.join(["alp", verb.name, *rest]), file=sys.stderr, flush=True)
+    return ranks.run([verb.name, *rest], size) if (size := _ranks(config)) else _said(_call(verb, config))
+
+
+def _ranks(config: Any) -> int:
+    """How many processes are to do it in this one's place, 0 for none; refused is what they all would refuse."""
+    if size := ranks.to_start(config):
+        from alp.ownership import check
+        from alp.preflight import check_training
+
+        check(config.run.dir, "run.dir")
+        check_training(config)
+    return size
 
 
 def _call(verb: Verb, config: Any) -> Any:

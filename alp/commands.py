@@ -53,6 +53,7 @@ def pretrain(config: PretrainConfig) -> str:
 
 
 def train(config: TrainConfig) -> str:
+    from alp import ranks
     from alp.preflight import check_training
     from alp.preload import load_libraries
     from alp.reporting import trackers
@@ -64,7 +65,8 @@ def train(config: TrainConfig) -> str:
     from alp.tasks.tally import log_summary
     from alp.training.loop import train
 
-    followers = Followers(Path(config.run.dir), [config.run.tracking, *asked])
+    trackers_of_first = [config.run.tracking, *asked] if ranks.is_first() else []
+    followers = Followers(Path(config.run.dir), trackers_of_first)
     try:
         folder = train(config, followers.step)
     except BaseException:

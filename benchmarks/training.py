@@ -2,6 +2,7 @@
 
     python -m benchmarks.training                      the embedded model, one thread (5 minutes)
     python -m benchmarks.training --size smollm2 --model <folder>    SmolLM2's size (20 minutes)
+    python -m benchmarks.training --devices 2          ours alone, on 1 and on 2 processes of this machine's CPU
 
 Both sides sample the same number of responses to the same prompts (their worked examples included), up to the same
 length, grade them with the same task and take the same number of optimizer steps of the same number of sequences on
@@ -198,11 +199,35 @@ def _round(side: str, options: argparse.Namespace, model: Path) -> dict[str, Any
     return result | {"speed": result["tokens"] / result["seconds"]}
 
 
+def scaling(size: Size, model: Path, devices: list[int], rounds: int) -> None:
+    """Print seconds of a step, whole and by part, for each number of devices, which take turns: medians of rounds."""
+    taken: dict[int, list[dict[str, float]]] = {number: [] for number in devices}
+    for _ in range(rounds):
+        for number in devices:
+            with tempfile.TemporaryDirectory() as folder:
+                words = [*_words(size, model, Path(folder)), f"trainer.devices={number}", "trainer.device=cpu"]
+                command = [sys.executable, "-m", "alp.cli", "train", *words]
+                subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+                lines = [json.loads(line) for line in (Path(folder) / "timings.jsonl").read_text().splitlines()]
+            parts = {key.partition("/")[2]: 0.0 for key in lines[1] if key.startswith("seconds/")}
+            for line in lines[1:]:
+                parts |= {key: parts[key] + line[f"seconds/{key}"] / size.steps for key in parts}
+            taken[number].append(parts | {"whole": sum(parts.values())})
+    names = list(taken[devices[0]][0])
+    medians = {n: {key: statistics.median(one[key] for one in taken[n]) for key in names} for n in devices}
+    print("| devices | " + " | ".join(f"{name}, s a step" for name in names) + " | speed |")
+    print("| --- |" + " ---: |" * (len(names) + 1))
+    for number, parts in medians.items():
+        cells = " | ".join(f"{parts[name]:.2f}" for name in names)
+        print(f"| {number} | {cells} | {medians[devices[0]]['whole'] / parts['whole']:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="embedded")
     parser.add_argument("--model", type=Path, help="folder of the model; the embedded one is taught")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--devices", type=int, help="ours alone, on 1 and on so many processes of a CPU")
     parser.add_argument("--out", type=Path, help="a JSON file of all rounds")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -215,6 +240,9 @@ def main() -> None:
         parser.error(f"--size {options.size} needs --model <folder of its weights>")
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or _made(Path(folder))
+        if options.devices is not None:
+            scaling(SIZES[options.size], model, sorted({1, options.devices}), options.rounds)
+            return
         rounds = [{side: _round(side, options, model) for side in ("ours", "theirs")} for _ in range(options.rounds)]
     steps = SIZES[options.size].steps
     print(

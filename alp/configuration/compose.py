@@ -68,6 +68,9 @@ ENTRIES = {
 }
 _OF_A_GRID = ("prepare", "fetch", "pretrain", "train", "evaluate")  # verbs whose jobs a grid composes
 
+# Of a job's configuration, what its record holds and its identity does not.
+_NO_RESULT: Any = {"run": True, "model": {"path"}, "task": {"data"}, "trainer": {"devices"}}
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _CHOICE = re.compile(r"[A-Za-z0-9_.-]+")  # a word that Hydra reads as it stands
 
@@ -336,13 +339,13 @@ def validate(verb: str, plain: dict[str, Any]) -> Any:
 
 
 def identity(config: Strict) -> str:
-    """SHA-256 of the resolved, sorted configuration without the places of files: where things lie does not change
-    results.
+    """SHA-256 of the resolved, sorted configuration without the places of files and the number of devices: neither
+    changes results.
 
     What the files hold does; a run's ``provenance.json`` has their hashes beside this one. A task's own JSONL files and
     the user's own modules stand in it with the hash of their content.
     """
-    plain = config.model_dump(mode="json", exclude={"run": True, "model": {"path"}, "task": {"data"}})
+    plain = config.model_dump(mode="json", exclude=_NO_RESULT)
     for group in ("task", "rollout", "validation"):
         if isinstance(plain.get(group), dict):
             plain[group] = _with_content(plain[group])

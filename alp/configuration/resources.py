@@ -25,12 +25,14 @@ _COPIES = {  # float32 models held at the same time
     "train": 8,  # the same, the reference, and copies of the engine, the validation and a checkpoint being written
     "evaluate": 3,
 }
+_OF_A_RANK = 2  # float32 models beyond its share, of each rank but the first
 
 
 def threads(verb: str, config: Any) -> int:
-    """Threads that the configuration fixes; a rollout engine of its own computes while the trainer waits."""
+    """Threads that the configuration fixes, of all ranks; a rollout engine of its own computes while the trainer
+    waits."""
     if verb == "train":
-        return max(int(config.trainer.threads), int(getattr(config.rollout, "threads", 1)))
+        return int(config.trainer.devices) * max(config.trainer.threads, getattr(config.rollout, "threads", 1))
     section = {"pretrain": "pretrain", "evaluate": "evaluation"}.get(verb)
     return int(getattr(config, section).threads) if section else 1
 
@@ -39,9 +41,11 @@ def memory_mb(verb: str, config: Any, attempt: int = 1) -> int:
     """MiB of main memory; half as much again with every further attempt."""
     if verb not in _COPIES:
         return _ANALYSIS_MB * attempt
-    copies = _COPIES[verb]
+    copies, ranks = _COPIES[verb], int(config.trainer.devices) if verb == "train" else 1
+    # Each rank reads the whole model before it keeps a shard, and has an engine's copy; the rest is there once.
+    copies += (ranks - 1) * _OF_A_RANK
     weights = copies * _parameters(config.model) * _FLOAT32_MB if copies else 0.0
-    return int((_PROCESS_MB + weights) * (1 + (attempt - 1) / 2))
+    return int((ranks * _PROCESS_MB + weights) * (1 + (attempt - 1) / 2))
 
 
 def minutes(verb: str, attempt: int = 1, planned: float = 0.0) -> int:
@@ -51,7 +55,7 @@ def minutes(verb: str, attempt: int = 1, planned: float = 0.0) -> int:
 
 
 def gpus(verb: str, config: Any) -> int:
-    """GPUs that the job asks for: those of its device, or of an engine that runs on a GPU alone.
+    """GPUs that the job asks for: one for each of its devices, or of an engine that runs on a GPU alone.
 
     ``device: auto`` asks for one where a language model is loaded; the embedded model is as fast on a CPU.
     """
@@ -62,7 +66,7 @@ def gpus(verb: str, config: Any) -> int:
     of_engine = int(getattr(engine, "tensor_parallel", 1))
     needs_one = getattr(engine, "quantization", None) is not None or getattr(engine, "sleep_level", 0) > 0
     if device == "cuda" or needs_one or (device == "auto" and _is_language_model(config.model)):
-        return of_engine
+        return of_engine * (int(config.trainer.devices) if verb == "train" else 1)
     return 0
 
 

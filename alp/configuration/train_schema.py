@@ -64,6 +64,8 @@ class Trainer(Strict):
     """On a GPU: no cuDNN in attention, and a backward in torch's strict mode."""
     device: Literal["auto", "cpu", "cuda"]
     """Where the model is; ``auto``: on a GPU where there is one."""
+    devices: Positive
+    """Ranks, each with one device and so many threads: they change speed and memory, not results."""
     threads: Positive
     """Threads of torch on the CPU."""
     seed: NonNegative
@@ -86,6 +88,15 @@ class Trainer(Strict):
                 f"prompts = {self.prompts} is not divisible by updates_per_batch = {self.updates_per_batch}; nearest"
                 f" that is: {best}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _of_several_devices(self) -> Trainer:
+        rows = self.prompts // self.updates_per_batch * self.samples
+        if self.devices > rows:
+            raise ValueError(f"devices = {self.devices}, but a mini-batch has {rows} responses: at most so many")
+        if self.devices > 1 and self.compile:
+            raise ValueError(f"compile does not go with devices = {self.devices} yet: set compile=false")
         return self
 
 
@@ -125,6 +136,24 @@ class TrainConfig(Strict):
     def _all_weights(self) -> TrainConfig:
         if self.trainer.precision == "bfloat16" and self.model.lora is not None:
             raise ValueError("trainer.precision = bfloat16 trains all weights: it does not go with model.lora")
+        return self
+
+    @model_validator(mode="after")
+    def _one_device_each(self) -> TrainConfig:
+        devices, noise = self.trainer.devices, self.method.perturbation
+        if devices == 1:
+            return self
+        for group, settings in (("rollout", self.rollout), ("validation", self.validation)):
+            if (spread := getattr(settings, "tensor_parallel", 1)) > 1:
+                raise ValueError(
+                    f"{group}.tensor_parallel = {spread} does not go with trainer.devices = {devices}: each rank has an"
+                    " engine on its own device"
+                )
+        if self.trainer.precision == "bfloat16" and noise is not None and noise.dtype == "hidden":
+            raise ValueError(
+                "method.perturbation.dtype = hidden with trainer.precision = bfloat16 does not go with"
+                f" trainer.devices = {devices}: log σ would be held in float32 there"
+            )
         return self
 
     @model_validator(mode="after")

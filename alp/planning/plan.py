@@ -33,7 +33,8 @@ _KINDS = {"sample": "seconds/rollout", "score": "seconds/score", "update": "seco
 
 @dataclass(frozen=True)
 class Job:
-    """One kind of job, ``count`` times: what each does and takes. ``measured``: its hours are of runs of this grid."""
+    """One kind of job, ``count`` times: what each does and takes, ``seconds`` of all its devices together.
+    ``measured``: its hours are of runs of this grid."""
 
     stage: str
     arm: str | None
@@ -88,7 +89,7 @@ class Plan:
                     "arm": job.arm,
                     "jobs": job.count,
                     "fits": job.fits,
-                    **{key: getattr(job.work, key) for key in ("samples", "tokens", "updates")},
+                    **{key: getattr(job.work, key) for key in ("devices", "samples", "tokens", "updates")},
                     "flops": dict(job.work.flops),
                     "hours": job.seconds / 3600,
                     "measured": job.measured,
@@ -99,7 +100,7 @@ class Plan:
             "hours": sum(job.count * job.seconds for job in self.jobs) / 3600,
             "hours_by_device": self.hours,
             "critical_path": [job.name for job in self.critical],
-            "critical_hours": sum(job.seconds for job in self.critical) / 3600,
+            "critical_hours": sum(job.seconds / job.work.devices for job in self.critical) / 3600,
             "disk_gib": self.disk / GIB,
         }
 
@@ -193,7 +194,7 @@ def _seconds(grid: Grid, results: Path, stage: str, arm: str | None, done: Work,
     rollouts."""
     if stage == "train" and (lines := _timings(grid, results, arm)):
         steps = job_of(grid, grid.arm(str(arm))).trainer.steps
-        return steps * statistics.fmean(_whole(line) for line in lines), True
+        return done.devices * steps * statistics.fmean(_whole(line) for line in lines), True
     if stage == "evaluate" and (lines := _timings(grid, results, None)):
         taken = sum(line.get(_KINDS["sample"], 0.0) for line in lines)
         tokens = sum(line.get("response_tokens", 0.0) for line in lines)

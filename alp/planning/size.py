@@ -48,6 +48,11 @@ class Size:
     def parameters(self) -> int:
         return self.in_layers + (1 if self.tied else 2) * self.vocabulary * self.hidden
 
+    @property
+    def put_together(self) -> float:
+        """Parameters that a model in shards has whole at a time: all outside its layers, and two of those."""
+        return self.parameters - self.in_layers * (1 - min(2 / self.layers, 1.0))
+
     def forward_flops(self, length: float) -> float:
         """Of one token in a sequence of ``length``."""
         return 2.0 * self.matrices + 2.0 * self.layers * self.width * length

@@ -66,7 +66,7 @@ def _names(jobs: list[Job]) -> str:
 
 def _critical(plan: Plan) -> str:
     chain = " → ".join(job.name for job in plan.critical)
-    whole = hours(sum(job.seconds for job in plan.critical) / 3600)
+    whole = hours(sum(job.seconds / job.work.devices for job in plan.critical) / 3600)
     return f"Critical path, which no number of devices shortens: {chain}, {whole}."
 
 
@@ -79,7 +79,7 @@ def _too_large(plan: Plan) -> list[str]:
         names = "; ".join(_names([job for job in large if job.stage == stage]) for stage in stages)
         lines.append(
             f"! Does not fit on one {plan.device} ({plan.memory_gib:g} GiB): {names}: {need / GIB:.0f} GiB; an adapter"
-            " (model.lora), or weights in bfloat16 (trainer.precision), take less."
+            " (model.lora), weights in bfloat16 (trainer.precision), or several devices (trainer.devices) take less."
         )
     return lines
 
@@ -90,6 +90,8 @@ def _assumed(plan: Plan) -> str:
         f"Assumed: prompts of {plan.lengths.prompt} tokens, responses of {100 * plan.lengths.fill:g} % of their limit,"
         " and of a device what configs/plan.yaml says of its speed"
     )
+    if devices := max(job.work.devices for job in plan.jobs):
+        text += f"; training on {devices} devices a job (memory is of each)" if devices > 1 else ""
     return f"{text}; hours without * are measured in this grid's runs." if known else f"{text} (*)."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class Work:
     memory: float = 0.0
     disk: float = 0.0
     checkpoint: float = 0.0
+    devices: int = 1  # that share the work; memory is of each
 
     @property
     def all_flops(self) -> float:
@@ -73,6 +75,7 @@ def training(config: TrainConfig, size: Size, lengths: Lengths) -> Work:
         memory=_training_memory(config, size, length),
         disk=FLOAT32 * size.parameters,
         checkpoint=3.0 * FLOAT32 * trained if 0 < trainer.checkpoint_every < trainer.steps else 0.0,
+        devices=trainer.devices,
     )
 
 
@@ -104,29 +107,36 @@ def _trained(config: TrainConfig, size: Size) -> int:
 
 
 def _training_memory(config: TrainConfig, size: Size, length: float) -> float:
-    """The larger of an update's and a rollout's: both hold the weights and the optimizer's moments."""
-    trainer, rollout = config.trainer, config.rollout
-    trained = _trained(config, size)
-    whole = size.parameters * (BFLOAT16 if trainer.precision == "bfloat16" else FLOAT32)
-    masters = FLOAT32 * trained if trainer.precision == "bfloat16" else 0
+    """Of one device: the larger of an update's and a rollout's, which both hold its share of the weights and of the
+    optimizer's moments; of several devices perhaps the whole model, which each reads before it keeps a shard."""
+    trainer, rollout, devices = config.trainer, config.rollout, config.trainer.devices
+    trained, narrow = _trained(config, size), trainer.precision == "bfloat16"
+    whole = size.parameters * (BFLOAT16 if narrow and devices == 1 else FLOAT32)
+    masters = FLOAT32 * trained if narrow and devices == 1 else 0
     held = whole + masters + 2 * FLOAT32 * trained
     if trainer.kl > 0 and config.model.lora is None:
         held += whole
+    held /= devices
     sequences = trainer.prompts * trainer.samples // trainer.updates_per_batch
-    tokens = trainer.micro_tokens or (trainer.micro_batch or sequences) * length
+    tokens = trainer.micro_tokens or min(trainer.micro_batch or sequences, math.ceil(sequences / devices)) * length
     chunk = min(trainer.logits_chunk or tokens, tokens)
-    update = held + FLOAT32 * trained + size.activation_bytes(tokens, checkpointing=config.model.gradient_checkpointing)
+    update = held + FLOAT32 * trained / devices
+    update += size.activation_bytes(tokens, checkpointing=config.model.gradient_checkpointing)
     update += _LOGIT_COPIES * FLOAT32 * chunk * size.vocabulary
-    engine = size.parameters * _copy_bytes(rollout)
-    at_once = min(trainer.prompts * trainer.samples, rollout.local_batch)
+    if devices > 1:
+        update += size.put_together * 2 * (BFLOAT16 if narrow else FLOAT32)  # with their gradients
+    engine = size.parameters * _copy_bytes(rollout, borrows=devices == 1)
+    at_once = min(math.ceil(trainer.prompts * trainer.samples / devices), rollout.local_batch)
     sampling = held + engine + _cache(rollout, size, at_once * length)
     asleep = getattr(rollout, "sleep_level", 0) > 0
-    return max(sampling, update + (0 if asleep else engine + float(getattr(rollout, "kv_cache_gib", 0) or 0) * GIB))
+    awake = 0 if asleep else engine + float(getattr(rollout, "kv_cache_gib", 0) or 0) * GIB
+    return max(sampling, update + awake, FLOAT32 * size.parameters if devices > 1 else 0)
 
 
-def _copy_bytes(rollout: Any) -> int:
-    """A parameter's, in the engine's own copy; the HF engine borrows float32 weights as they are."""
-    borrowed = rollout.engine == "hf" and rollout.dtype == "float32" and not rollout.weight_noise
+def _copy_bytes(rollout: Any, *, borrows: bool = True) -> int:
+    """A parameter's, in the engine's own copy; the HF engine ``borrows`` float32 weights as they are, of a model that
+    is not in shards."""
+    borrowed = borrows and rollout.engine == "hf" and rollout.dtype == "float32" and not rollout.weight_noise
     return 0 if borrowed else _DTYPE_BYTES.get(rollout.dtype, BFLOAT16)
 
 

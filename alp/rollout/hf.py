@@ -29,6 +29,7 @@ from alp.reproducibility import stream
 from alp.rollout import decoding
 from alp.rollout.engine import Completion, Host, Request, Sampling, uniforms
 from alp.rollout.probe import TOLERANCE, sequence_log_probs
+from alp.shards import is_sharded
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
 _EXACT = 1e-5  # mean |log-prob difference| to the served model, both in float32
@@ -63,10 +64,11 @@ class HFEngine:
     ) -> None:
         self._dtype, self._device, self._batch_size = dtype, device, batch_size
         self._weight_noise, self._seed = weight_noise, seed
-        plain = borrow and not weight_noise and dtype != "int8" and not adapters.layers_of(model)
+        shared = is_sharded(model)  # its forwards are other ranks' too
+        plain = borrow and not weight_noise and dtype != "int8" and not adapters.layers_of(model) and not shared
         self.borrowed = plain and _is(model, COMPUTE_DTYPES[dtype], device)
         self._model = model if self.borrowed else _copy(model, COMPUTE_DTYPES[dtype], device)
-        self._way = _way(model, static=device.type == "cuda" if static is None else static)
+        self._way = _way(self._model if shared else model, static=device.type == "cuda" if static is None else static)
         self._linear = {
             f"{name}.weight"
             for name, module in self._model.named_modules()
@@ -115,21 +117,21 @@ class HFEngine:
 
     @torch.no_grad()
     def sync_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, float]:
-        """Round the served model's weights to the inference format; of a borrowed model, note the version.
+        """Round the served model's weights to the inference format, one at a time as they come; of a borrowed model,
+        note the version.
 
         Raises ValueError unless exactly the engine's parameters come, and of a borrowed model the very same.
         """
-        held, given = self.parameters, dict(weights)
-        if held.keys() != given.keys():
-            raise ValueError(f"weights: {sorted(held.keys() ^ given.keys())[:4]} stand on one side only")
-        if self.borrowed:
-            if foreign := [name for name, value in given.items() if value is not held[name]]:
-                raise ValueError(f"weights: it samples from the served model itself, {foreign[:4]} are another's")
-            self.version = version
-            return {"sync/bytes": 0.0}
+        held, names, foreign = self.parameters, set(), []
         quantised = size = 0
-        for name, target in held.items():
-            value = given[name].detach().to(self._device, torch.float32)
+        for name, given in weights:
+            names.add(name)
+            if (target := held.get(name)) is None:
+                continue
+            if self.borrowed:
+                foreign += [name] if given is not target else []
+                continue
+            value = given.detach().to(self._device, torch.float32)
             if self._weight_noise:
                 value = value * (1.0 + self._weight_noise * self._draw(name, version, value))
             if self._dtype == "int8" and name in self._linear:
@@ -137,6 +139,10 @@ class HFEngine:
                 quantised += 1
             target.copy_(value)
             size += target.nbytes
+        if held.keys() != names:
+            raise ValueError(f"weights: {sorted(held.keys() ^ names)[:4]} stand on one side only")
+        if foreign:
+            raise ValueError(f"weights: it samples from the served model itself, {foreign[:4]} are another's")
         self._quantised, self.version = quantised, version
         return {"sync/bytes": float(size)}
 

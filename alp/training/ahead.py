@@ -21,6 +21,7 @@ from alp.rollout.episodes import Trajectory
 from alp.rollout.play import Pause
 
 if TYPE_CHECKING:
+    from alp.configuration.train_schema import TrainConfig
     from alp.training.job import Job
 
 Sample = Callable[["Job", int, Pause], list[Trajectory]]
@@ -40,6 +41,12 @@ class Sampled:
         return self.step - 1 - self.version
 
 
+def overlaps(config: TrainConfig) -> bool:
+    """Whether batches that are sampled ahead are sampled while the updates run. Several ranks do one thing at a time:
+    what they gather from each other has to come in one order on all."""
+    return config.trainer.lag > 0 and config.rollout.apart and config.trainer.devices == 1
+
+
 class Ahead:
     """The batches of a job that wait for their step, the oldest first. ``sample`` gives those of one."""
 
@@ -56,7 +63,7 @@ class Ahead:
         trainer = self._job.config.trainer
         begun = [waiting.step for waiting in self._waiting]
         missing = range(max([step - 1, *begun]) + 1, min(step + trainer.lag, trainer.steps) + 1)
-        at_once = [number for number in missing if number == step or not self._job.config.rollout.apart]
+        at_once = [number for number in missing if number == step or not overlaps(self._job.config)]
         for number in at_once:
             self._add(number, step - 1, pause)
         if later := [number for number in missing if number not in at_once]:

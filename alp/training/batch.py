@@ -62,11 +62,18 @@ class Batch:
         if tokens is None:
             pieces = self.split(rows)
         else:
-            widths = [-(-length // multiple) * multiple for length in self.lengths.tolist()]
-            groups = (torch.tensor(group, device=self.input_ids.device) for group in by_length(widths, tokens))
-            pieces = ((index, self.rows(index)) for index in groups)
+            groups = self.groups_of_rows(rows, tokens, multiple)
+            indices = (torch.tensor(group, device=self.input_ids.device) for group in groups)
+            pieces = ((index, self.rows(index)) for index in indices)
         for index, piece in pieces:
             yield index, piece if multiple == 1 else piece.widened(multiple)
+
+    def groups_of_rows(self, rows: int | None, tokens: int | None, multiple: int = 1) -> list[list[int]]:
+        """The row indices of the micro-batches."""
+        if tokens is None:
+            size = rows or max(len(self), 1)
+            return [list(range(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
+        return by_length([-(-length // multiple) * multiple for length in self.lengths.tolist()], tokens)
 
     def widened(self, multiple: int) -> Batch:
         """The same rows with padding up to the next ``multiple`` of tokens."""

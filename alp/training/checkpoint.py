@@ -68,8 +68,8 @@ def _write(folder: Path, card: dict[str, Any], state: dict[str, Any]) -> None:
     write_json(folder / "checkpoint.json", card | {"sha256": sha256_file(folder / "state.pt")})
 
 
-def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest usable state; None when there is nothing to continue.
+def usable(run_dir: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest usable checkpoint and its state; None when there is nothing to continue.
 
     What is damaged, of an older format, or of another configuration, other code or inputs is passed over, and named
     with the reason.
@@ -92,7 +92,7 @@ def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
                 continue
             if card["sha256"] != sha256_file(folder / "state.pt"):
                 raise ValueError("its hash is not the one it was saved with")
-            state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            state = read(folder)
         except Exception as error:  # whatever a damaged file makes of its readers
             reason = " ".join(str(error).split())[:200]
             logger.warning("%s is damaged (%s: %s): not used", folder, type(error).__name__, reason)
@@ -103,8 +103,14 @@ def restore(run_dir: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
             os.replace(folder, aside)
             continue
         logger.info("continuing %s after %d steps and %d updates of the next", run_dir, state["step"], _updates(state))
-        return state
+        return folder, state
     return None
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The state in a checkpoint that is known as whole."""
+    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    return state
 
 
 def prune(run_dir: Path) -> None:

@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from alp import shards
 from alp.rollout import probe
 from alp.training.batch import Batch
 from alp.training.compiled import MULTIPLE, CompiledLayers
+from alp.training.distributed import ALONE, World
 from alp.training.head import Head
 
 
 def precision(device: torch.device, *, cache: bool = True) -> AbstractContextManager[None]:
     """bfloat16 autocast on a GPU over float32 master weights; plain float32 on a CPU. ``cache``: weights are cast once
-    for all that runs inside."""
+    for all that runs inside; not those in shards, which would all be held whole."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=cache)
 
 
@@ -35,7 +37,7 @@ def token_log_probs(
         if head.model is not model:
             raise ValueError("head: of another model")
         return _by_chunks(head, batch, temperature, entropy=entropy)
-    with precision(batch.input_ids.device):
+    with precision(batch.input_ids.device, cache=not shards.is_sharded(model)):
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     logits = _wide(logits[:, :-1]) / temperature
     chosen, spread = _of_logits(logits, batch.input_ids[:, 1:], entropy=entropy)
@@ -59,7 +61,7 @@ def _of_logits(logits: Tensor, ids: Tensor, *, entropy: bool) -> tuple[Tensor, T
 def _by_chunks(head: Head, batch: Batch, temperature: float, *, entropy: bool) -> tuple[Tensor, Tensor]:
     """The same of the tokens in the response mask, with logits of ``head.chunk`` tokens at a time, forgotten at once
     and computed again in the backward: memory grows with hidden size, not vocabulary, times tokens."""
-    with precision(batch.input_ids.device):
+    with precision(batch.input_ids.device, cache=not shards.is_sharded(head.model)):
         hidden = head.hidden(batch.input_ids, batch.attention_mask)
     before = F.pad(batch.response_mask[:, 1:], (0, 1)).flatten().nonzero().squeeze(-1)  # the place before each token
     states, ids = hidden.flatten(0, 1)[before], batch.input_ids.flatten()[before + 1]
@@ -93,16 +95,19 @@ def frozen_log_probs(
     *,
     micro_tokens: int | None = None,
     compiled: CompiledLayers | None = None,
+    world: World = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """The same without gradient, over a whole batch in the pieces an update would use: then an on-policy ratio is
-    exactly 1. Of ``compiled`` layers the graph is the update's too, which keeps what its backward would need."""
+    exactly 1; each rank of a ``world`` runs its own, and has the values of all. Of ``compiled`` layers the graph is the
+    update's too, which keeps what its backward would need.
+    """
     log_probs, entropy = torch.zeros_like(batch.rollout_log_probs), torch.zeros_like(batch.rollout_log_probs)
-    for index, piece in batch.micro_batches(micro_batch, micro_tokens, 1 if compiled is None else MULTIPLE):
+    for index, piece in world.pieces(batch, micro_batch, micro_tokens, 1 if compiled is None else MULTIPLE):
         width = min(piece.input_ids.shape[1], log_probs.shape[1])
         with torch.set_grad_enabled(compiled is not None), nullcontext() if compiled is None else compiled.used():
             values = token_log_probs(model, piece, temperature, entropy=True, head=head)
-        log_probs[index, :width], entropy[index, :width] = (value.detach()[:, :width] for value in values)
-    return log_probs, entropy
+        log_probs[index, :width], entropy[index, :width] = (value.detach()[: len(index), :width] for value in values)
+    return world.sum(log_probs), world.sum(entropy)
 
 
 def sequence_log_probs(model: Any, sequences: list[list[int]], temperature: float) -> list[list[float]]:

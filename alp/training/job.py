@@ -8,7 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from alp import adapters, models
+import torch
+from torch import Tensor
+
+from alp import adapters, models, shards
 from alp.configuration.compose import to_yaml
 from alp.configuration.rollout_schema import EngineSettings
 from alp.configuration.train_schema import TrainConfig
@@ -26,6 +29,7 @@ from alp.tasks.catalogue import load_task
 from alp.training import attention, checkpoint, inputs
 from alp.training.ahead import Ahead
 from alp.training.compiled import CompiledLayers
+from alp.training.distributed import ALONE, World
 from alp.training.forward import sequence_log_probs
 from alp.training.head import Head, Unproven, proven_head
 from alp.training.masters import Masters, round_weights
@@ -54,7 +58,8 @@ class Job:
     """Everything a training job holds, built and checked before anything is computed.
 
     ``accept`` is told what the results follow from before the weights are read, and may refuse. ``scratch`` is a folder
-    for temporary files, there once the job runs.
+    for temporary files, there once the job runs. In a ``world`` of several ranks every one of them holds a job, each
+    with a folder of its own.
     """
 
     def __init__(
@@ -64,8 +69,9 @@ class Job:
         stop: StopRequest | None = None,
         accept: Callable[[dict[str, Any]], object] = bool,
         scratch: Path | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.config, self.run_dir, self.stop = config, run_dir, stop or StopRequest()
+        self.config, self.run_dir, self.stop, self.world = config, run_dir, stop or StopRequest(), world
         self.folder = models.check_model(config.model)
         self._check_inputs(accept)
         fix_threads(config.trainer.threads)
@@ -78,6 +84,7 @@ class Job:
             else self._engine(config.validation, scratch, group="validation", log_prefix="validation.")
         )
         self.perturbation = self._perturbation()
+        self.world.reshard(self.model)
         self.updater = Updater(
             self.model,
             config.method,
@@ -88,6 +95,7 @@ class Job:
             head=self.head,
             masters=self.masters,
             compiled=self.compiled,
+            world=self.world,
         )
         self.validation = self._validation()
         self.records = Records(run_dir)
@@ -132,14 +140,15 @@ class Job:
         models.check_saving(self.model, self.tokenizer, self.folder)
         if config.model.lora is not None:
             adapters.attach(self.model, config.model.lora, config.trainer.seed)
-        self._check_room()
+        if self.world.first:
+            self._check_room()
         if config.model.gradient_checkpointing:
             models.checkpoint_layers(self.model)
         self.reference = None
         if config.trainer.kl and config.model.lora is None:
             self.reference = models.load_model(self.folder, self.device).requires_grad_(False)
-        self.masters = None
-        if config.trainer.precision == "bfloat16":
+        self.masters, rounded = None, config.trainer.precision == "bfloat16"
+        if rounded and self.world.size == 1:
             self.masters = Masters(self.model)
             if self.reference is not None:
                 round_weights(self.reference)
@@ -148,6 +157,9 @@ class Job:
         self.reference_compiled = CompiledLayers(self.reference) if compiles and self.reference is not None else None
         self.whole_because: str | None = None  # why logits are not computed in chunks although that is asked for
         self.head, self.reference_head = self._head(self.model), self._head(self.reference)
+        for model in (self.model, self.reference):
+            if model is not None:
+                self.world.shard(model, rounded=rounded)
 
     def _head(self, model: Any) -> Head | None:
         """What gives log-probs without all logits at once, where that is asked for and proves right on this model."""
@@ -181,19 +193,20 @@ class Job:
         self, settings: EngineSettings, scratch: Path | None, *, group: str = "rollout", log_prefix: str = ""
     ) -> Engine:
         """The engine of one configuration group, which serves the model as it is trained."""
-        seed, vocabulary = self.config.trainer.seed, len(self.model.get_input_embeddings().weight)
+        trainer, vocabulary = self.config.trainer, len(self.model.get_input_embeddings().weight)
         asked = [
             prompts.prompt_ids(self.tokenizer, self.task, problem, self.config.model)
             for problem in (self.validation_problems or self.problems)[:8]
         ]
         fixed = Probe(
-            probe.sequences(asked, vocabulary, seed, self.limits.positions),
+            probe.sequences(asked, vocabulary, trainer.seed, self.limits.positions),
             lambda sequences, temperature: sequence_log_probs(self.model, sequences, temperature),
             # training/forward.py: autocast on a GPU
-            dtype="bfloat16" if self.device.type == "cuda" or self.masters is not None else "float32",
+            dtype="bfloat16" if self.device.type == "cuda" or trainer.precision == "bfloat16" else "float32",
         )
         log = self.run_dir / registry.log_name(settings, log_prefix)
-        return registry.make(settings, Host(self.model, self.folder, log, self.device, seed, fixed, scratch, group))
+        host = Host(self.model, self.folder, log, self.device, trainer.seed, fixed, scratch, group)
+        return registry.make(settings, host)
 
     def _validation(self) -> Validation:
         return Validation(
@@ -210,6 +223,7 @@ class Job:
             load_initial=lambda: models.load_model(models.check_model(self.config.model), self.device),
             head=self.head,
             perturbation=self.perturbation,
+            world=self.world,
         )
 
     def close(self) -> None:
@@ -237,7 +251,7 @@ class Job:
 
     def start(self) -> None:
         """Continue from a checkpoint, or begin: empty records, validation of the initial model."""
-        state = checkpoint.restore(self.run_dir, self.origin)
+        state = self._found()
         if state is None:
             checkpoint.seed_random_state(self.config.trainer.seed)
         else:
@@ -270,6 +284,14 @@ class Job:
             with adapters.base(self.model) as initial:
                 yield initial, self.head
 
+    def _found(self) -> dict[str, Any] | None:
+        """The newest usable checkpoint: the first rank chooses it, each reads it."""
+        found = checkpoint.usable(self.run_dir, self.origin) if self.world.first else None
+        folder = self.world.share(None if found is None else found[0])
+        if folder is None:
+            return None
+        return checkpoint.read(folder) if found is None else found[1]
+
     def _restore(self, state: dict[str, Any]) -> None:
         adapters.load_state(self.model, state["model"])
         if self.masters is not None:
@@ -284,9 +306,10 @@ class Job:
 
     def save(self) -> bool:
         """Write a checkpoint of this very moment; whether that worked."""
+        model = adapters.state(self.model) if self.world.size == 1 else self._gathered()
         state = {
             "step": self.done,
-            "model": adapters.state(self.model) | (self.masters.state() if self.masters is not None else {}),
+            "model": model | (self.masters.state() if self.masters is not None else {}),
             "updater": self.updater.state_dict(),
             "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
             "pending": self.pending.state_dict() if self.pending is not None else None,
@@ -295,7 +318,11 @@ class Job:
             "records": self.records.texts,
             "random": checkpoint.random_state(),
         }
-        return checkpoint.save(self.run_dir, self.origin, state)
+        return self.world.share(self.world.first and checkpoint.save(self.run_dir, self.origin, state))
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the model, put together from its shards, on the first rank."""
+        return self.world.model_state(self.model, list(adapters.state(self.model)))
 
     def finish(self) -> None:
         """The final model. The records of a finished job are complete and its checkpoints gone."""
@@ -305,18 +332,38 @@ class Job:
             state = self.perturbation.state_dict()
             noise = {"perturbation.json": state | {"log_std": [float(value) for value in state["log_std"]]}}
         self.records.write()
-        adapters.save(self.model, self.run_dir / "adapter", self.config.model.name)
-        adapters.merge(self.model)
-        if self.masters is not None:
-            self.masters.widen()
-        models.save_model(self.model, self.tokenizer, self.run_dir / "model", noise)
+        model = self.model
+        if self.world.size == 1:
+            adapters.save(model, self.run_dir / "adapter", self.config.model.name)
+            adapters.merge(model)
+            if self.masters is not None:
+                self.masters.widen()
+        else:
+            model = self._put_together()
+        if not self.world.first:
+            return
+        models.save_model(model, self.tokenizer, self.run_dir / "model", noise)
         if not self.config.trainer.keep_checkpoints:
             checkpoint.prune(self.run_dir)
+
+    def _put_together(self) -> Any:
+        """The final model as one process would have it, in main memory; the adapter is saved."""
+        if adapters.layers_of(self.model):
+            values = self._gathered()
+            if self.world.first:
+                adapters.save(self.model, self.run_dir / "adapter", self.config.model.name, values)
+        whole = models.load_model(self.folder, torch.device("cpu")) if self.world.first else None
+        for name, value in adapters.served(self.model):
+            if whole is not None:
+                whole.get_parameter(name).data.copy_(value)
+        return whole
 
     def _write_settings(self) -> None:
         write_text(self.run_dir / "config.yaml", to_yaml(self.config))
         write_json(self.run_dir / "provenance.json", self.provenance)
         active = describe_active(self.config, self.engine, self.model, self.updater)
+        if self.world.size > 1:
+            active |= {"devices": self.world.size, "sharded_units": shards.units(self.model)}
         if self.whole_because is not None:
             active["log_probs_whole_because"] = self.whole_because
         check_active(self.config, active)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from alp.progress import Progress
 from alp.reproducibility import json_bytes
 from alp.sharing import TakenOver, twins_of
 from alp.training import clean, trajectories
+from alp.training.distributed import World, joined
 from alp.training.job import OUTPUTS, Job
 from alp.training.metrics import envelope, noise_metrics, rollout_metrics, update_metrics
 from alp.training.pending import Clock, PendingStep
@@ -32,8 +35,18 @@ Observer = Callable[[], None]
 def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
     """Run (or continue) one training job; returns its folder. ``on_step`` is called after every logged step.
 
-    Raises Interrupted when a signal asked for it: at the next update, after a checkpoint.
+    Raises Interrupted when a signal asked for it: at the next update, after a checkpoint. Of several ranks each calls
+    this; the first one's is the job that is claimed, recorded and followed.
     """
+    with joined(config.trainer.devices, config.trainer.device) as world:
+        if world.first:
+            _lead(config, world, on_step)
+        else:
+            _follow(config, world)
+    return Path(config.run.dir)
+
+
+def _lead(config: TrainConfig, world: World, on_step: Observer) -> None:
     run_dir, stop = Path(config.run.dir), StopRequest()
     rewrites = {
         "config.yaml": lambda _: to_yaml(config).encode(),
@@ -43,18 +56,41 @@ def train(config: TrainConfig, on_step: Observer = lambda: None) -> Path:
         run_dir, config.run.grid, share=config.run.share, rewrites=rewrites, stop_signal=lambda: stop.signal
     )
     claim = Claim(run_dir, "train", outputs=OUTPUTS, replace=config.run.replace, dependents="evaluate", twins=twins)
+
+    def accept(origin: dict[str, Any]) -> None:
+        try:
+            claim.accept(origin)
+        except TakenOver:
+            world.share(True)
+            raise
+        world.share(False)
+
     with claim, stop:
         try:
-            job = Job(config, run_dir, stop, accept=claim.accept, scratch=claim.scratch)
+            job = Job(config, run_dir, stop, accept=accept, scratch=claim.scratch, world=world)
         except TakenOver:
-            return run_dir
+            return
         claim.begin(job.origin)
         try:
             run(job, on_step)
         finally:
             job.close()
         claim.finish()
-    return run_dir
+
+
+def _follow(config: TrainConfig, world: World) -> None:
+    """The same of another rank: what it writes goes to a folder that nobody keeps."""
+
+    def accept(_origin: dict[str, Any]) -> None:
+        if world.share(False):
+            raise TakenOver
+
+    with StopRequest() as stop, TemporaryDirectory(prefix="alp-rank-") as folder, suppress(TakenOver):
+        job = Job(config, Path(folder), stop, accept=accept, scratch=Path(folder), world=world)
+        try:
+            run(job)
+        finally:
+            job.close()
 
 
 def run(job: Job, on_step: Observer = lambda: None) -> None:
@@ -148,11 +184,12 @@ def between_turns(job: Job, state: Callable[[], dict[str, Any]]) -> None:
 
 def stop_if_asked(job: Job) -> None:
     """Save and raise Interrupted once a signal has come."""
-    if job.stop.signal is None:
+    signal = job.world.any_signal(job.stop.signal)
+    if signal is None:
         return
     reached = f"{job.done} steps" + (f" and {len(job.pending.results)} updates" if job.pending else "")
     reached += " and some turns of the next batch" if job.under_way else ""
     kept = "what is done is saved" if job.save() else "the checkpoint before stays"
     raise Interrupted(
-        f"{job.run_dir}: stopped by {job.stop.signal} after {reached}; {kept}, the same command goes on from there"
+        f"{job.run_dir}: stopped by {signal} after {reached}; {kept}, the same command goes on from there"
     )

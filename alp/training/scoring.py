@@ -12,7 +12,7 @@ from alp.policy.objective import group_advantages
 from alp.rollout.engine import Purpose
 from alp.rollout.episodes import Trajectory, collect
 from alp.rollout.play import Pause
-from alp.tasks.task import select
+from alp.tasks.task import Problem, select
 from alp.training.batch import Batch, collate
 from alp.training.compiled import CompiledLayers
 from alp.training.forward import frozen_log_probs
@@ -25,24 +25,32 @@ FIGURES_OF_OLD = ("policy/entropy", "rollout_corr/…")  # what a job without π
 
 
 def sample(job: Job, step: int, pause: Pause = bool) -> list[Trajectory]:
-    """The trajectories that ``step`` trains on, or the rest of them where it was stopped between their turns."""
-    trainer = job.config.trainer
-    return collect(
-        job.engine,
-        job.task,
-        job.tokenizer,
-        select(job.problems, trainer.prompts, trainer.seed, step - 1),
-        model=job.config.model,
-        samples=trainer.samples,
-        sampling=job.sampling,
-        purpose=Purpose.TRAINING,
-        seed=trainer.seed,
-        step=step,
-        vocabulary=job.limits.vocabulary,
-        ends=job.ends,
-        under_way=job.under_way,
-        pause=pause,
-    )
+    """The trajectories that ``step`` trains on, or the rest of them where it was stopped between their turns.
+
+    Of several ranks each samples to its own problems, and none stops between turns: they would not be at the same.
+    """
+    trainer, alone = job.config.trainer, job.world.size == 1
+
+    def to(problems: list[Problem], first: int) -> list[Trajectory]:
+        return collect(
+            job.engine,
+            job.task,
+            job.tokenizer,
+            problems,
+            model=job.config.model,
+            samples=trainer.samples,
+            sampling=job.sampling,
+            purpose=Purpose.TRAINING,
+            seed=trainer.seed,
+            step=step,
+            first_problem=first,
+            vocabulary=job.limits.vocabulary,
+            ends=job.ends,
+            under_way=job.under_way if alone else None,
+            pause=pause if alone else bool,
+        )
+
+    return job.world.spread(select(job.problems, trainer.prompts, trainer.seed, step - 1), to)
 
 
 def padded(job: Job, trajectories: list[Trajectory], step: int) -> Batch:
@@ -105,4 +113,5 @@ def frozen(
         head,
         micro_tokens=trainer.micro_tokens,
         compiled=compiled,
+        world=job.world,
     )

@@ -16,6 +16,7 @@ from alp.policy.method import Perturbation
 from alp.policy.perturbation import LayerwisePerturbation
 from alp.rollout.engine import Engine
 from alp.training import attention
+from alp.training.ahead import overlaps
 from alp.training.scoring import FIGURES_OF_OLD
 from alp.training.update import Updater
 
@@ -62,7 +63,7 @@ def describe_active(config: TrainConfig, engine: Engine, model: Any, updater: Up
         "micro_tokens": updater.trainer.micro_tokens,
         "updates_per_batch": updater.trainer.updates_per_batch,
         "lag": updater.trainer.lag,
-        "sampling_overlaps_updates": updater.trainer.lag > 0 and config.rollout.apart,
+        "sampling_overlaps_updates": overlaps(config),
         "kl": updater.trainer.kl if updater.reference else 0.0,
         "optimizer_groups": [
             {"lr": group["lr"], "weight_decay": group["weight_decay"], "tensors": len(group["params"])}

@@ -19,6 +19,7 @@ from alp.policy.perturbation import LayerwisePerturbation
 from alp.training.attention import strict
 from alp.training.batch import Batch
 from alp.training.compiled import MULTIPLE, CompiledLayers
+from alp.training.distributed import ALONE, World
 from alp.training.forward import token_log_probs
 from alp.training.head import Head
 from alp.training.masters import Masters
@@ -48,8 +49,9 @@ class Updater:
         head: Head | None = None,
         masters: Masters | None = None,
         compiled: CompiledLayers | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.compiled = compiled
+        self.compiled, self.world = compiled, world
         self.model, self.method, self.trainer, self.head, self.masters = model, method, trainer, head, masters
         self.perturbation, self.temperature, self.reference = perturbation, temperature, reference
         self.skipped_in_a_row = 0
@@ -61,7 +63,7 @@ class Updater:
                 "weight_decay": trainer.weight_decay,
             }
         ]
-        noise = list(perturbation.parameters()) if perturbation is not None else []
+        noise = self._noise_parameters = list(perturbation.parameters()) if perturbation is not None else []
         self.clipped = groups[0]["params"]  # together, to the global norm
         if noise and method.perturbation is not None:
             settings = method.perturbation
@@ -88,19 +90,23 @@ class Updater:
         totals: dict[str, Tensor] = {}
         zero = torch.zeros((), dtype=torch.float64, device=raw.device)
         squares = torch.zeros((), dtype=torch.float64, device=raw.device)
+        measured = self._measured(batch)
         for rows, piece in self._pieces(batch):
             outputs = self._backward(piece, index, counts)
             if self.masters is not None:
                 self.masters.gather_gradients()
-            if self.trainer.micro_tokens is not None and self._noise is not None:
-                squares = squares + self._squares(self._noise, piece)
+            if measured is not None and self._noise is not None:
+                squares = squares + self._squares(self._noise, piece) * measured[rows].any()
             width = min(outputs.raw_log_ratio.shape[1], raw.shape[1])
-            raw[rows, :width] = outputs.raw_log_ratio[:, :width]
+            raw[rows, :width] = outputs.raw_log_ratio[: len(rows), :width]
             for name, value in outputs.metrics.items():
                 totals[name] = totals.get(name, zero) + value
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.clipped if p.grad is not None])
+        raw, totals, squares = self.world.sum(raw), self.world.sums(totals), self.world.sum(squares)
+        self.world.sum_gradients(self._noise_parameters)
+        norm = self.world.norm(self.clipped)
         totals["policy/grad_norm"] = norm.double()
-        metrics, noise = self._to_host(totals, squares / batch.lengths.sum() if squares.dim() else None)
+        means = None if measured is None or not squares.dim() else squares / batch.lengths[measured].sum()
+        metrics, noise = self._to_host(totals, means)
         skipped = self._finish(norm, metrics["policy/grad_norm"], noise, empty=not counts.normaliser)
         # A figure that is not finite belongs to a skip, and skips are counted.
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -110,6 +116,17 @@ class Updater:
     def _noise(self) -> LayerwisePerturbation | None:
         """What perturbs the model, if anything does."""
         return self.perturbation if self.perturbation is not None and self.perturbation.enabled else None
+
+    def _measured(self, batch: Batch) -> Tensor | None:
+        """The rows (batch,) whose noise is measured piece by piece: all, or those of the last forward of one process.
+        None: as the last forward left it."""
+        trainer = self.trainer
+        if trainer.micro_tokens is None and self.world.size == 1:
+            return None
+        measured = torch.ones_like(batch.lengths, dtype=torch.bool)
+        if trainer.micro_tokens is None and trainer.micro_batch is not None:
+            measured[: (len(batch) - 1) // trainer.micro_batch * trainer.micro_batch] = False
+        return measured
 
     @staticmethod
     def _squares(noise: LayerwisePerturbation, piece: Batch) -> Tensor:
@@ -139,9 +156,9 @@ class Updater:
             yield log_probs
 
     def _pieces(self, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
-        """The micro-batches, as (row indices, rows)."""
+        """This rank's micro-batches, as (row indices, rows)."""
         multiple = 1 if self.compiled is None else MULTIPLE
-        return batch.micro_batches(self.trainer.micro_batch, self.trainer.micro_tokens, multiple)
+        return self.world.pieces(batch, self.trainer.micro_batch, self.trainer.micro_tokens, multiple)
 
     def _inputs(self, piece: Batch, log_probs: Tensor) -> LossInputs:
         return LossInputs(
@@ -168,8 +185,8 @@ class Updater:
         for rows, piece in self._pieces(batch):
             with self._forward(piece, index) as part:
                 width = min(part.shape[1], log_probs.shape[1])
-                log_probs[rows, :width] = part[:, :width]
-        return log_probs
+                log_probs[rows, :width] = part[: len(rows), :width]
+        return self.world.sum(log_probs)
 
     def _to_host(
         self, totals: dict[str, Tensor], means: Tensor | None
@@ -205,7 +222,7 @@ class Updater:
                 )
             return True
         self.skipped_in_a_row = 0
-        torch.nn.utils.clip_grads_with_norm_(self.clipped, self.trainer.max_grad_norm, norm)
+        self.world.clip(self.clipped, self.trainer.max_grad_norm, norm)
         self.optimizer.step()
         if self.masters is not None:
             self.masters.copy_back()
@@ -216,12 +233,12 @@ class Updater:
     def state_dict(self) -> dict[str, Any]:
         """Optimizer and counters."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.world.optimizer_state(self.optimizer.state_dict()),
             "skipped": self.skipped_in_a_row,
             "perturbed": self.perturbed_updates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(self.world.cut_state(state["optimizer"], self.optimizer))
         self.skipped_in_a_row, self.perturbed_updates = state["skipped"], state["perturbed"]

@@ -21,6 +21,7 @@ from alp.rollout.episodes import Trajectory, collect
 from alp.tasks.task import Problem, Task
 from alp.training.batch import Batch, collate
 from alp.training.budget import probe_metrics
+from alp.training.distributed import ALONE, World
 from alp.training.forward import token_log_probs
 from alp.training.head import Head
 
@@ -48,12 +49,13 @@ class Validation:
         load_initial: Callable[[], Any],
         head: Head | None = None,
         perturbation: LayerwisePerturbation | None = None,
+        world: World = ALONE,
     ) -> None:
         self.config, self.engine, self.task, self.problems = config, engine, task, problems
         self.tokenizer, self.sampling, self.limits, self.device = tokenizer, sampling, limits, device
         self.ends = ends
         self.shared, self.load_initial, self.head = shared, load_initial, head
-        self.perturbation = perturbation
+        self.perturbation, self.world = perturbation, world
         self._kept: Batch | None = None
 
     def figures(self, model: Any, step: int) -> dict[str, float]:
@@ -126,17 +128,21 @@ class Validation:
         return collate(trajectories, pad_token_id=pad, first_sequence=0, device=self.device, for_loss=False)
 
     def _sample(self, engine: Engine, sampling: Sampling, step: int, samples: int) -> list[Trajectory]:
-        return collect(
-            engine,
-            self.task,
-            self.tokenizer,
-            self.problems,
-            model=self.config.model,
-            samples=samples,
-            sampling=sampling,
-            purpose=Purpose.VALIDATION,
-            seed=self.config.trainer.seed,
-            step=step,
-            vocabulary=self.limits.vocabulary,
-            ends=self.ends,
-        )
+        def to(problems: list[Problem], first: int) -> list[Trajectory]:
+            return collect(
+                engine,
+                self.task,
+                self.tokenizer,
+                problems,
+                model=self.config.model,
+                samples=samples,
+                sampling=sampling,
+                purpose=Purpose.VALIDATION,
+                seed=self.config.trainer.seed,
+                step=step,
+                first_problem=first,
+                vocabulary=self.limits.vocabulary,
+                ends=self.ends,
+            )
+
+        return self.world.spread(self.problems, to)

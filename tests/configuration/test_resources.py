@@ -27,6 +27,7 @@ def test_every_job_of_the_shipped_grids_states_what_it_needs(name: str) -> None:
         ("train", ["rollout=vllm"], 0),
         ("train", ["rollout=vllm", "rollout.quantization=fp8"], 1),
         ("train", ["rollout=vllm", "rollout.tensor_parallel=2", "trainer.device=cuda"], 2),
+        ("train", ["model=qwen2_5_7b", "trainer.devices=8"], 8),
         ("evaluate", ["evaluation.device=cuda"], 1),
         ("evaluate", ["model=qwen3_4b"], 1),
         ("prepare", [], 0),
@@ -39,6 +40,7 @@ def test_gpus(verb: str, words: list[str], needed: int) -> None:
 def test_threads_are_those_of_the_configuration() -> None:
     assert resources.threads("train", compose.load("train", [])) == 1
     assert resources.threads("train", compose.load("train", ["rollout=vllm", "rollout.threads=4"])) == 4
+    assert resources.threads("train", compose.load("train", ["trainer.devices=2", "trainer.threads=3"])) == 6
     assert resources.threads("pretrain", compose.load("pretrain", ["pretrain.threads=3"])) == 3
     assert resources.threads("evaluate", compose.load("evaluate", ["evaluation.threads=2"])) == 2
 
@@ -47,6 +49,8 @@ def test_memory_grows_with_the_model() -> None:
     small, large = (compose.load("train", [f"model={name}"]) for name in ("arithmetic_tiny", "qwen2_5_7b"))
     assert resources.memory_mb("train", small) < 2100
     assert 150_000 < resources.memory_mb("train", large) < 400_000
+    eight = compose.load("train", ["model=qwen2_5_7b", "trainer.devices=8"])
+    assert resources.memory_mb("train", large) < resources.memory_mb("train", eight) < 1_000_000
 
 
 def test_a_job_that_is_planned_longer_gets_more_time() -> None:

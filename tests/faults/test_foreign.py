@@ -204,7 +204,7 @@ def _continued(root: Path, kinds: dict[str, Kind]) -> None:
     (folder,) = (root / "job" / "checkpoints").iterdir()
     for name in ("checkpoint.json", "state.pt"):
         form = "json" if name.endswith("json") else "binary"
-        kinds[name] = Kind(folder / name, form, call=lambda: checkpoint.restore(root / "job", origin))
+        kinds[name] = Kind(folder / name, form, call=lambda: checkpoint.usable(root / "job", origin))
     line = (
         json.dumps(
             {"problem_id": "a", "sample": 0, "reward": 1.0, "finished": True, "token_ids": [1], "log_probs": [-0.5]}

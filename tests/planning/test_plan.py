@@ -78,6 +78,24 @@ def test_seven_billion_parameters_trained_whole_fit_on_no_one_card(tmp_path: Pat
     assert job(adapted, "train", "grpo").fits
 
 
+def test_seven_billion_parameters_fit_on_eight_cards(tmp_path: Path) -> None:
+    """The multi-turn grid: its states in shards are an eighth, an engine's copy and activations are each device's."""
+    text = yaml.safe_load((ROOT / "configs" / "grid" / "multi_turn.yaml").read_text(encoding="utf-8"))
+    made = {}
+    for devices in (1, 8):
+        text["overrides"]["train"] = [*text["overrides"]["train"], f"trainer.devices={devices}"]
+        path = tmp_path / f"on_{devices}.yaml"
+        path.write_text(yaml.safe_dump(text), encoding="utf-8")
+        made[devices] = make(planned(f"grid='{path}'", results=tmp_path))
+    one, eight = (job(made[devices], "train", "seq_alp") for devices in (1, 8))
+    assert not one.fits
+    assert eight.fits
+    states = made[1].size.parameters * (4 + 8 + 4)  # weights, moments, gradients
+    assert states / 8 < eight.work.memory < 80 * GIB
+    assert eight.work.flops == one.work.flops
+    assert made[8].as_json()["critical_hours"] < made[1].as_json()["critical_hours"]
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_can_be_planned_before_anything_is_there(name: str, tmp_path: Path) -> None:
     output = tmp_path / "plan.json"

@@ -74,7 +74,7 @@ class _Apart:
     """The least of a job whose engine samples beside the updates."""
 
     def __init__(self, lag: int, steps: int) -> None:
-        values = {"trainer": {"lag": lag, "steps": steps}, "rollout": {"apart": True}}
+        values = {"trainer": {"lag": lag, "steps": steps, "devices": 1}, "rollout": {"apart": True}}
         self.config = type("Config", (), {group: type(group, (), held) for group, held in values.items()})
         self.engine = type("Engine", (), {"detached": False})()
         self.under_way = None

@@ -1,0 +1,70 @@
+"""Tensors that lie in shards on several devices (torch's DTensor): asked about and put together without knowing where.
+
+Everything here is collective where a tensor is sharded: every rank of a job calls it, in the same order. Of plain
+tensors it is the tensor itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether ``fully_shard`` was applied to a model."""
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+def units(model: Any) -> int:
+    """Parts of a model that are put together, and given up again, by themselves."""
+    return sum(is_sharded(module) for module in model.modules())
+
+
+def full(value: Tensor) -> Tensor:
+    """All of a tensor on this device, without gradient where it is put together."""
+    gather = getattr(value, "full_tensor", None)
+    if gather is None:
+        return value
+    with torch.no_grad():
+        whole: Tensor = gather()
+    return whole
+
+
+def local(value: Tensor) -> Tensor:
+    """The part of a tensor that lies on this device; it shares its memory."""
+    part: Tensor = value.to_local() if hasattr(value, "to_local") else value  # type: ignore[operator]
+    return part
+
+
+@torch.no_grad()
+def like(whole: Tensor, target: Tensor) -> Tensor:
+    """``whole``, which every rank has, in shards as ``target`` lies; itself where that is plain."""
+    if not hasattr(target, "device_mesh"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    given: Any = target
+    cut = whole.to(target.device)
+    return distribute_tensor(cut, given.device_mesh, given.placements, src_data_rank=None)  # nothing is sent
+
+
+@torch.no_grad()
+def put(whole: Tensor, target: Tensor) -> None:
+    """Copy ``whole`` into ``target``, to each rank its part."""
+    local(target).copy_(local(like(whole, target)))
+
+
+def on_host(named: Iterable[tuple[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
+    """Each put together, one at a time, and kept in main memory by those that ``keep``. A tensor under two names is one
+    there too."""
+    seen: dict[int, Tensor] = {}
+    values: dict[str, Tensor] = {}
+    for name, value in named:
+        if id(value) not in seen:
+            whole = full(value).detach()
+            seen[id(value)] = whole.cpu() if keep else whole.new_empty(0)
+        values[name] = seen[id(value)]
+    return values if keep else {}
