@@ -35,7 +35,7 @@ def full(value: Tensor) -> Tensor:
 
 def local(value: Tensor) -> Tensor:
     """The part of a tensor that lies on this device; it shares its memory."""
-    part: Tensor = value.to_local() if hasattr(value, "to_local") else value  # type: ignore[operator]
+    part: Tensor = value.to_local() if hasattr(value, "to_local") else value
     return part
 
 

@@ -32,7 +32,7 @@ def threads(verb: str, config: Any) -> int:
     """Threads that the configuration fixes, of all ranks; a rollout engine of its own computes while the trainer
     waits."""
     if verb == "train":
-        return int(config.trainer.devices) * max(config.trainer.threads, getattr(config.rollout, "threads", 1))
+        return int(config.trainer.devices * max(config.trainer.threads, getattr(config.rollout, "threads", 1)))
     section = {"pretrain": "pretrain", "evaluate": "evaluation"}.get(verb)
     return int(getattr(config, section).threads) if section else 1
 

@@ -113,7 +113,7 @@ def _training_memory(config: TrainConfig, size: Size, length: float) -> float:
     trained, narrow = _trained(config, size), trainer.precision == "bfloat16"
     whole = size.parameters * (BFLOAT16 if narrow and devices == 1 else FLOAT32)
     masters = FLOAT32 * trained if narrow and devices == 1 else 0
-    held = whole + masters + 2 * FLOAT32 * trained
+    held: float = whole + masters + 2 * FLOAT32 * trained
     if trainer.kl > 0 and config.model.lora is None:
         held += whole
     held /= devices
