@@ -8,8 +8,7 @@
 
 `runs` makes what is not there yet (benchmarks/causes_runs.py): models, and for every seed 8 steps of rollouts, clean
 ones of four engines and each fault. SmolLM2 is made by `alp fetch` and put into the folder. Thresholds of
-alp/diagnosis/ are set on the tuning half alone; the other half has other seeds, and is made and judged when they are
-frozen.
+alp/diagnosis/ are set on the tuning half alone; the other half has other seeds, and is judged when they are frozen.
 """
 
 from __future__ import annotations
@@ -194,8 +193,8 @@ def page(rows: Sequence[Judged]) -> str:
         "Written by `python -m benchmarks.causes page` from [causes.csv](evidence/causes.csv); what was done to which",
         "model at which strength stands in [benchmarks/causes_runs.py](../benchmarks/causes_runs.py). Thresholds of",
         "[`TESTS`](../alp/diagnosis/causes.py) were set on the tuning half, then frozen; the held-out half, of other",
-        "seeds, was made after that and judged once. The goal: 90 % named rightly at the two larger strengths, at most",
-        "2 % false alarms.",
+        "seeds, was judged once, after that. The goal: 90 % named rightly at the two larger strengths, and at most 2 %",
+        "false alarms.",
         "",
         "| half | model | faults named rightly, strengths 1 and 2 | clean runs with a false alarm |",
         "|---|---|---|---|",

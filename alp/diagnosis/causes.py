@@ -14,7 +14,7 @@ import numpy as np
 
 from alp.diagnosis import measures
 from alp.diagnosis.dumps import Dump
-from alp.diagnosis.pattern import FAR, FLOAT32, ROUNDING, SURE, Pattern
+from alp.diagnosis.pattern import BFLOAT16, FAR, FLOAT32, ROUNDING, SURE, Pattern
 from alp.rendering.numbers import share, significant
 
 NONE = "none of these"
@@ -135,10 +135,10 @@ def wrong_sequence(pattern: Pattern) -> Cause | None:
     """All that differs stands in a few sequences, and makes much of each of them."""
     broken, wrong = pattern.breaks
     loud = np.bincount(pattern.sequence, pattern.loud, len(pattern.lengths))
-    hit = (loud >= 3) & (pattern.loud_share >= 0.1)
+    hit = (loud >= 2) & (pattern.loud_share >= 0.1)
     if not hit.any() or broken.sum() > wrong.sum() + 1 or hit.mean() > SOME or pattern.typical > 5 * ROUNDING:
         return None
-    if loud[hit].sum() < 0.75 * loud.sum():
+    if loud[hit].sum() < 0.6 * loud.sum():
         return None
     rows = ", ".join(map(str, np.flatnonzero(hit)[:3].tolist()))
     return Cause(
@@ -259,7 +259,7 @@ def outliers(pattern: Pattern) -> Cause | None:
 
 def other_weights(pattern: Pattern) -> Cause | None:
     """Differences of all tokens, to both sides, larger than rounding, the same at every step."""
-    if pattern.typical <= ROUNDING:
+    if pattern.typical <= BFLOAT16:
         return None
     sizes = pattern.per_step
     flat = sizes is not None and sizes.max() < 2.5 * sizes.min()
@@ -273,14 +273,15 @@ def other_weights(pattern: Pattern) -> Cause | None:
 
 def rounding(pattern: Pattern) -> Cause | None:
     """Small differences, larger where a token is uncertain, to both sides."""
-    if not FLOAT32 <= pattern.typical <= ROUNDING:
+    if not FLOAT32 <= pattern.typical <= BFLOAT16:
         return None
     kind = "bfloat16" if pattern.typical > 1.5e-3 else "float16 or mixed precision"
+    alike = "; weights of 5 or 6 bits look the same" if pattern.typical > ROUNDING else ""
     return Cause(
         "rounding",
         0.5,
         f"a logit's noise of {significant(pattern.typical)}, as {kind} makes of it; tokens near probability 1 differ"
-        " less",
+        f" less{alike}",
         alarm=False,
     )
 

@@ -15,6 +15,7 @@ SURE = 0.999  # and from which its size is not to be divided by what is left
 WIDEST = 2.0  # nats: what a cut of the vocabulary moves a log-prob by at most
 FAR = 0.15  # noise of a logit
 FLOAT32, ROUNDING = 2e-5, 0.03  # noise of a logit: below the first nothing differs, up to the second it is rounding
+BFLOAT16 = 0.08  # up to here whole bfloat16 models with large logits round; the weights of others are quantised so
 LOUD = 12.0  # times the noise of a token: no rounding
 
 
