@@ -43,7 +43,8 @@ for name in __init__ native test_causes test_counterfactual test_library test_mo
 done
 mkdir "$folder-tried/tests/examples"
 cp tests/examples/__init__.py tests/examples/test_notebook.py "$folder-tried/tests/examples"
-rm "$folder-tried/tests/policy/test_perturbation_cost.py" # it measures with benchmarks/
+# one measures with benchmarks/, the other knows the newest transformers alone (make newest)
+rm "$folder-tried/tests/policy/test_perturbation_cost.py" "$folder-tried/tests/policy/test_architectures.py"
 cd "$folder-tried"
 export OMP_NUM_THREADS=1
 ../"$folder/bin/python" examples/own_trainer.py
