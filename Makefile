@@ -56,7 +56,7 @@ tools: GRID = quick_tools
 tools: sandbox-there grid ## a small model that writes Python and reads what it prints, six methods, 25 minutes on 2 free cores
 
 TWINS := quick_single_turn quick_multi_turn quick_ablation_layers quick_ablation_sigma quick_controls quick_staleness quick_mismatch
-quick-all: install sandbox-there ## the twins of the paper's grids, one after another, equal jobs once (an estimated 95 minutes on 2 cores)
+quick-all: install sandbox-there ## the twins of the paper's grids, one after another, equal jobs once (an hour and a half on 2 cores)
 	@for grid in $(TWINS); do $(MAKE) --no-print-directory grid GRID=$$grid || exit 1; done
 
 sandbox-there:
@@ -88,7 +88,7 @@ long: install ## what make test leaves out: make faults, and the rest of the arc
 sandbox: install sandbox-there ## the suite of the sandbox for programs, hostile ones included (installs bubblewrap where it may; a minute)
 	$(BIN)/python -m pytest -q tests/sandbox
 
-slurm: install slurm-there ## the smoke grid through a real Slurm on this machine: a job requeued, one killed, the workflow killed (18 minutes on two busy cores)
+slurm: install slurm-there ## the smoke grid through a real Slurm on this machine: a job requeued, one killed, the workflow killed (8 minutes)
 	SLURM_PACKAGES=$$(test ! -d build/slurm/usr || echo build/slurm) $(BIN)/python -m pytest -q tests/slurm
 
 slurm-there: # Debian's packages as files in build/slurm: nothing is installed, so nothing is left in the system
