@@ -236,6 +236,8 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
     reference: dict[str, Any] = {"label": "", "accuracy": {}} if setting is None else published[setting]
     model = compose.load("evaluate", [f"task={plain['task']}", f"model={plain['model']}"]).model
     arms = [Arm(arm["method"], arm.get("variant"), tuple(arm.get("overrides", ()))) for arm in plain["arms"]]
+    plain_presets = {arm.method for arm in arms if arm.variant is None}  # what was published is of no variant
+    accuracy = {name: share for name, share in reference["accuracy"].items() if name in plain_presets}
     return Grid(
         name=name,
         title=plain["title"],
@@ -245,7 +247,7 @@ def _build(name: str, plain: dict[str, Any]) -> Grid:
         seeds=tuple(map(int, plain["seeds"])),  # 1.0 is an integer to JSON
         arms=tuple(arms),
         published_label=reference["label"],
-        published=reference["accuracy"],
+        published=accuracy,
         own_model=model.path,
         fetched=model.path is None and model.source is not None,
         _overrides={verb: tuple(words) for verb, words in plain.get("overrides", {}).items()},

@@ -28,9 +28,7 @@ ARTEFACT = Declaration(
         "to GRPO (in a grid without it to GSPO; to the same variant of it where it has no other) are taken seed by "
         "seed. A dagger (†) marks the differences that stay clear of zero over all "
         "comparisons of this table at once (Holm's test: a chance of at most 5 % that any mark is wrong). Bold is an "
-        "arm above each other one by more than the interval of their difference, if there is such an arm. The "
-        "published column comes from another setting (a bigger model, real benchmarks, no error bars): only the "
-        "ordering of the methods is comparable."
+        "arm above each other one by more than the interval of their difference, if there is such an arm."
     ),
 )
 # fmt: off
@@ -72,8 +70,9 @@ def make(loaded: Results) -> Table:
         Column("length_mean", "Tokens", one_decimal),
         Column("best_validation", "Best validation", percent, "% (step)", aside="best_step"),
         Column("seeds", "Seeds"),
-        Column("published", "Published", percent_as_published, "%"),
     ]
+    if loaded.grid.published:
+        columns.append(Column("published", "Published", percent_as_published, "%"))
     return Table(cells, columns, best=frozenset(best))
 
 
