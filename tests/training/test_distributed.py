@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ def _words(base_model: Path, devices: int, words: list[str]) -> list[str]:
         *("run.tracking=null", "trainer.device=cpu"),
     ]
     keys = {word.split("=")[0] for word in words}
+    keys |= {f"{key}.batch_size" for key in keys}  # of the HF engine alone
     return [*(word for word in tiny if word.split("=")[0] not in keys), *words]
 
 
@@ -164,28 +164,26 @@ def test_a_rank_that_fails_ends_the_job_and_any_number_goes_on(
     words = ["method=seq_alp", "trainer.steps=3", "trainer.prompts=2", "trainer.updates_per_batch=2"]
     words += ["trainer.checkpoint_every=1", *own_engine]
 
-    def alp(folder: str, devices: int, word: str) -> tuple[int, str, float]:
+    def alp(folder: str, devices: int, word: str) -> tuple[int, str]:
         (tmp_path / "word").write_text(word)
         command = ["train", *_words(base_model, devices, words), f"run.dir='{tmp_path / folder}'"]
-        left = [word for word in command if not word.startswith(("rollout.batch_size", "validation.batch_size"))]
-        started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "alp.cli", *left], capture_output=True, text=True, check=False, timeout=240
+            [sys.executable, "-m", "alp.cli", *command], capture_output=True, text=True, check=False, timeout=600
         )
-        return done.returncode, done.stderr, time.monotonic() - started
+        return done.returncode, done.stderr
 
-    code, said, _ = alp("run", 2, "fail")
+    code, said = alp("run", 2, "fail")
     assert code == 1, said
     assert said.rstrip().endswith("alp: error: RuntimeError: no room on this card (rank 1)")
     assert said.count("alp: error:") == 1, "no word of the ranks that it took along"
-    code, said, _ = alp("run", 2, "kill")
+    code, said = alp("run", 2, "kill")
     assert (code, said.rstrip().splitlines()[-1]) == (1, "alp: error: rank 1 of 2 was killed by SIGKILL")
-    code, said, _ = alp("run", 2, "stop")
+    code, said = alp("run", 2, "stop")
     assert code == TRY_AGAIN, said
     assert "stopped by SIGTERM after 1 steps and 0 updates; what is done is saved" in said
-    code, said, _ = alp("run", 1, "go on")
+    code, said = alp("run", 1, "go on")
     assert code == 0, said
-    code, said, _ = alp("whole", 1, "go on")
+    code, said = alp("whole", 1, "go on")
     assert code == 0, said
     assert json.loads((tmp_path / "run/provenance.json").read_text()) == json.loads(
         (tmp_path / "whole/provenance.json").read_text()
