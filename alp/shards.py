@@ -18,6 +18,12 @@ def is_sharded(model: Any) -> bool:
     return hasattr(model, "set_requires_gradient_sync")
 
 
+def computes_in(model: Any) -> torch.dtype | None:
+    """The dtype that a sharded model's parameters are rounded to where they are put together; None: none."""
+    dtype: torch.dtype | None = model._get_fsdp_state()._mp_policy.param_dtype if is_sharded(model) else None
+    return dtype
+
+
 def units(model: Any) -> int:
     """Parts of a model that are put together, and given up again, by themselves."""
     return sum(is_sharded(module) for module in model.modules())

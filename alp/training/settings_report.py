@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from alp import adapters
+from alp import adapters, shards
 from alp.configuration.train_schema import TrainConfig
 from alp.policy.method import Perturbation
 from alp.policy.perturbation import LayerwisePerturbation
@@ -85,8 +85,9 @@ def _held_and_trained(noise: LayerwisePerturbation, updater: Updater) -> dict[st
 
 def _arithmetic(model: Any, updater: Updater) -> dict[str, Any]:
     """In which numbers and by which kernels the model is trained."""
+    rounded = shards.computes_in(model)
     return {
-        "train_dtype": _dtypes(model.parameters()),
+        "train_dtype": _dtypes(model.parameters()) if rounded is None else str(rounded).removeprefix("torch."),
         "optimizer_dtype": _dtypes(updater.optimizer.param_groups[0]["params"]),
         "autocast": "bfloat16" if next(model.parameters()).device.type == "cuda" else None,
         "compiled_layers": 0 if updater.compiled is None else len(updater.compiled),
