@@ -24,7 +24,7 @@ from alp.policy.method import LossInputs, Method
 from alp.progress import Progress
 
 Figures = dict[str, float]
-CELLS = 2_000_000  # padded places at a time: some hundred megabytes of intermediates
+CELLS = 1_000_000  # padded places at a time: some hundred megabytes of intermediates
 
 
 @dataclass(frozen=True)
