@@ -145,7 +145,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     **{
         f"{grid}_results": block(grid, results)
         for grid in (
-            *("quick", "stress", "noise", "smol", "quick_tools"),
+            *("quick", "stress", "noise", "smol", "quick_tools", "corrections_subset"),
             *(f"quick_{paper}" for paper in ("single_turn", "multi_turn", "controls", "staleness", "mismatch")),
         )
     },

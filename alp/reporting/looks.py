@@ -24,6 +24,8 @@ from alp.reporting.runs import ArmRuns, Results
 _MARKERS = dict(zip(HUES, "oPsDv<>p^X", strict=True))
 _DASHES: list[Any] = ["solid", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (2.5, 1, 1, 1, 1, 1))]
 
+_ROOM = 2.0  # times the arms' own span: more of an axis is not spent on the base model
+
 
 @dataclass(frozen=True)
 class Look:
@@ -124,12 +126,33 @@ def base_line(axes: Axes, base: Interval, *, vertical: bool = True) -> None:
     line(100 * base.mean, color=BASE_COLOUR, linestyle="dashed", linewidth=1)
 
 
-def dot_handles() -> list[Artist]:
-    """Legend entries of ``dot``, of the ticks of single seeds and of the base model's line."""
+def base_or_words(axes: Axes, base: Interval, *, vertical: bool = True) -> bool:
+    """The base model's line where the arms' scale has room for it; else where it lies, in words: a base model far below
+    its arms would leave them a sliver of the axis. Returns whether the line is there."""
+    low, high = axes.get_xlim() if vertical else axes.get_ylim()
+    ends = [100 * end for end in (base.low, base.mean, base.high) if end is not None]
+    if max(high, *ends) - min(low, *ends) <= _ROOM * (high - low):
+        base_line(axes, base, vertical=vertical)
+        return True
+    below, text = 100 * base.mean < low, f"base model {percent(base.mean)} %"
+    if vertical:
+        place, text = ((0.02, 0.01), f"← {text}") if below else ((0.98, 0.01), f"{text} →")
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom + 0.7, top)
+    else:
+        place, text = ((0.02, 0.02), f"↓ {text}") if below else ((0.02, 0.93), f"↑ {text}")
+        axes.set_ylim(low - 0.12 * (high - low) * below, high + 0.12 * (high - low) * (not below))
+    side = "right" if place[0] > 0.5 else "left"
+    axes.text(*place, text, transform=axes.transAxes, ha=side, va="bottom", color="#333333")
+    return False
+
+
+def dot_handles(*, base: bool = True) -> list[Artist]:
+    """Legend entries of ``dot``, of the ticks of single seeds and, where it is there, of the base model's line."""
     return [
         Line2D([], [], color="#444444", marker="o", markersize=4.5, linewidth=1.4, label="mean, 95 % interval"),
         Line2D([], [], color="#444444", marker="|", markersize=5, linestyle="none", label="one seed"),
-        base_handle("base model"),
+        *([base_handle("base model")] if base else []),
     ]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alp.evaluation.statistics import Interval
 from alp.rendering import plots
-from alp.rendering.numbers import percent, points
-from alp.reporting.looks import Look, base_line, dot, dot_handles, looks, name_rows
+from alp.rendering.numbers import points
+from alp.reporting.looks import Look, base_or_words, dot, dot_handles, looks, name_rows
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import ArmRuns, Results
 from alp.reporting.tables.controls import noise_free
@@ -27,8 +26,6 @@ ARTEFACT = Declaration(
         "gives no bar."
     ),
 )
-
-_ROOM = 2.0  # times the arms' own span: more of the axis is not spent on the base model
 
 
 def make(loaded: Results) -> Figure:
@@ -49,30 +46,14 @@ def make(loaded: Results) -> Figure:
     name_rows(left, loaded, arm_looks)
     for axes in (left, *right):
         plots.at_least(axes, 1.0)
-    _base(left, loaded.base_interval())
+    drawn = base_or_words(left, loaded.base_interval())
     for axes in right:
         axes.axvline(0, color="#555555", linewidth=1, zorder=0.9)
         title = f"Paired difference to {loaded.reference_label}" if whose else "Paired difference to no noise"
         axes.set(title=title, xlabel="percentage points")
         axes.tick_params(left=False)
-    plots.legend_below(figure, dot_handles())
+    plots.legend_below(figure, dot_handles(base=drawn))
     return figure
-
-
-def _base(axes: Axes, base: Interval) -> None:
-    """The base model's line where the arms' scale has room for it; else where it lies, in words: a base model far below
-    its arms would leave them a sliver of the axis."""
-    low, high = axes.get_xlim()
-    ends = [100 * end for end in (base.low, base.mean, base.high) if end is not None]
-    if max(high, *ends) - min(low, *ends) <= _ROOM * (high - low):
-        base_line(axes, base)
-        return
-    below = 100 * base.mean < low
-    text = f"← base model {percent(base.mean)} %" if below else f"base model {percent(base.mean)} % →"
-    place = (0.02, 0.01) if below else (0.98, 0.01)
-    axes.text(*place, text, transform=axes.transAxes, ha="left" if below else "right", va="bottom", color="#333333")
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom + 0.7, top)
 
 
 def _compare(axes: Axes, loaded: Results, arm: ArmRuns, other: ArmRuns | None, row: int, look: Look) -> None:

@@ -14,7 +14,7 @@ from alp.evaluation.statistics import Interval
 from alp.rendering import plots
 from alp.rendering.numbers import percent, significant
 from alp.reporting.arms import label
-from alp.reporting.looks import base_handle, base_line
+from alp.reporting.looks import base_handle, base_or_words
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import ArmRuns, Results
 
@@ -51,7 +51,6 @@ def make(loaded: Results) -> Figure:
     figure = plots.canvas(max(3.4, 0.8 + _ROW * len(ranked)))
     axes, names = figure.subplots(1, 2, width_ratios=[2.6, 1])
     base = loaded.base_interval()
-    base_line(axes, base, vertical=False)
     known = [(number, arm) for number, arm in enumerate(ranked, 1) if arm.step_mean(_KEY)]
     for _, arm in known:
         _point(axes, arm, loaded.interval(arm.accuracy), collapsed=_collapsed(loaded, arm, base))
@@ -61,11 +60,12 @@ def make(loaded: Results) -> Figure:
         plots.empty(axes, "not logged")
     axes.set(xlabel="divergence of the policy from μ, nats per token", ylabel=f"accuracy, {loaded.average} at T = 1, %")
     plots.at_least(axes, 1.0, axis="y")
+    line = bool(known) and base_or_words(axes, base, vertical=False)
     names.set_axis_off()
     for number, arm in enumerate(ranked, 1):
         place = 1 - (number - 0.5) / max(len(ranked), 20)
         names.text(0, place, f"{number}  {label(arm.name)}", color=_colour(arm), va="center", fontsize=_SIZE)
-    plots.legend_below(figure, _handles(ranked), columns=3)
+    plots.legend_below(figure, _handles(ranked, base=line), columns=3)
     _numbers(figure, axes, {number: (arm.step_mean(_KEY), 100 * loaded.mean(arm.accuracy)) for number, arm in known})
     return figure
 
@@ -112,10 +112,10 @@ def _point(axes: Axes, arm: ArmRuns, accuracy: Interval, *, collapsed: bool) -> 
     )
 
 
-def _handles(arms: list[ArmRuns]) -> list[Line2D]:
+def _handles(arms: list[ArmRuns], *, base: bool) -> list[Line2D]:
     groups = [name for name in presets.GROUPS if any(presets.group(arm.method) == name for arm in arms)]
     marks = [
         Line2D([], [], color=_HUES[name], marker="o", markersize=4, linestyle="none", label=name) for name in groups
     ]
     cross = Line2D([], [], color="#444444", marker="x", markersize=5, linestyle="none", label="collapsed")
-    return [*marks, cross, base_handle()]
+    return [*marks, cross, *([base_handle()] if base else [])]
