@@ -339,13 +339,12 @@ def validate(verb: str, plain: dict[str, Any]) -> Any:
 
 
 def identity(config: Strict) -> str:
-    """SHA-256 of the resolved, sorted configuration without the places of files and the number of devices: neither
-    changes results.
-
-    What the files hold does; a run's ``provenance.json`` has their hashes beside this one. A task's own JSONL files and
-    the user's own modules stand in it with the hash of their content.
-    """
+    """SHA-256 of the resolved, sorted configuration without what changes no result: the places of files, the number of
+    devices, a lag of none. What the files hold does; a run's ``provenance.json`` has their hashes beside this one. A
+    task's own JSONL files and the user's own modules stand in it with the hash of their content."""
     plain = config.model_dump(mode="json", exclude=_NO_RESULT)
+    if plain.get("trainer", {}).get("lag") == 0:  # the key came after builds that are kept
+        del plain["trainer"]["lag"]
     for group in ("task", "rollout", "validation"):
         if isinstance(plain.get(group), dict):
             plain[group] = _with_content(plain[group])

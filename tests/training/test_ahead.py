@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from alp.configuration import compose
 from alp.errors import Interrupted
 from alp.training.ahead import Ahead
 from alp.training.loop import train
@@ -36,6 +38,18 @@ def test_a_batch_is_as_many_versions_old_as_the_lag_says(train_config: Make) -> 
     # of one policy and one format, π_old differs from μ by the versions between them and by nothing else
     fresh, old = steps[0]["rollout_corr/k3_kl"], [line["rollout_corr/k3_kl"] for line in steps[2:]]
     assert fresh < 1e-9 < min(old)
+
+
+def test_a_lag_is_another_job_and_none_is_the_job_it_was(train_config: Make) -> None:
+    """References and results from before the key was there hold."""
+    plain, lagged = train_config("method=token_tis"), train_config("method=token_tis", "trainer.lag=1")
+    assert compose.identity(plain) != compose.identity(lagged)
+    older = plain.model_dump(mode="json", exclude=compose._NO_RESULT)
+    assert older["trainer"].pop("lag") == 0
+    for group in ("task", "rollout", "validation"):
+        older[group] = compose._with_content(older[group])
+    whole = json.dumps(older, sort_keys=True, separators=(",", ":")).encode()
+    assert compose.identity(plain) == hashlib.sha256(whole).hexdigest()
 
 
 def test_without_a_lag_nothing_is_sampled_ahead(train_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
