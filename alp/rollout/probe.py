@@ -119,6 +119,16 @@ class Probed:
             self._host = None
         return figures
 
+    @property
+    def detached(self) -> bool:
+        """Whether the served model changes meanwhile (``EngineSettings.apart``)."""
+        return bool(getattr(self._engine, "detached", False))
+
+    @detached.setter
+    def detached(self, value: bool) -> None:
+        engine: Any = self._engine
+        engine.detached = value
+
     def describe(self) -> dict[str, Any]:
         """See Engine."""
         return self._engine.describe()
