@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import shlex
-import shutil
 import sys
 import textwrap
 import traceback
@@ -17,6 +16,7 @@ from typing import Any
 from alp import __version__, ranks
 from alp.errors import TRY_AGAIN, GraderError, Interrupted, SandboxError, UserError, nearest
 from alp.lifetime import end_with_parent, hold_standard_streams, speak_utf8, unblock
+from alp.terminal import columns
 from alp.verbs import VERBS, Verb
 
 _HELP = ("-h", "--help", "help")
@@ -161,7 +161,7 @@ def _call(verb: Verb, config: Any) -> Any:
 
 
 def _help() -> str:
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
+    width = columns()
     lines = "\n".join(
         textwrap.fill(f"{verb.name:<10} {verb.summary}", width, initial_indent="  ", subsequent_indent=" " * 13)
         for verb in VERBS.values()

@@ -26,7 +26,7 @@ from alp.lifetime import end_with
 from alp.reproducibility import ROOT
 
 LAUNCHER, FOLDER = "ALP_RANKS_OF", "ALP_RANKS_IN"  # the process that started this rank, and where ranks leave word
-RENDEZVOUS = "ALP_RENDEZVOUS"  # as alp/training/distributed.py reads it
+RENDEZVOUS = "ALP_RENDEZVOUS"  # where ranks of this machine meet; under torchrun it is env://
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _GRACE = 10.0  # seconds for the others, once one has failed, to end by themselves
 _LOOK = 0.05  # seconds between two looks at the ranks
@@ -39,7 +39,7 @@ _WORD = 1.0  # seconds until a rank whose neighbour was killed knows it
 def to_start(config: Any) -> int:
     """How many ranks a job is to be started as; 0 where this process does it itself."""
     devices = int(getattr(getattr(config, "trainer", None), "devices", 1))
-    return devices if devices > 1 and not _started() else 0
+    return devices if devices > 1 and not started() else 0
 
 
 def run(words: list[str], size: int) -> int:
@@ -125,10 +125,11 @@ def is_rank() -> bool:
 
 def is_first() -> bool:
     """Whether this process speaks for its job: the first of its ranks, torchrun's too, or all of it."""
-    return not _started() or os.environ["RANK"] == "0"
+    return not started() or os.environ["RANK"] == "0"
 
 
-def _started() -> bool:
+def started() -> bool:
+    """Whether this process is a rank, of ``alp train`` or of torchrun."""
     return RENDEZVOUS in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 

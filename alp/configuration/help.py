@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from alp.configuration import compose
 from alp.configuration.keys import Key, keys_of
 from alp.foreign import read_yaml
+from alp.terminal import columns
 
-_NARROWEST, _WIDEST = 60, 120  # columns
 _LONGEST_VALUE = 40  # characters of a default that is shown
 _BROKEN = 30  # characters of the words for a type from which on they go over a line's end
 _KEPT = "\u00a0"  # a space that no line ends at
@@ -19,9 +18,7 @@ _KEPT = "\u00a0"  # a space that no line ends at
 
 def text(verb: str, words: Iterable[str] = ()) -> str:
     """Groups and keys of ``verb`` under the choices among ``words``, as wide as the terminal. Raises UserError."""
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST), _WIDEST)
-    plain = compose.resolve(verb, list(words))
-    return "\n".join(_lines(verb, plain, width)).strip("\n")
+    return "\n".join(_lines(verb, compose.resolve(verb, list(words)), columns())).strip("\n")
 
 
 def _lines(verb: str, plain: dict[str, Any], width: int) -> Iterator[str]:

@@ -104,9 +104,9 @@ class Ahead:
                 self._add(step, version, bool)
 
         self._detach(apart=True)
-        with_thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
-        self._sampling = with_thread.submit(run)
-        with_thread.shutdown(wait=False)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        self._sampling = thread.submit(run)
+        thread.shutdown(wait=False)
 
     def _detach(self, *, apart: bool) -> None:
         """Tell the engine that the model it serves changes meanwhile."""

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from alp import shards
 from alp.errors import UserError
 from alp.policy.layers import decoder_layers
+from alp.ranks import RENDEZVOUS, started
 from alp.rollout.episodes import Trajectory
 from alp.tasks.task import Problem
 from alp.training.batch import Batch
 
 Value = TypeVar("Value")
-RENDEZVOUS = "ALP_RENDEZVOUS"  # set by alp/ranks.py: where ranks of this machine meet; under torchrun it is env://
 _PATIENCE = timedelta(days=7)  # for a rank that still samples; one that is gone ends the others at once (alp/ranks.py)
 _CARDS = Path("/proc/driver/nvidia/gpus")  # one folder each; no library is asked, which would look at them all
 _EPSILON = 1e-6  # beside a norm that is divided by, as in torch's clipping
@@ -227,21 +227,16 @@ def _square(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
 
 
-def ranked() -> bool:
-    """Whether this process was started as a rank, by ``alp train`` or by torchrun."""
-    return RENDEZVOUS in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-
-
 @contextmanager
 def joined(devices: int, device: str) -> Iterator[World]:
     """The world of a job that asks for so many ``devices`` of that kind; left at the end.
 
     Raises UserError where this process was not started as one of as many ranks.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1")) if ranked() else 1
+    size = int(os.environ.get("WORLD_SIZE", "1")) if started() else 1
     if size != devices:
-        started = f"torchrun started {size} processes" if ranked() else "this process is alone: alp train starts them"
-        raise UserError(f"trainer.devices = {devices}, but {started}; give trainer.devices={size}")
+        how = f"torchrun started {size} processes" if started() else "this process is alone: alp train starts them"
+        raise UserError(f"trainer.devices = {devices}, but {how}; give trainer.devices={size}")
     if size == 1:
         yield ALONE
         return

@@ -337,3 +337,19 @@ def bytes_below(folder: Path) -> dict[str, bytes]:
     """Every file below a folder but the marks, by relative path."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and ".alp" not in path.parts)
     return {os.fspath(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A training under way, three steps of it logged."""
+    from .test_tracking import write_metrics
+
+    folder = tmp_path / "results" / "grpo" / "seed3"
+    folder.mkdir(parents=True)
+    chosen = compose.load("train", ["method=grpo", "trainer.seed=3", f"run.dir='{folder}'"])
+    (folder / "config.yaml").write_text(compose.to_yaml(chosen), encoding="utf-8")
+    write_metrics(folder, 3)
+    (folder / ".alp" / "train").mkdir(parents=True)
+    mark = '{"made_by": "alp", "format": 1, "identity": "x", "state": "in progress", "origin": {}, "made": []}'
+    (folder / ".alp" / "train" / "mark.json").write_text(mark)
+    return folder

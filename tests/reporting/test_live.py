@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from alp.configuration import compose
-from tests.reporting.test_tracking import expected, history, write_evaluation, write_metrics
+from tests.reporting.test_tracking import expected, history, write_evaluation
 
 # The command line with a training that only writes the files of one, and does then what the test says.
 JOB = """
@@ -40,19 +39,6 @@ code = main(["train", *sys.argv[1:]])
 print(sorted({{"mlflow", "sqlalchemy"}} & set(sys.modules)))
 sys.exit(code)
 """
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    folder = tmp_path / "results" / "grpo" / "seed3"
-    folder.mkdir(parents=True)
-    chosen = compose.load("train", ["method=grpo", "trainer.seed=3", f"run.dir='{folder}'"])
-    (folder / "config.yaml").write_text(compose.to_yaml(chosen), encoding="utf-8")
-    write_metrics(folder, 3)
-    (folder / ".alp" / "train").mkdir(parents=True)
-    mark = '{"made_by": "alp", "format": 1, "identity": "x", "state": "in progress", "origin": {}, "made": []}'
-    (folder / ".alp" / "train" / "mark.json").write_text(mark)
-    return folder
 
 
 @pytest.fixture

@@ -14,26 +14,12 @@ from typing import Any, ClassVar
 import pytest
 
 from alp.cli import main
-from alp.configuration import compose
 from alp.errors import UserError
 from alp.reporting import mirror, trackers
 from tests.reporting.test_live import JOB
 from tests.reporting.test_tracking import record, write_evaluation, write_metrics
 
 Logged = list[tuple[int, dict[str, float]]]
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    folder = tmp_path / "results" / "grpo" / "seed3"
-    folder.mkdir(parents=True)
-    chosen = compose.load("train", ["method=grpo", "trainer.seed=3", f"run.dir='{folder}'"])
-    (folder / "config.yaml").write_text(compose.to_yaml(chosen), encoding="utf-8")
-    write_metrics(folder, 3)
-    (folder / ".alp" / "train").mkdir(parents=True)
-    mark = '{"made_by": "alp", "format": 1, "identity": "x", "state": "in progress", "origin": {}, "made": []}'
-    (folder / ".alp" / "train" / "mark.json").write_text(mark)
-    return folder
 
 
 def told(last: int) -> Logged:
