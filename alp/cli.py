@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from alp import __version__, ranks
+from alp import __version__, launch, ranks
 from alp.errors import TRY_AGAIN, GraderError, Interrupted, SandboxError, UserError, nearest
 from alp.lifetime import end_with_parent, hold_standard_streams, speak_utf8, unblock
 from alp.terminal import columns
@@ -128,12 +128,12 @@ def _run(verb: Verb, rest: list[str]) -> int:
         return 0
     if not ranks.is_rank():
         print(shlex.join(["alp", verb.name, *rest]), file=sys.stderr, flush=True)
-    return ranks.run([verb.name, *rest], size) if (size := _ranks(config)) else _said(_call(verb, config))
+    return launch.run([verb.name, *rest], size) if (size := _ranks(config)) else _said(_call(verb, config))
 
 
 def _ranks(config: Any) -> int:
     """How many processes are to do it in this one's place, 0 for none; refused is what they all would refuse."""
-    if size := ranks.to_start(config):
+    if size := launch.to_start(config):
         from alp.ownership import check
         from alp.preflight import check_training
 

@@ -29,7 +29,7 @@ from alp.tasks.task import Problem
 from alp.training.batch import Batch
 
 Value = TypeVar("Value")
-_PATIENCE = timedelta(days=7)  # for a rank that still samples; one that is gone ends the others at once (alp/ranks.py)
+_PATIENCE = timedelta(days=7)  # for a rank that still samples; one that is gone ends the others at once (alp/launch.py)
 _CARDS = Path("/proc/driver/nvidia/gpus")  # one folder each; no library is asked, which would look at them all
 _EPSILON = 1e-6  # beside a norm that is divided by, as in torch's clipping
 
