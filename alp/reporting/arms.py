@@ -16,9 +16,9 @@ BYPASS = {"token": "token_bypass", "sequence": "seq_bypass"}
 SHIPPED = frozenset(  # presets that are no user's own
     re.findall(
         r"\w+",
-        "apmpo bapo bypass_pg_is cispo dapo dppo_kl dppo_tv dro geo_rs gmpo grpo grpo_unclipped gspo icepop ipo kpop "
-        "luspo m2po opsm pspo sapo seq_alp seq_bypass seq_mask_tis seq_mask_trl seq_mis seq_tis so_grpo_ratio spo "
-        "token_alp token_bypass token_mis token_tis topr trm_max_k2 trm_mean_k3 vespo veto",
+        "apmpo bapo bypass_pg_is ce_gppo cispo dapo dppo_kl dppo_tv dro geo_rs gmpo grpo grpo_unclipped gspo icepop "
+        "ipo kpop luspo m2po opsm pspo sapo seq_alp seq_bypass seq_mask_tis seq_mask_trl seq_mis seq_tis so_grpo_ratio "
+        "spo token_alp token_bypass token_mis token_tis topr trm_max_k2 trm_mean_k3 vespo veto",
     )
 )
 
@@ -41,7 +41,23 @@ _ACRONYMS = {
         "kl",
         "ipo",
     ),
-    *("m2po", "pspo", "cispo", "pg", "is", "topr", "vespo", "dro", "sapo", "spo", "gmpo", "apmpo", "bapo"),
+    *(
+        "m2po",
+        "pspo",
+        "cispo",
+        "pg",
+        "is",
+        "topr",
+        "vespo",
+        "dro",
+        "sapo",
+        "spo",
+        "gmpo",
+        "apmpo",
+        "bapo",
+        "ce",
+        "gppo",
+    ),
 }
 _SPELT = {"icepop": "IcePop", "kpop": "KPop", "k2": "k2", "k3": "k3"}
 _VARIANTS = {

@@ -4,7 +4,6 @@ often they are right on real rollouts is for `benchmarks.causes` to say."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from torch import Tensor
 from alp.diagnosis import checking
 from alp.diagnosis.causes import NONE, causes
 from alp.diagnosis.dumps import FIELDS, Dump, Raw
-from benchmarks import causes as judgement
 
 SEQUENCES, TOKENS, WORDS, STEPS = 120, 12, 14, 6
 Logits = Callable[[Tensor], Tensor]
@@ -157,20 +155,3 @@ def test_no_pattern_and_too_few_tokens() -> None:
     )
     (cause,) = causes(part)
     assert (cause.name, cause.confidence) == (NONE, 0.0)
-
-
-def test_the_confusion_matrix_is_what_its_file_makes() -> None:
-    rows = judgement.read()
-    assert judgement.PAGE.read_text(encoding="utf-8") == judgement.page(rows), "python -m benchmarks.causes page"
-    halves = {half: {row.seed for row in rows if row.half == half} for half in judgement.FIRST_SEED}
-    assert all(halves.values())
-    assert not halves["tuning"] & halves["held_out"]
-
-
-def test_a_wrong_name_counts_against() -> None:
-    right = judgement.Judged("held_out", "embedded", "stale", "1", 1, "stale weights", 0.9)
-    wrong = replace(right, name="rounding")
-    alarm = replace(wrong, fault="none", strength="bfloat16", name="stale weights")
-    calm = replace(alarm, name="rounding")
-    assert judgement.share_right([right, wrong, alarm, replace(wrong, strength="0")]) == (1, 2)
-    assert judgement.false_alarms([right, alarm, calm]) == (1, 2)

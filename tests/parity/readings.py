@@ -83,6 +83,17 @@ def score(x: Tensors, factor: Tensor) -> Tensor:
     return -factor.detach() * x.advantages * x.current
 
 
+# CE-GPPO
+
+
+def ce_gppo(x: Tensors) -> Tensor:
+    r = (x.current - x.old).exp()
+    low, high = (r < 0.8) & (x.advantages < 0), (r > 1.28) & (x.advantages > 0)
+    scale = torch.where(low, 0.75 * 0.8 / r.detach(), torch.where(high, 1.28 / r.detach(), torch.ones_like(r)))
+    losses = -scale * r * x.advantages
+    return token_mean(x, torch.where(x.advantages < 0, torch.minimum(losses, -3 * x.advantages), losses))
+
+
 # verl
 
 
@@ -498,6 +509,7 @@ READINGS = (
         "bounds 0.99 to 1.01",
         {"corrections": [Correction("mask", level="sequence_geometric", weight="one", lower=0.99, upper=1.01)]},
     ),
+    Reading("CE-GPPO", "compute_gppo_loss_general_beta, 0.75 and 1.0", "ce_gppo", ce_gppo),
 )
 
 

@@ -311,6 +311,20 @@ def sapo(sample: Sample) -> Result:
     return sequence_mean(sample, per_token(sample, one), of="mean")
 
 
+def ce_gppo(sample: Sample) -> Result:
+    """PPO's clip, but outside, on the side that A pushes to, the gradient stays what it is at the bound, times β."""
+
+    def one(b: int, t: int, a: float) -> Token:
+        r = math.exp(sample.stale(b, t))
+        if a < 0 and r < 0.8:
+            return -0.75 * 0.8 * a, -0.75 * 0.8 * a
+        if a > 0 and r > 1.28:
+            return -1.28 * a, -1.28 * a
+        return ppo(r, a, 0.8, 1.28, 3.0)
+
+    return token_mean(sample, per_token(sample, one))
+
+
 def whole_sequences(sample: Sample, one: Callable[[float, list[float]], tuple[float, list[float]]]) -> Result:
     """Mean over sequences of ``one(A, log π_θ/π_old of its tokens)``: a value, and its slope in each of them."""
     rows = dict(sample.rows())
@@ -406,6 +420,6 @@ PUBLISHED: dict[str, Callable[[Sample], Result]] = {
         *(dapo, luspo, so_grpo_ratio),
         *(icepop, kpop, ipo, geo_rs, seq_mask_tis, seq_mask_trl, opsm, trm_max_k2, trm_mean_k3, veto),
         *(dppo_tv, dppo_kl, m2po),
-        *(grpo_unclipped, pspo, cispo, bypass_pg_is, topr, sapo, gmpo, vespo, dro, apmpo, bapo, spo),
+        *(grpo_unclipped, pspo, cispo, bypass_pg_is, topr, sapo, ce_gppo, gmpo, vespo, dro, apmpo, bapo, spo),
     )
 }
