@@ -1,7 +1,7 @@
 """The numbers of README.md and docs/evidence.md: read from built grids, kept in docs/evidence/, written between marks.
 
     python -m benchmarks.evidence collect quick noise …    built grids (results/) -> docs/evidence/<grid>.json;
-                                                           ``regime``: what benchmarks/regime.py found
+                                                           ``regime``, ``matched``: what those two pilots found
     python -m benchmarks.evidence write                    docs/evidence/*.json -> every marked block
     python -m benchmarks.evidence check                    exit code 1 where a block is not what its files make
 
@@ -37,9 +37,13 @@ from benchmarks.regime import commit_of
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "docs" / "evidence"
 RESULTS = Path("results")
-REGIME = RESULTS / "regime" / "regime.json"
+PILOTS = {name: RESULTS / name / f"{name}.json" for name in ("regime", "matched")}  # what modules beside this one find
 DOCUMENTS = ("README.md", "docs/evidence.md")
-PICTURES = {"quick": {"accuracy": "quick_accuracy"}, "noise": {"accuracy": "noise_accuracy"}}  # figures docs show
+PICTURES = {
+    "quick": {"accuracy": "quick_accuracy"},
+    "noise": {"accuracy": "noise_accuracy"},
+    "corrections": {"drift": "corrections_drift"},
+}
 BLOCK = re.compile(r"(<!-- evidence: ([a-z0-9_]+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 DIGITS = 6
 Floats = NDArray[np.float64]
@@ -56,7 +60,7 @@ def collect(name: str, results: Path) -> dict[str, Any]:
         "grid": loaded.grid.name,
         "title": loaded.grid.title,
         "command": f"make grid GRID={name}",
-        "commit": commit_of(loaded),
+        "commit": commit_of(loaded.arms[0].runs[0].folder),
         "cpu": processor()["kind"],
         "seeds": len(loaded.grid.seeds),
         "problems": loaded.base.problems,
@@ -152,7 +156,8 @@ def main(arguments: list[str]) -> int:
     verb, *names = arguments or ["check"]
     if verb == "collect":
         for name in names:
-            found = json.loads(REGIME.read_text(encoding="utf-8")) if name == "regime" else collect(name, RESULTS)
+            pilot = PILOTS.get(name)
+            found = json.loads(pilot.read_text(encoding="utf-8")) if pilot else collect(name, RESULTS)
             write_json(FILES / f"{name}.json", found)
             for figure, kept in PICTURES.get(name, {}).items():
                 drawn = RESULTS / name / "figures" / f"{figure}.png"

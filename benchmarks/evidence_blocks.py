@@ -10,7 +10,9 @@ import numpy as np
 
 from alp.evaluation.statistics import paired_difference
 from alp.rendering.numbers import points, significant
+from alp.reporting.arms import label
 from benchmarks import regime
+from benchmarks.matched import matched
 
 Evidence = dict[str, Any]  # docs/evidence/<grid>.json by grid
 WIDTH = 120  # columns of README.md
@@ -118,6 +120,22 @@ def summary(found: dict[str, Any]) -> str:
     return f"{table}\n\n" + "".join(f"{lines}\n" for lines in sentences)
 
 
+def rates(found: dict[str, Any]) -> str:
+    """What benchmarks/matched.py found: how far each method goes at the grid's own rate, and at which it goes as far as
+    the reference."""
+    settings, target = found["settings"], found["target"]
+    (own,) = found["tried"][settings["reference"]]
+    lines = ["| Method | k3 at that rate, of GRPO's | Rate for GRPO's k3, of that rate |", "| :--- | ---: | ---: |"]
+    for method, tried in found["tried"].items():
+        rate = matched({float(one): value for one, value in tried.items()}, target, settings["tolerance"])
+        cells = [f"{significant(tried[own] / target)}", "not found" if rate is None else significant(rate / float(own))]
+        lines += [f"| {label(method)} | " + " | ".join(cells) + " |"] if method != settings["reference"] else []
+    return (
+        "\n".join(lines) + f"\n\n*`python -m benchmarks.matched`, the first {settings['steps']} steps of seeds"
+        f" {', '.join(map(str, settings['seeds']))}, at most {settings['rounds']} rounds, commit {found['commit']}.*\n"
+    )
+
+
 def against_preset(found: dict[str, Any]) -> str:
     """Every other arm of an ALP method against the preset as it is."""
     methods = {name: name.partition("-")[0] for name in found["arms"]}
@@ -156,5 +174,8 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     },
     "layers": block("quick_ablation_layers", against_preset),
     "sigma": block("quick_ablation_sigma", against_preset),
+    "corrections_summary": block("corrections", summary),
+    "phase_summary": block("phase", summary),
     "regime": lambda evidence: pilot(evidence["regime"]),
+    "matched": lambda evidence: rates(evidence["matched"]) if "matched" in evidence else MISSING.format("`matched`"),
 }

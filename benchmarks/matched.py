@@ -24,6 +24,7 @@ from alp.configuration import compose, grid_file
 from alp.configuration import grid as grids
 from alp.reporting.records import STEP, read_lines
 from alp.reproducibility import write_json, write_text
+from benchmarks.regime import commit_of
 
 Settings = Mapping[str, Any]
 
@@ -126,7 +127,9 @@ def main(arguments: list[str]) -> None:
     settings = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     out = Path(options.get("out", "results/matched"))
     tried, target = search(settings, out, options.get("cores", "2"))
-    write_json(out / "matched.json", {"target": target, "settings": settings, "tried": tried})
+    grid = grids.load(str(out / "grids" / "round1.yaml"))
+    commit = commit_of(grid.run_dir(out, grid.arms[0].name, grid.seeds[0]))
+    write_json(out / "matched.json", {"target": target, "settings": settings, "tried": tried, "commit": commit})
     text = arms_text(tried, target, settings)
     write_text(out / "arms.yaml", text)
     print(text)

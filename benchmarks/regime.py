@@ -113,17 +113,16 @@ def main(arguments: list[str]) -> None:
         if (out / name / "report.html").is_file():
             loaded = runs.load(grids.load(str(path)), out)
             found["candidates"][name] = measure(loaded, settings, out / name)
-            found |= {"problems": loaded.base.problems, "commit": commit_of(loaded)}
+            found |= {"problems": loaded.base.problems, "commit": commit_of(loaded.arms[0].runs[0].folder)}
     write_json(out / "regime.json", found)
     text = table(found["candidates"])
     write_text(out / "report.md", text)
     print(text)
 
 
-def commit_of(loaded: runs.Results) -> str:
-    """Of the code that trained its first run."""
-    path = loaded.arms[0].runs[0].folder / "provenance.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["commit"])[:7]
+def commit_of(run: Path) -> str:
+    """Of the code that trained a run."""
+    return str(json.loads((run / "provenance.json").read_text(encoding="utf-8"))["commit"])[:7]
 
 
 def table(candidates: dict[str, Any]) -> str:
