@@ -1,11 +1,10 @@
 """The Triton kernels against the CPU's stream: their source on numpy, interpreted, compiled, and on a GPU.
 
-Where Triton is not installed only the first of the four runs; where there is no GPU, all but the last.
+Where Triton is not installed, or too old, only the first of the four runs; where there is no GPU, all but the last.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import logging
 import math
@@ -13,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,7 +31,21 @@ from .models import both_scales, collate, gradients, qwen2, relative_gap
 
 CPU = torch.device("cpu")
 SOURCE = Path(alp.policy.noise.__file__).with_name("kernels.py")
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+OLDEST = (3, 1)  # Triton 3.0, which came with torch 2.4, does not compile them: torch draws there
+
+
+def _triton() -> str | None:
+    """Why the kernels cannot run here; None where they can."""
+    try:
+        found = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "Triton is not installed"
+    if tuple(map(int, found.split(".")[:2])) < OLDEST:
+        return f"Triton {found} is too old for the kernels"
+    return None
+
+
+needs_triton = pytest.mark.skipif(_triton() is not None, reason=_triton() or "")
 CLOSE = 1e-6  # between normals on two kinds of device
 
 
@@ -315,4 +329,4 @@ def test_a_step_with_kernels_is_the_step_without(scale: str, monkeypatch: pytest
     assert calls == ["add"] * 3 + ["dots"] * 3
     got = figures()
     for mine, plain in zip(got, expected, strict=True):
-        assert relative_gap(mine, plain) <= 1e-6
+        assert relative_gap(mine, plain) <= 2e-6  # σ's gradients in float32, summed in another order

@@ -211,9 +211,11 @@ def test_packed_rows_get_the_noise_of_unpacked_ones(scale: str) -> None:
     sequence_ids = torch.tensor([[40] * 4 + [41] * 6 + [42] * 3])
     positions = torch.cat([torch.arange(size) for size in sizes])[None]
     ids = torch.cat([alone.ids[i, :size] for i, size in enumerate(sizes)])[None]
+    own = (sequence_ids.mT == sequence_ids) & torch.ones(sum(sizes), sum(sizes)).tril().bool()
+    mask = torch.zeros(own.shape, dtype=torch.float64).masked_fill(~own, torch.finfo(torch.float64).min)[None, None]
     context = perturbation.active(update=5, sequence_ids=sequence_ids, positions=positions)
     with torch.no_grad(), probe(model) as seen, context:
-        model(input_ids=ids, position_ids=positions, use_cache=False)
+        model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     for layer in range(LAYERS):
         wanted = torch.cat([expected[layer][i, :size] for i, size in enumerate(sizes)])
         assert relative_gap(seen.noise(layer)[0], wanted) < 1e-12, layer
