@@ -27,6 +27,7 @@ from alp.reproducibility import write_json, write_text
 from benchmarks.regime import commit_of
 
 Settings = Mapping[str, Any]
+_SAME = 5e-3  # relative, of two rates
 
 
 def proposal(tried: Mapping[float, float], target: float, *, first: float, widest: float) -> float:
@@ -38,6 +39,10 @@ def proposal(tried: Mapping[float, float], target: float, *, first: float, wides
         rise = math.log(tried[near[0]] / tried[near[1]]) / math.log(near[0] / near[1])
         slope = rise if rise > 0.25 else 2.0  # a flat or falling line points nowhere
     rate = near[0] * (target / tried[near[0]]) ** (1 / slope)
+    for _ in tried:  # where the noise of a few steps hides the slope this may be a rate tried before: on from there
+        for one in tried:
+            if math.isclose(rate, one, rel_tol=_SAME):
+                rate = one * math.sqrt(target / tried[one])
     return min(max(rate, first / widest), first * widest)
 
 

@@ -16,6 +16,14 @@ SETTINGS = yaml.safe_load(Path(matched.__file__).with_suffix(".yaml").read_text(
 BOUNDS = {"first": 1e-4, "widest": 16.0}
 
 
+def test_no_rate_is_tried_twice() -> None:
+    """Where a smaller rate went further, which a few steps' noise can do, the search goes on below both."""
+    tried = {1e-4: 8.96e-3}
+    again = matched.proposal(tried, 7.32e-3, **BOUNDS)
+    tried[again] = 9.2e-3
+    assert matched.proposal(tried, 7.32e-3, **BOUNDS) < 0.95 * again
+
+
 @pytest.mark.parametrize("power", [1.0, 2.0, 2.6])
 def test_three_rounds_find_a_rate_on_a_power_law(power: float) -> None:
     tried: dict[float, float] = {}

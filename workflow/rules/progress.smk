@@ -133,7 +133,11 @@ onstart:
 
 onsuccess:
     stop_following()
-    print(f"report: {FOLDER}/report.html", file=sys.stderr)
+    page = Path(FOLDER, "report.html")  # --until may have ended before it
+    print(
+        f"report: {page}" if page.is_file() else f"results: {FOLDER}",
+        file=sys.stderr,
+    )
 
 
 onerror:
