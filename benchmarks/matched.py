@@ -118,11 +118,15 @@ def arms_text(tried: Mapping[str, Mapping[float, float]], target: float, setting
     """Lines for a grid file, and a comment for each method without a rate."""
     lines = []
     for name, points in tried.items():
+        if name == settings["reference"]:
+            continue
         rate = matched(points, target, settings["tolerance"]) if points else None
         if rate is None:
             nearest = ", ".join(f"{value:.2e} at {one:.2e}" for one, value in points.items()) or "no figure"
             lines.append(f"  # {name}: not matched ({nearest}; wanted {target:.2e})")
-        elif name != settings["reference"]:
+        elif rate == next(iter(points)):  # the grid's own: the arm that it has already
+            lines.append(f"  # {name}: at the grid's own rate")
+        else:
             lines.append(f"  - {{method: {name}, variant: lr_matched, overrides: [trainer.lr={rate:.3g}]}}")
     return "\n".join(lines) + "\n"
 

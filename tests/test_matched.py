@@ -41,11 +41,16 @@ def test_what_cannot_be_matched_is_named() -> None:
     tried = {1e-4: 1e-6, 1.6e-3: 1.1e-6}
     assert matched.proposal(tried, 3e-3, **BOUNDS) == pytest.approx(1.6e-3)
     assert matched.matched(tried, 3e-3, 0.1) is None
-    text = matched.arms_text({"grpo": {1e-4: 3e-3}, "veto": tried, "cispo": {5e-5: 3.1e-3}, "spo": {}}, 3e-3, SETTINGS)
+    text = matched.arms_text(
+        {"grpo": {1e-4: 3e-3}, "veto": tried, "cispo": {1e-4: 6e-3, 5e-5: 3.1e-3}, "spo": {}, "opsm": {1e-4: 3e-3}},
+        3e-3,
+        SETTINGS,
+    )
     assert text.splitlines() == [
         "  # veto: not matched (1.00e-06 at 1.00e-04, 1.10e-06 at 1.60e-03; wanted 3.00e-03)",
         "  - {method: cispo, variant: lr_matched, overrides: [trainer.lr=5e-05]}",
         "  # spo: not matched (no figure; wanted 3.00e-03)",
+        "  # opsm: at the grid's own rate",
     ]
 
 
