@@ -114,10 +114,15 @@ def summary(found: dict[str, Any]) -> str:
     lines = [line.strip("|").split("|") for line in found["tables"]["main"].splitlines()]
     kept = [place for place, heading in enumerate(lines[0]) if heading.strip().startswith(wanted)]
     table = "\n".join("|" + "|".join(cells[place] for place in kept) + "|" for cells in lines)
+    return f"{table}\n\n{answer(found)}"
+
+
+def answer(found: dict[str, Any]) -> str:
+    """The verdict alone."""
     sentences = (
         textwrap.fill(f"- {text}", WIDTH, subsequent_indent="  ", break_on_hyphens=False) for text in found["verdict"]
     )
-    return f"{table}\n\n" + "".join(f"{lines}\n" for lines in sentences)
+    return "".join(f"{lines}\n" for lines in sentences)
 
 
 def rates(found: dict[str, Any]) -> str:
@@ -175,6 +180,7 @@ BLOCKS: dict[str, Callable[[Evidence], str]] = {
     "layers": block("quick_ablation_layers", against_preset),
     "sigma": block("quick_ablation_sigma", against_preset),
     "corrections_summary": block("corrections", summary),
+    "corrections_answer": block("corrections", answer),
     "phase_summary": block("phase", summary),
     "regime": lambda evidence: pilot(evidence["regime"]),
     "matched": lambda evidence: rates(evidence["matched"]) if "matched" in evidence else MISSING.format("`matched`"),
