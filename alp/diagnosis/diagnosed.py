@@ -9,10 +9,10 @@ from functools import cached_property
 from alp import presets
 from alp.diagnosis import measures as measures
 from alp.diagnosis.causes import Cause, causes
-from alp.diagnosis.dumps import Dump
+from alp.diagnosis.dumps import Dump, Ints
 from alp.diagnosis.measures import Effect, Figures, Pair
 
-Parts = Sequence[tuple[int, Dump, Pair, Figures]]  # per step and pair
+Parts = Sequence[tuple[int, Ints, Pair, Figures]]  # per step and pair, with the lengths of the step's sequences
 
 
 @dataclass(frozen=True)

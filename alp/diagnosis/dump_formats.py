@@ -152,27 +152,27 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Raw:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    tokens: dict[str, Floats] = {}
+    lengths: dict[str, Ints] = {}
+    steps = None
+    whole = set()
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
         chosen = choose_fields(names, wanted)
         check_columns(path, file, chosen.values())
-        table = file.read(columns=list(dict.fromkeys(chosen.values())))
+        for field, name in chosen.items():  # one after another: a column is large, and larger once it is unpacked
+            values, counts, integers = _arrow_column(file.read(columns=[name]).column(name), field, name)
+            whole |= {field} if integers else set()
+            if field == "step":
+                steps = values
+            elif counts is None:
+                tokens[field], lengths[field] = _repeat(values, next(iter(lengths.values())), name)
+            else:
+                tokens[field], lengths[field] = values, counts
+            pa.default_memory_pool().release_unused()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from None
-    tokens: dict[str, Floats] = {}
-    lengths: dict[str, Ints] = {}
-    steps = None
-    whole = set()
-    for field, name in chosen.items():
-        values, counts, integers = _arrow_column(table.column(name), field, name)
-        whole |= {field} if integers else set()
-        if field == "step":
-            steps = values
-        elif counts is None:
-            tokens[field], lengths[field] = _repeat(values, next(iter(lengths.values())), name)
-        else:
-            tokens[field], lengths[field] = values, counts
     return Raw(tokens, lengths, steps, _row, chosen, tuple(sorted(set(names) - set(chosen.values()))), frozenset(whole))
 
 
@@ -206,7 +206,8 @@ def _arrow_column(column: Any, field: str, name: str) -> tuple[Floats, Ints | No
         raise UserError(f"{_row(empty)}, {name}: null where a list is expected")
     counts = None if not nested else pc.list_value_length(column).to_numpy().astype(np.int64)
     flat = pc.list_flatten(column) if nested else column
-    values = pc.cast(flat, pa.float64(), safe=False).to_numpy().astype(np.float64)  # null becomes NaN
+    parts = [part.to_numpy(zero_copy_only=False) for part in pc.cast(flat, pa.float64(), safe=False).chunks]
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0)  # null becomes NaN
     return values, counts, not pa.types.is_floating(inner)
 
 

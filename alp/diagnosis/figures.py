@@ -117,11 +117,12 @@ def _token_probability(dump: Dump) -> Figure:
     unit = np.linspace(0, 1, PROBABILITY_BINS + 1)
     lowest = float(np.floor(min(rollout.min(), old.min(), -1.0)))
     logs = np.linspace(lowest, 0, PROBABILITY_BINS + 1)
-    # rounding may lift a log-prob a little over 0: the last bin holds it
-    grids = [
-        np.histogram2d(np.minimum(np.exp(rollout), 1), np.minimum(np.exp(old), 1), (unit, unit))[0],
-        np.histogram2d(np.minimum(rollout, 0), np.minimum(old, 0), (logs, logs))[0],
-    ]
+    grids = [np.zeros((PROBABILITY_BINS, PROBABILITY_BINS)) for _ in range(2)]
+    for start in range(0, len(old), measures.CELLS):  # the histogram takes some copies of what it counts
+        # rounding may lift a log-prob a little over 0: the last bin holds it
+        x, y = (np.minimum(policy[start : start + measures.CELLS], 0) for policy in (rollout, old))
+        grids[0] += np.histogram2d(np.exp(x), np.exp(y), (unit, unit))[0]
+        grids[1] += np.histogram2d(x, y, (logs, logs))[0]
     norm = LogNorm(1, max(2, *(grid.max() for grid in grids)))
     for axes, edges, grid in ((left, unit, grids[0]), (right, logs, grids[1])):
         shown = np.ma.masked_equal(grid.T, 0)

@@ -94,14 +94,14 @@ def _furthest(dump: Dump, pair: Pair) -> str:
     return f"furthest sequence: index {row} (from 0){line}, {sums_up}"
 
 
-def notes(dump: Dump, wanted: dict[str, str]) -> list[str]:
+def notes(dump: Dump, wanted: dict[str, str], figures: Figures) -> list[str]:
     """What a reader of the figures must know about the file."""
     sentences = [*dump.notes, *_told(dump)]
     if "log_probs" not in dump and "old_log_probs" in dump:
         sentences.append("no current log-probs in the file: presets are shown for the first update, π_θ = π_old")
     if MISMATCH in measures.pairs(dump) and not dump.difference(MISMATCH.numerator, MISMATCH.denominator).any():
         sentences.append("old_log_probs and rollout_log_probs are equal on every token: was one tensor dumped twice?")
-    sentences += _dominated(dump)
+    sentences += _dominated(dump, figures)
     absent = [name for field, name in wanted.items() if field not in dump and field not in ("step", "response_mask")]
     absent += ["step"] if dump.steps is None else []
     for name in dump.unread:
@@ -125,16 +125,15 @@ def _told(dump: Dump) -> list[str]:
     return ["log-probs of the engine alone: how far the training code is from it cannot be told"]
 
 
-def _dominated(dump: Dump) -> list[str]:
+def _dominated(dump: Dump, figures: Figures) -> list[str]:
     """Whether one weight makes the figures of the main pair."""
     sentences: list[str] = []
     main = measures.main_pair(dump)
     if main is None:
         return sentences
-    figures = measures.mismatch(dump, main)
     sizes = (("", "token", int(dump.lengths.sum())), ("_seq", "sequence", len(dump.lengths)))
     for ending, one, number in sizes:
-        largest = figures[f"rollout_corr/rollout_is_max_share{ending}"]
+        largest = figures[f"{main.prefix}rollout_corr/rollout_is_max_share{ending}"]
         if number > 1 and largest > _DOMINATED:
             sentences.append(
                 f"one {one} of {number} carries {share(largest)} % of all {one} weights: ESS and chi2 of {one}s are"

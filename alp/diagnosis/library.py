@@ -54,7 +54,7 @@ def diagnose(
         raise ValueError(str(error)) from None
     wanted = {field: field for field in dumps.FIELDS}
     figures = measures.diagnostics(dump)
-    return Diagnosis(figures, findings(dump, figures, causes(dump)) + notes(dump, wanted))
+    return Diagnosis(figures, findings(dump, figures, causes(dump)) + notes(dump, wanted, figures))
 
 
 def _raw(given: dict[str, Any], step: int | None) -> Raw:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from alp.diagnosis.counterfactual import Gradient
-from alp.diagnosis.dumps import Block, Dump, Floats
+from alp.diagnosis.dumps import Block, Dump, Floats, Ints
 from alp.policy import composition
 from alp.policy.correction_settings import POLICIES
-from alp.policy.diagnostics import effective_sample_size as share_of
 from alp.policy.diagnostics import mismatch_diagnostics, ratio_diagnostics
 from alp.policy.method import LossInputs, Method
 from alp.progress import Progress
@@ -104,11 +103,6 @@ def ratios(dump: Dump, pair: Pair) -> Figures:
     return {key: (summed if key.startswith("ratio/sequence/") else single)[key] for key in single}
 
 
-def effective_sample_size(weights: Floats) -> float:
-    """(Σw)² / (N Σw²) of weights (n,), from the one place that defines it; 0 where every weight is."""
-    return float(share_of(torch.from_numpy(weights))) if weights.any() else 0.0
-
-
 def figures_of(dump: Dump, pair: Pair) -> Figures:
     """Mismatch and ratio figures of one pair, under the bare names."""
     return {**mismatch(dump, pair), **ratios(dump, pair)}
@@ -119,15 +113,39 @@ def diagnostics(dump: Dump) -> Figures:
     return {f"{pair.prefix}{name}": value for pair in pairs(dump) for name, value in figures_of(dump, pair).items()}
 
 
-def step_figures(dump: Dump) -> list[tuple[int, Dump, Pair, Figures]]:
-    """The figures of each step alone, for every pair against μ; empty without steps."""
+def step_figures(dump: Dump) -> list[tuple[int, Ints, Pair, Figures]]:
+    """The lengths (sequences,) and figures of each step alone, for every pair against μ; empty without steps."""
     if dump.steps is None:
         return []
     against = against_rollout(dump)
-    return [(step, part, pair, figures_of(part, pair)) for step, part in dump.by_step() for pair in against]
+    return [(step, part.lengths, pair, figures_of(part, pair)) for step, part in dump.by_step() for pair in against]
 
 
 # ---- what each preset would do to the batch --------------------------------------------------------------------------
+
+
+@dataclass
+class Weights:
+    """Weights of a correction, as sums over blocks: with a preset's in full, 5 M tokens would hold 40 MB each."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    lowest: float = float("inf")
+    highest: float = float("-inf")
+
+    def add(self, values: Floats) -> None:
+        """Those of a block (n,)."""
+        if values.size:
+            self.count += values.size
+            self.total += float(values.sum())
+            self.squares += float(np.square(values).sum())
+            self.lowest, self.highest = min(self.lowest, float(values.min())), max(self.highest, float(values.max()))
+
+    @property
+    def effective(self) -> float:
+        """(Σw)² / (N Σw²); 0 where every weight is."""
+        return self.total**2 / (self.count * self.squares) if self.squares else 0.0
 
 
 @dataclass
@@ -143,7 +161,7 @@ class Effect:
     method: Method
     numerator: str  # the field that stands for the numerator
     shares: dict[str, float] = field(default_factory=dict)
-    weights: Floats | None = None
+    weights: Weights | None = None
     missing: str = ""
     gradient: Gradient = field(default_factory=Gradient)
 
@@ -189,8 +207,6 @@ def effects(dump: Dump, methods: Sequence[Method]) -> list[Effect]:
         effect.shares = {
             name: count / max(total.counts[_OF.get(name, "kept")], 1) for name, count in total.shares.items()
         }
-        if total.weights:
-            effect.weights = np.concatenate(total.weights)
     return measured
 
 
@@ -203,7 +219,6 @@ class _Total:
 
     counts: dict[str, int] = field(default_factory=lambda: {"tokens": 0, "sequences": 0, "kept": 0})
     shares: dict[str, float] = field(default_factory=dict)
-    weights: list[Floats] = field(default_factory=list)
 
 
 def _add(effect: Effect, total: _Total, block: Block) -> None:
@@ -254,4 +269,5 @@ def _add(effect: Effect, total: _Total, block: Block) -> None:
     if levels:
         if "token" not in levels:  # one weight per sequence: its first token's stands for all
             kept = kept & (kept.cumsum(-1) == 1)
-        total.weights.append(corrected.weights[kept].numpy())
+        effect.weights = effect.weights or Weights()
+        effect.weights.add(corrected.weights[kept].numpy())

@@ -9,8 +9,8 @@ import numpy as np
 from alp.diagnosis import measures as measures
 from alp.diagnosis.causes import Cause
 from alp.diagnosis.diagnosed import Diagnosed, Parts, has_pairs, has_steps
-from alp.diagnosis.dumps import Dump, Floats
-from alp.diagnosis.measures import Effect, Figures
+from alp.diagnosis.dumps import Dump
+from alp.diagnosis.measures import Effect, Figures, Weights
 from alp.policy.diagnostics import QUANTILES
 from alp.policy.method import Method
 from alp.rendering.artefact import Artefact
@@ -179,7 +179,7 @@ def _effect_row(effect: Effect) -> list[Cell]:
         correction.acts and not correction.at_update for correction in method.corrections
     ):  # what nothing masks has no share of masked tokens
         shares[-2:] = [None, None]
-    weights = [None] * 4 if effect.weights is None or not effect.weights.size else _weights(effect.weights)
+    weights = [None] * 4 if effect.weights is None or not effect.weights.count else _weights(effect.weights)
     return [
         *(method.name, effect.numerator, method.denominator, method.level, method.clip_low, method.clip_high),
         *shares,
@@ -198,8 +198,8 @@ def _range(method: Method) -> str | None:
     return f"[{1 - method.clip_low:.6g}, {1 + method.clip_high:.6g}]"
 
 
-def _weights(values: Floats) -> list[float | None]:
-    return [float(values.mean()), float(values.min()), float(values.max()), measures.effective_sample_size(values)]
+def _weights(weights: Weights) -> list[float | None]:
+    return [weights.total / weights.count, weights.lowest, weights.highest, weights.effective]
 
 
 def remarks(effect: Effect) -> str:
@@ -221,8 +221,8 @@ def steps(parts: Parts) -> Table:
     names = [*STEP_FIGURES, *(f"{level}_{name}" for level, name in tails)]
     headers = [*STEP_FIGURES.values(), *(f"{level} {_quantile_header(name)}" for level, name in tails)]
     rows: list[list[Cell]] = [
-        [step, pair.name, len(dump.lengths), int(dump.lengths.sum()), *(figures[key] for key in keys), pair.label]
-        for step, dump, pair, figures in parts
+        [step, pair.name, len(lengths), int(lengths.sum()), *(figures[key] for key in keys), pair.label]
+        for step, lengths, pair, figures in parts
     ]
     columns = [
         Column("step", "Step"),

@@ -64,7 +64,7 @@ def write(
     dump, files = _read(source, wanted, scorer)
     diagnosed = Diagnosed.of(dump)
     tables = {artefact.name: artefact.make(diagnosed) for artefact in TABLES if artefact.condition(dump)}
-    summary = findings(dump, diagnosed.figures, diagnosed.causes) + notes(dump, wanted)
+    summary = findings(dump, diagnosed.figures, diagnosed.causes) + notes(dump, wanted, diagnosed.figures)
     told = [verdict(dump, diagnosed.figures, diagnosed.causes), *summary]
     record = {
         **_counts(dump),

@@ -212,9 +212,11 @@ def test_presets_do_what_the_reference_does(tmp_path: Path, monkeypatch: pytest.
             continue
         valid = [(b, reference.valid_positions(row)) for b, row in enumerate(fixed.mask) if any(row)]
         weights = [fixed.weights[b][t] for b, row in valid for t in (row if correction.level == "token" else row[:1])]
-        assert effect.weights is not None
-        assert sorted(effect.weights.tolist()) == pytest.approx(sorted(weights))  # blocks are by length
-        assert measures.effective_sample_size(effect.weights) == pytest.approx(reference.effective_sample_size(weights))
+        found = effect.weights
+        assert found is not None
+        assert (found.count, found.lowest, found.highest) == pytest.approx((len(weights), min(weights), max(weights)))
+        assert found.total == pytest.approx(sum(weights))
+        assert found.effective == pytest.approx(reference.effective_sample_size(weights))
 
 
 def test_every_preset_has_a_row(tmp_path: Path) -> None:
@@ -290,8 +292,10 @@ def test_stand_ins_are_named(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(min_value=1e-6, max_value=100), min_size=1, max_size=30))
 def test_effective_sample_size(weights: list[float]) -> None:
-    found = measures.effective_sample_size(np.array(weights))
-    assert found == pytest.approx(reference.effective_sample_size(weights), rel=1e-9)
+    found = measures.Weights()
+    for part in (weights[:3], weights[3:]):  # of two blocks, the second may be empty
+        found.add(np.array(part))
+    assert found.effective == pytest.approx(reference.effective_sample_size(weights), rel=1e-9)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -423,7 +427,8 @@ def test_summary_names_the_furthest_sequence_and_what_is_odd(tmp_path: Path) -> 
     for one in sequences:
         one["rollout_log_probs"] = list(one["old_log_probs"])
         one["advantage"] = one.pop("advantages")
-    found = notes(load(write(tmp_path / "equal.jsonl", sequences)), WANTED)
+    dump = load(write(tmp_path / "equal.jsonl", sequences))
+    found = notes(dump, WANTED, measures.diagnostics(dump))
     assert found[0] == "old_log_probs and rollout_log_probs are equal on every token: was one tensor dumped twice?"
     assert found[1:] == ["not read: field 'advantage'; did you mean 'advantages'?"]
     valid = sequences[4]["response_mask"].index(1)
