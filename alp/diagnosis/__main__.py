@@ -31,6 +31,10 @@ def main(words: list[str]) -> int:
     except UserError as error:
         print(f"alp.diagnosis: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, say
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"alp.diagnosis: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -8,19 +8,22 @@ Nothing is written. The exit code is 0 where loss, gradient or step differ beyon
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alp.configuration import compose
 from alp.configuration.train_schema import TrainConfig
 from alp.errors import UserError, nearest
-from alp.foreign import read_yaml
+from alp.foreign import read_yaml, reason
 from alp.nested import leaves
 
 WORD, MARKER = "against", "trl"
 _SHOWN = 4  # keys that differ
+_ROOM = 2**16  # bytes: with less left, the disk is why a write failed
 _USAGE = "alp check method=seq_alp against method=seq_mis; alp check first.yaml against second.yaml"
 
 
@@ -30,9 +33,9 @@ def check(words: Sequence[str]) -> tuple[str, int]:
     files = [side for side in (first, second) if len(side) == 1 and "=" not in side[0]]
     if len(files) == 1:
         raise UserError(f"check: '{files[0][0]}' is a file: give two of them, or words on both sides: {_USAGE}")
-    with tempfile.TemporaryDirectory(prefix="alp-check-") as folder:
+    with _scratch() as folder:
         if not files:
-            found = _of_ours(_composed(first), _composed(_changed(first, second)), Path(folder))
+            found = _of_ours(_composed(first), _composed(_changed(first, second)), folder)
         else:
             plain = [_read(side[0]) for side in (first, second)]
             marked = [MARKER in one for one in plain]
@@ -41,11 +44,28 @@ def check(words: Sequence[str]) -> tuple[str, int]:
             if all(marked):
                 from alp.diagnosis import check_trl
 
-                found = check_trl.compared(plain[0], plain[1], Path(folder))
+                found = check_trl.compared(plain[0], plain[1], folder)
             else:
                 configs = [compose.validate("train", one) for one in plain]
-                found = _of_ours(configs[0], configs[1], Path(folder))
+                found = _of_ours(configs[0], configs[1], folder)
     return "\n".join(found.lines()), 0 if found.active else 1
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for what both jobs write, gone afterwards. Raises UserError where there is no room for it: elsewhere a
+    full disk is exit code 1, which says here that nothing differs."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="alp-check-")
+    except OSError as error:
+        raise UserError(f"check: no folder for temporary files (TMPDIR): {reason(error)}") from None
+    with made as folder:
+        try:
+            yield Path(folder)
+        except Exception as error:  # a library's own kind of it, often
+            if isinstance(error, UserError) or shutil.disk_usage(folder).free >= _ROOM:
+                raise
+            raise UserError(f"check: no room left in {Path(folder).parent} (TMPDIR): {reason(error)}") from error
 
 
 def _sides(words: Sequence[str]) -> tuple[list[str], list[str]]:

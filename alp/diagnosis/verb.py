@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 DEFAULT = Path("results") / "diagnose"
 KEY = "diagnose: output"
-OUTPUTS = ("diagnostics.json", "report.html", "tables/*", "figures/*")
+PAGE = "report.html"
+OUTPUTS = ("diagnostics.json", PAGE, "tables/*", "figures/*")
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 
 
@@ -81,9 +82,9 @@ def write(
         with claim:
             claim.begin(origin)
             with reproducibility.partial_folder(claim.root / "diagnosis") as made:
-                _write(made, record, told, tables, figures, small)
-                reproducibility.install(made, claim.root)
-            _forget_other_fields(claim, dump)
+                page = _write(made / "rest", record, told, tables, figures, small)
+                reproducibility.write_text(made / "last" / PAGE, page)
+                _install(claim, made, dump)
             claim.finish()
     return "\n".join([str(claim.root), *(f"  {sentence}" for sentence in summary)])
 
@@ -135,15 +136,16 @@ def _write(
     tables: Mapping[str, Table],
     figures: Mapping[str, Figure],
     small: Mapping[str, str],
-) -> None:
-    """Every file of a diagnosis, the page in the dress of a grid's report. ``summary``: the verdict, what was read,
-    findings; ``small``: the figures for a phone, as SVG."""
+) -> str:
+    """Every file of a diagnosis but the page, which is returned, in the dress of a grid's report. ``summary``: the
+    verdict, what was read, findings; ``small``: the figures for a phone, as SVG."""
     for name, table in tables.items():
         for ending, text_of in RENDERINGS.items():
             reproducibility.write_text(folder / "tables" / f"{name}{ending}", text_of(table))
     for name, figure in figures.items():
         plots.save(figure, folder / "figures" / name)
-    page = render(
+    reproducibility.write_json(folder / "diagnostics.json", {name: _plain(value) for name, value in record.items()})
+    return render(
         TEMPLATE,
         record=record,
         verdict=summary[0],
@@ -160,8 +162,14 @@ def _write(
         ],
         tables=[shown_table(artefact, tables[artefact.name]) for artefact in TABLES if artefact.name in tables],
     )
-    reproducibility.write_text(folder / "report.html", page)
-    reproducibility.write_json(folder / "diagnostics.json", {name: _plain(value) for name, value in record.items()})
+
+
+def _install(claim: Claim, made: Path, dump: Dump) -> None:
+    """Put the files into their places, the page last: where one stands, all that belongs to it does."""
+    claim.forget(claim.root / PAGE)  # of an earlier diagnosis
+    reproducibility.install(made / "rest", claim.root)
+    _forget_other_fields(claim, dump)
+    reproducibility.install(made / "last", claim.root)
 
 
 def _forget_other_fields(claim: Claim, dump: Dump) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -56,3 +57,14 @@ def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.Ca
 def test_without_words_it_says_how_to_be_called(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "usage: python -m alp.diagnosis" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out"))
+
+    monkeypatch.setattr("alp.diagnosis.verb.write", write)
+    assert main([str(tmp_path / "dump.npz")]) == 1
+    assert capsys.readouterr().err == f"alp.diagnosis: error: {tmp_path / 'out'}: No space left on device\n"

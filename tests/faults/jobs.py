@@ -214,12 +214,12 @@ def mount(*words: str | Path) -> int:
     return subprocess.run(["mount", *map(str, words)], capture_output=True).returncode
 
 
-def forked(words: list[str], log: Path, arm: Fault | None = None) -> int:
+def forked(words: list[str], log: Path, arm: Fault | None = None, verb: str = "train") -> int:
     """Like ``train``, for a script inside a namespace: the job shares it."""
     pid = os.fork()
     if pid == 0:
         try:
-            _run(words, log, arm)
+            _run(words, log, arm, verb)
         except SystemExit as ended:
             os._exit(int(ended.code or 0))
         except BaseException:
