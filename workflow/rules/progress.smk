@@ -127,6 +127,7 @@ def stop_following():
 onstart:
     cluster()
     mark()
+    schedule_when_a_job_ends()
     warm()
     FOLLOWER.start()
 
