@@ -23,6 +23,7 @@ from alp.rendering.plots import BINS
 OLD = r"$\pi_{\mathrm{old}}$"
 HISTOGRAM_BINS = 80
 PROBABILITY_BINS = 60
+LABEL = 0.16  # of a phone's width that a tick's label takes with the space beside it
 COLOURS = {
     "old_rollout": "token_mis",
     "current_old": "seq_tis",
@@ -75,6 +76,8 @@ def _histograms(dump: Dump, figures: Figures, level: str, reduce: Callable[[Floa
     panels[0].set_yscale("log")
     panels[0].set_ylim(floor, 3 * max(density.max() for density in densities))
     panels[0].set_xlim(edges[0], edges[-1])
+    if not wide:
+        _thin_out(panels[0])
     panels[0].yaxis.set_major_locator(LogLocator(numticks=5))
     panels[0].yaxis.set_minor_locator(NullLocator())
     panels[-1].set_xlabel("log-ratio, nats" if level == "token" else "log-ratio summed over the sequence, nats")
@@ -86,6 +89,19 @@ def _histograms(dump: Dump, figures: Figures, level: str, reduce: Callable[[Floa
     ]
     plots.legend_below(figure, handles)
     return figure
+
+
+def _thin_out(axes: Axes) -> None:
+    """Ticks at a phone's width: zero, then the outermost ones inwards, each with room for its label."""
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.xaxis.get_major_locator().tick_values(low, high) if low <= tick <= high]
+    places = axes.xaxis.get_transform().transform(np.array([low, high, *ticks]))
+    at = dict(zip(ticks, places[2:], strict=True))
+    kept: list[float] = []
+    for tick in sorted(ticks, key=lambda tick: (tick != 0, -abs(tick))):
+        if all(abs(at[tick] - at[other]) > LABEL * (places[1] - places[0]) for other in kept):
+            kept.append(tick)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(kept)))
 
 
 def _edges(axes: Axes, low: float, high: float) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 
 from alp.cli import main
-from alp.diagnosis import checking, measures
+from alp.diagnosis import checking, measures, readers
 from alp.diagnosis.causes import causes
+from alp.diagnosis.demo import DUMP
+from alp.diagnosis.diagnosed import Diagnosed
 from alp.diagnosis.dumps import FIELDS, Raw
 from alp.diagnosis.figures import FIGURES
 from alp.diagnosis.findings import verdict
+from alp.rendering import plots
 
 from ..browser import NAMES, Browser, program
 
@@ -51,6 +55,20 @@ def test_every_figure_says_what_a_healthy_one_looks_like(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert all(figure.healthy in text for figure in FIGURES)
     assert text.count("<strong>Healthy:</strong>") == text.count("<picture>") == len(FIGURES)
+
+
+def test_ticks_have_room_on_a_phone() -> None:
+    """Of the histograms of the demo's dump: 8 pixels between the labels, however the scale crowds them at 0."""
+    dump = checking.check(readers.read(DUMP, {name: name for name in FIELDS}).raw)
+    shown = Diagnosed(dump, measures.diagnostics(dump), [])
+    with plots.style(), plots.narrow():
+        for artefact in FIGURES[:2]:
+            figure = artefact.make(shown)
+            figure.draw_without_rendering()
+            labels = [label for label in figure.axes[-1].get_xticklabels() if label.get_text()]
+            places = [label.get_window_extent() for label in labels]
+            assert len(places) >= 3
+            assert all(one.x1 + 8 < other.x0 for one, other in itertools.pairwise(places)), artefact.name
 
 
 @pytest.fixture(scope="module")
