@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,24 @@ def test_from_folder_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     else:
         assert tables == {"policies"}
         assert "log-probs of the engine alone" in said
+
+
+BY_TRL = {"TRL generation batch", "TRL completions"}  # tests/examples/test_trl_diagnosis.py
+
+
+def test_every_kind_has_a_test_file_and_a_row_of_the_docs() -> None:
+    written = {source for _, source, _ in native.FORMATS.values()} | BY_TRL
+    beginnings = tuple(source for _, _, source in native.TEXTS.values())
+    kinds = {one.name for one in readers.READERS}
+    assert {name for name in kinds - written if not name.startswith(beginnings)} == set()
+    assert written <= kinds
+    page = (HERE.parents[1] / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line.count(" | ") == 4][1:]
+    trainers = {trainer for row in rows for trainer in row[0].strip("| ").split(", ")}
+    assert trainers == {trainer for one in readers.READERS for trainer in one.trainer.split("/")}
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[4])}
+    assert named == {"TEXTS", *native.FORMATS}
+    assert sum("**none**" in row[2] for row in rows) == len([one for one in readers.READERS if one.sequences is None])
 
 
 def test_a_folder_s_other_files_are_named(tmp_path: Path) -> None:

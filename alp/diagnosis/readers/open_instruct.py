@@ -31,6 +31,6 @@ READERS = (
         "open-instruct",
         "rollouts without log-probs",
         _is_trace,
-        advice="the engine returned none; log-probs of both sides: the hook in docs/diagnose.md",
+        advice="the engine returned none; log-probs of both sides: dump them in the update, docs/diagnose.md",
     ),
 )

@@ -68,8 +68,8 @@ READERS = (
         "rollout dump",
         lambda record: {"input", "output", "score"} <= set(record) and "inference_logprobs" not in record,
         advice=(
-            "set actor_rollout_ref.rollout.calculate_log_probs=True and save the batch after old_log_probs: three lines"
-            " in docs/diagnose.md"
+            "set actor_rollout_ref.rollout.calculate_log_probs=True and save the batch behind compute_advantage: one"
+            " line, in docs/diagnose.md"
         ),
     ),
 )
