@@ -11,7 +11,8 @@ from typing import Any, Generic, Literal, TypeVar
 from alp.ownership import Claim
 
 Kind = Literal["tables", "figures"]
-ENDINGS: dict[Kind, tuple[str, ...]] = {"tables": (".csv", ".md", ".tex"), "figures": (".svg", ".png")}
+PHONE = "_phone.svg"  # of a figure once more, drawn for a phone
+ENDINGS: dict[Kind, tuple[str, ...]] = {"tables": (".csv", ".md", ".tex"), "figures": (".svg", ".png", PHONE)}
 
 Known = TypeVar("Known")  # what is known before anything is measured: a grid, a dump
 Measured = TypeVar("Measured")  # what it is made from

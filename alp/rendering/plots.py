@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
@@ -35,6 +37,7 @@ WIDTH = 7.0  # inches: the text width of a one-column page, so that the font siz
 PHONE = 3.5  # the same of a phone's screen
 DOTS = 200
 BINS = 12  # of an envelope
+_HANDLE = 2.6  # font sizes, the line of a legend's entry
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "alp",
     "svg.fonttype": "path",
@@ -90,7 +93,7 @@ def style() -> Iterator[None]:
         yield
 
 
-_LONG = 20  # characters of a legend's entry that has a phone's width for itself
+_LONG = 20  # characters of a line of an arm's name, of those that a phone's width has room for
 _NARROW: ContextVar[bool] = ContextVar("narrow", default=False)
 
 
@@ -104,9 +107,36 @@ def narrow() -> Iterator[None]:
         _NARROW.reset(token)
 
 
-def beside(panels: int) -> int:
-    """How many of so many panels or legend entries stand side by side: one by one where it is narrow."""
-    return 1 if _NARROW.get() else panels
+def beside(panels: int, narrow: int = 1) -> int:
+    """How many of so many panels stand side by side: no more than ``narrow`` where it is narrow."""
+    return min(panels, narrow) if _NARROW.get() else panels
+
+
+def stacked(panels: int) -> int:
+    """How many of so many panels stand one below the other: all of them where it is narrow."""
+    return panels // beside(panels)
+
+
+def row_of(figure: FigureBase, count: int, **shared: Any) -> list[Axes]:
+    """``count`` panels beside each other, or one below the other where it is narrow; ``shared`` is of ``subplots``."""
+    return list(figure.subplots(stacked(count), beside(count), squeeze=False, **shared).ravel())
+
+
+def name(label: str) -> str:
+    """The name of an arm as a row or a small panel has room for it: in lines where it is narrow, the variant in its own
+    where that is enough."""
+    if not _NARROW.get() or len(label) <= _LONG:
+        return label
+    lines = label.replace(" (", "\n(").split("\n")
+    return "\n".join(lines if max(map(len, lines)) <= _LONG else textwrap.wrap(label, _LONG, break_on_hyphens=False))
+
+
+def head(axes: Axes, title: str, unit: str) -> None:
+    """What a panel shows and in what unit: above it and beside it, or in one line above it where it is narrow."""
+    if _NARROW.get():
+        axes.set_title(f"{title}: {unit}")
+    else:
+        axes.set(title=title, ylabel=unit)
 
 
 def canvas(height: float, width: float = WIDTH) -> Figure:
@@ -161,10 +191,30 @@ def panels(figure: FigureBase, count: int, columns: int, *, share_y: bool = True
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
     """A legend under everything."""
-    if _NARROW.get():
-        longest = max(len(str(handle.get_label())) for handle in handles)
-        columns = min(columns, 2 if longest < _LONG else 1)
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)), handlelength=2.6)
+    columns = _legend_columns(handles, columns)
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, handlelength=_HANDLE)
+
+
+def legend_rows(handles: Sequence[Artist], columns: int = 4) -> int:
+    """Rows of a legend of ``handles``, for the height of what it stands under."""
+    return math.ceil(len(handles) / _legend_columns(handles, columns))
+
+
+def _legend_columns(handles: Sequence[Artist], columns: int) -> int:
+    """No more than ``columns``; of a phone's width, as many as it has room for."""
+    columns = min(columns, len(handles))
+    if not _NARROW.get():
+        return columns
+    size = float(mpl.rcParams["legend.fontsize"])
+    names = [str(handle.get_label()) for handle in handles]
+    widths = [float(TextPath((0, 0), name, size=size).get_extents().width) / size for name in names]
+    # In font sizes, as matplotlib's legends are: its border, between two columns, between a line and its name.
+    room, border, between, beside_line = 72 * PHONE / size, 2 * 0.9, 2.0, 0.8
+    for count in range(columns, 1, -1):
+        widest = [max(part) for part in np.array_split(np.array(widths), count)]
+        if sum(widest) + count * (_HANDLE + beside_line) + (count - 1) * between + border <= room:
+            return count
+    return 1
 
 
 def stretched(steps: Floats, values: Floats) -> tuple[Floats, Floats]:

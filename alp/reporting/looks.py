@@ -77,7 +77,7 @@ def base_handle(label: str = "Base model") -> Line2D:
 
 def name_rows(axes: Axes, loaded: Results, chosen: dict[str, Look]) -> None:
     """One row per arm, the first on top."""
-    axes.set_yticks(range(len(loaded.arms)), [chosen[arm.name].label for arm in loaded.arms])
+    axes.set_yticks(range(len(loaded.arms)), [plots.name(chosen[arm.name].label) for arm in loaded.arms])
     axes.set_ylim(len(loaded.arms) - 0.5, -0.5)
 
 
@@ -167,8 +167,17 @@ def two_levels(loaded: Results) -> tuple[Figure, list[tuple[Axes, list[ArmRuns]]
     """One panel for token-level and one for sequence-level methods, on one scale: a dozen curves would hide each
     other."""
     groups = by_level(loaded)
-    figure = plots.canvas(2.7 + 0.17 * -(-len(loaded.arms) // 4))
-    panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
+    names = arm_handles(looks(loaded).values(), markers=True)
+    figure = plots.canvas(2.7 * plots.stacked(len(groups)) + 0.17 * plots.legend_rows(names))
+    panels = plots.row_of(figure, len(groups), sharex=True, sharey=True)
     for axes, (title, _) in zip(panels, groups, strict=True):
         axes.set_title(title)
     return figure, [(axes, arms) for axes, (_, arms) in zip(panels, groups, strict=True)]
+
+
+def label_sides(axes_of: list[tuple[Axes, list[ArmRuns]]], below: str, left: str) -> None:
+    """Axis labels of the panels of :func:`two_levels`, where they do not repeat what the next panel says."""
+    for axes, _ in axes_of[-plots.beside(len(axes_of)) :]:
+        axes.set_xlabel(below)
+    for axes, _ in axes_of[: plots.stacked(len(axes_of))]:
+        axes.set_ylabel(left)

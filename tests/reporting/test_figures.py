@@ -1,16 +1,20 @@
-"""Figures: every name in both formats, the same bytes twice, and the numbers behind the envelope and the heat map."""
+"""Figures: every name in both formats and for a phone, the same bytes twice, and the numbers behind the envelope and
+the heat map."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from alp.configuration import grid as grids
@@ -31,6 +35,7 @@ from .conftest import GRID, bytes_below, fabricate, write_grid
 Finished = tuple[Grid, Path]
 ALL = {artefact.name: artefact for artefact in registry.registered("figures")}
 ABOUT_CORRECTIONS = ("drift", "phase")  # tests/reporting/test_corrections.py
+FORMS = {"wide": nullcontext, "phone": plots.narrow}
 ONE_ENGINE = [name for name in ALL if name not in ("mismatch", "sets", "tools", *ABOUT_CORRECTIONS)]
 
 
@@ -41,10 +46,59 @@ def drawn(finished: Finished) -> Path:
     return grid.folder(results) / "figures"
 
 
-def test_every_figure_comes_in_two_formats(drawn: Path) -> None:
+def test_every_figure_comes_in_two_formats_and_for_a_phone(drawn: Path) -> None:
     assert {path.name for path in drawn.iterdir()} == {
-        f"{name}.{ending}" for name in ONE_ENGINE for ending in ("svg", "png")
+        f"{name}{ending}" for name in ONE_ENGINE for ending in (".svg", ".png", "_phone.svg")
     }
+
+
+@pytest.mark.parametrize("name", ONE_ENGINE)
+def test_a_phone_s_figure_fits_its_screen(drawn: Path, name: str) -> None:
+    """In CSS pixels of 3/4 point: what is wider than a phone's screen on paper fits it."""
+    wide, narrow = (
+        float(re.findall(r'<svg[^>]* width="([\d.]+)pt"', (drawn / f"{name}{ending}").read_text("utf-8"))[0]) / 0.75
+        for ending in (".svg", "_phone.svg")
+    )
+    assert narrow <= 400 < wide
+
+
+def test_on_a_phone_both_panels_of_the_accuracy_name_the_arms(finished: Finished) -> None:
+    """One below the other, and as wide as one another."""
+    loaded = runs.load(*finished)
+    with plots.style(), plots.narrow():
+        figure = ALL["accuracy"].make(loaded)
+        figure.canvas.draw()
+    above, below = figure.axes
+    assert above.get_window_extent().y0 > below.get_window_extent().y1
+    assert above.get_window_extent().width == pytest.approx(below.get_window_extent().width)
+    names = [look.label for look in looks(loaded).values()]
+    for axes in (above, below):
+        assert [tick.label1.get_text() for tick in axes.yaxis.get_major_ticks() if tick.label1.get_visible()] == names
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("Token-ALP (σ₀ = 0)", "Token-ALP (σ₀ = 0)"),
+        ("Token-ALP (not layer 0)", "Token-ALP\n(not layer 0)"),
+        ("Token-ALP (σ at a tenth of the rate)", "Token-ALP (σ at a\ntenth of the rate)"),
+    ],
+)
+def test_long_names_are_in_lines_on_a_phone(label: str, shown: str) -> None:
+    assert plots.name(label) == label
+    with plots.narrow():
+        assert plots.name(label) == shown
+
+
+@pytest.mark.parametrize(("letters", "columns"), [(2, 4), (8, 3), (15, 2), (40, 1)])
+def test_a_phone_s_legend_has_the_columns_it_has_room_for(letters: int, columns: int) -> None:
+    with plots.style(), plots.narrow():
+        figure = plots.canvas(2)
+        plots.legend_below(figure, [Line2D([], [], label="n" * letters) for _ in range(8)])
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == columns
+        assert legend.get_window_extent().width <= figure.bbox.width + 1
 
 
 def test_bytes_are_stable(finished: Finished, drawn: Path) -> None:
@@ -63,11 +117,12 @@ def test_files_carry_no_date_and_are_well_formed(drawn: Path) -> None:
         assert b"tIME" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ONE_ENGINE)
-def test_text_is_legible(finished: Finished, name: str) -> None:
+def test_text_is_legible(finished: Finished, name: str, form: str) -> None:
     """No text under 8 points, none cut at the edge of the figure, no two texts on top of each other."""
     loaded = runs.load(*finished)
-    with plots.style():
+    with plots.style(), FORMS[form]():
         assert_legible(ALL[name].make(loaded))
 
 
@@ -121,15 +176,16 @@ def test_sigma_needs_learned_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     arms = "arms: [{method: grpo}, {method: token_alp, variant: sigma0}]\n"
     text = f"title: t\ndescription: d\ntask: arithmetic\nmodel: arithmetic_tiny\nseeds: [0]\n{arms}"
     grid, results = fabricate(write_grid(tmp_path, text), tmp_path / "results", steps=3)
-    stale = grid.folder(results) / "figures" / "sigma.svg"
+    stale = [grid.folder(results) / "figures" / f"sigma{ending}" for ending in (".svg", "_phone.svg")]
     with claimed(grid.folder(results), "figures", grid.origin, outputs=["figures/*"], key="results", beside=True):
-        write_text(stale, "of an earlier grid")
+        for path in stale:
+            write_text(path, "of an earlier grid")
     saved: list[str] = []
     monkeypatch.setattr(plots, "save", lambda figure, stem: saved.append(stem.name))
     figures(grid, results)
     assert "sigma" not in registry.names("figures", grid)
     assert saved == [name for name in ONE_ENGINE if name not in ("sigma", "noise_budget")]
-    assert not stale.exists()
+    assert not any(path.exists() for path in stale)
 
 
 def test_names_are_known_before_anything_ran() -> None:
@@ -148,7 +204,7 @@ def test_figures_survive_missing_metrics(fresh: Finished) -> None:
         )
         (folder / "updates.jsonl").write_text("")
     figures(grid, results)
-    assert len(list((grid.folder(results) / "figures").iterdir())) == 2 * len(ONE_ENGINE)
+    assert len(list((grid.folder(results) / "figures").iterdir())) == 3 * len(ONE_ENGINE)
 
 
 def test_a_missing_updates_file_is_one_line(fresh: Finished) -> None:

@@ -16,13 +16,13 @@ ARTEFACT = Declaration(
     order=10,
     title="Accuracy",
     caption=(
-        "Left: accuracy on the test set of the model after the last training step, one row per arm in the order of the "
-        "grid (of several evaluation sets the plain mean, whatever their sizes); dots are means, bars 95 % intervals "
-        "of the mean over training seeds on these very problems, ticks single seeds, and the dashed line is the base "
-        "model, in the grey band of its samples' noise (where it is far from every arm: in words). Right: difference "
-        "to GRPO (in a grid without it to GSPO; under the same variant where the grid has it under variants alone), in "
-        "a grid without both to what differs from the arm in the noise alone, taken seed by seed; a bar that crosses "
-        "zero is no evidence either way, and of several bars one in twenty misses the truth. One seed "
+        "First panel: accuracy on the test set of the model after the last training step, one row per arm in the order "
+        "of the grid (of several evaluation sets the plain mean, whatever their sizes); dots are means, bars 95 % "
+        "intervals of the mean over training seeds on these very problems, ticks single seeds, and the dashed line is "
+        "the base model, in the grey band of its samples' noise (where it is far from every arm: in words). Second: "
+        "difference to GRPO (in a grid without it to GSPO; under the same variant where the grid has it under variants "
+        "alone), in a grid without both to what differs from the arm in the noise alone, taken seed by seed; a bar "
+        "that crosses zero is no evidence either way, and of several bars one in twenty misses the truth. One seed "
         "gives no bar."
     ),
 )
@@ -33,8 +33,9 @@ def make(loaded: Results) -> Figure:
     arm_looks = looks(loaded)
     whose = loaded.reference_method
     free = {} if whose else noise_free(loaded)
-    figure = plots.canvas(0.9 + 0.27 * len(loaded.arms))
-    left, *right = figure.subplots(1, 2 if whose or free else 1, sharey=True, squeeze=False)[0]
+    panels = 2 if whose or free else 1
+    figure = plots.canvas(plots.stacked(panels) * (0.9 + 0.27 * len(loaded.arms)))
+    left, *right = plots.row_of(figure, panels, sharey=True)
     for row, arm in enumerate(loaded.arms):
         seeds = [100 * loaded.mean(of_seed) for of_seed in arm.accuracy]
         left.plot(seeds, [row + 0.28] * len(arm.runs), "|", color=arm_looks[arm.name].colour, markersize=4)

@@ -25,8 +25,8 @@ ARTEFACT = Declaration(
         "Every arm as a point: accuracy of the last weights on the test set (bar: 95 % interval of the mean over "
         "training seeds on these very problems; one seed gives none) against the divergence of its policy from the "
         "one that sampled, taken without noise over whole rollout batches after their last update (mean of r − 1 − "
-        "log r, r = π_θ / μ, over logged steps and seeds). Numbers run from the highest accuracy down and name the "
-        "arms at the right; colours are the groups that alp methods prints. A cross is a collapse: an accuracy more "
+        "log r, r = π_θ / μ, over logged steps and seeds). Numbers run from the highest accuracy down, as in the "
+        "list of the arms; colours are the groups that alp methods prints. A cross is a collapse: an accuracy more "
         "than ten points under the base model's. Where bars overlap, the order of the numbers says nothing."
     ),
     condition="compares_corrections",
@@ -48,8 +48,7 @@ _PLACES = [
 def make(loaded: Results) -> Figure:
     """Accuracy with its interval against the mean k3 of the clean policy to the rollout policy."""
     ranked = sorted(loaded.arms, key=lambda arm: -loaded.mean(arm.accuracy))
-    figure = plots.canvas(max(3.4, 0.8 + _ROW * len(ranked)))
-    axes, names = figure.subplots(1, 2, width_ratios=[2.6, 1])
+    figure, axes, names, listed = _canvas(len(ranked))
     base = loaded.base_interval()
     known = [(number, arm) for number, arm in enumerate(ranked, 1) if arm.step_mean(_KEY)]
     for _, arm in known:
@@ -63,11 +62,26 @@ def make(loaded: Results) -> Figure:
     line = bool(known) and base_or_words(axes, base, vertical=False)
     names.set_axis_off()
     for number, arm in enumerate(ranked, 1):
-        place = 1 - (number - 0.5) / max(len(ranked), 20)
-        names.text(0, place, f"{number}  {label(arm.name)}", color=_colour(arm), va="center", fontsize=_SIZE)
+        column, row = divmod(number - 1, listed)
+        place = (column / 2, 1 - (row + 0.5) / listed)
+        names.text(*place, f"{number}  {label(arm.name)}", color=_colour(arm), va="center", fontsize=_SIZE)
     plots.legend_below(figure, _handles(ranked, base=line), columns=3)
     _numbers(figure, axes, {number: (arm.step_mean(_KEY), 100 * loaded.mean(arm.accuracy)) for number, arm in known})
     return figure
+
+
+def _canvas(arms: int) -> tuple[Figure, Axes, Axes, int]:
+    """The figure, the panel of points, the panel of names at its right, or below it in two columns where it is narrow,
+    and how many names a column has room for."""
+    if plots.beside(2) == 2:
+        figure = plots.canvas(max(3.4, 0.8 + _ROW * arms))
+        axes, names = figure.subplots(1, 2, width_ratios=[2.6, 1])
+        return figure, axes, names, max(arms, 20)
+    listed = -(-arms // 2)
+    heights = [3.4, _ROW * listed]
+    figure = plots.canvas(sum(heights) + 0.6)
+    axes, names = figure.subplots(2, 1, height_ratios=heights)
+    return figure, axes, names, listed
 
 
 def _collapsed(loaded: Results, arm: ArmRuns, base: Interval) -> bool:

@@ -33,15 +33,18 @@ DYNAMICS = (
 def make(loaded: Results) -> Figure:
     """Six training metrics against step."""
     arm_looks = looks(loaded)
-    figure = plots.canvas(4.3 + 0.17 * -(-len(loaded.arms) // 4))
+    names = arm_handles(arm_looks.values())
+    columns = plots.beside(3)
+    figure = plots.canvas((4.3 if columns == 3 else 8.3) + 0.17 * plots.legend_rows(names))
     drawing = plots.above_legend(figure)
-    for axes, (key, title, unit) in zip(drawing.subplots(2, 3, sharex=True).ravel(), DYNAMICS, strict=True):
+    panels = drawing.subplots(6 // columns, columns, sharex=True, squeeze=False).ravel()
+    for axes, (key, title, unit) in zip(panels, DYNAMICS, strict=True):
         drawn = [curve(axes, arm, key, arm_looks[arm.name], len(loaded.arms)) for arm in loaded.arms]
         plots.fit_scale(axes, drawn)
         if not any(values.size for values in drawn):
             plots.empty(axes, "not logged")
-        axes.set(title=title, ylabel=unit)
+        plots.head(axes, title, unit)
         plots.step_ticks(axes, 6)
     drawing.supxlabel("step (rollout batch)", fontsize=8.5)
-    plots.legend_below(figure, arm_handles(arm_looks.values()))
+    plots.legend_below(figure, names)
     return figure

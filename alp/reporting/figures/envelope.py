@@ -47,7 +47,7 @@ def make(loaded: Results) -> Figure:
     """Summed log-ratio of sequences against their mean token probability under the rollout policy, one panel per
     arm."""
     arm_looks = looks(loaded)
-    columns = plots.columns_for(len(loaded.arms))
+    columns = plots.columns_for(len(loaded.arms), plots.beside(4, 2))
     figure = plots.canvas(0.95 + 1.4 * -(-len(loaded.arms) // columns))
     drawing = plots.above_legend(figure)
     everything: list[Floats] = []
@@ -67,7 +67,7 @@ def make(loaded: Results) -> Figure:
         else:
             plots.empty(axes, "not logged")
         axes.axhline(0, color="#555555", linewidth=0.7, zorder=0.9)
-        axes.set_title(look.label, fontsize=8)
+        axes.set_title(plots.name(look.label), fontsize=8)
     for axes, _ in axes_of:
         plots.fit_scale(axes, everything)
     drawing.supxlabel("mean token probability under the rollout policy", fontsize=8.5)

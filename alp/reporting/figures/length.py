@@ -15,8 +15,8 @@ ARTEFACT = Declaration(
     order=60,
     title="Response length",
     caption=(
-        "Left: mean length of the sampled training responses in tokens, end token included, against step, with a band "
-        "from the lowest to the highest seed. Right: test accuracy (of several evaluation sets the plain mean) "
+        "First panel: mean length of the sampled training responses in tokens, end token included, against step, with "
+        "a band from the lowest to the highest seed. Second: test accuracy (of several evaluation sets the plain mean) "
         "against the mean length of all test responses after the last step; large markers are means over seeds, small "
         "ones single seeds, the star is the base model."
     ),
@@ -26,8 +26,9 @@ ARTEFACT = Declaration(
 def make(loaded: Results) -> Figure:
     """Response length against step, and test accuracy against test length."""
     arm_looks = looks(loaded)
-    figure = plots.canvas(2.7 + 0.17 * -(-len(loaded.arms) // 4))
-    left, right = figure.subplots(1, 2)
+    names = arm_handles(arm_looks.values(), markers=True)
+    figure = plots.canvas(2.7 * plots.stacked(2) + 0.17 * plots.legend_rows(names))
+    left, right = plots.row_of(figure, 2)
     for arm in loaded.arms:
         look = arm_looks[arm.name]
         curve(left, arm, "response/length", look, len(loaded.arms))
@@ -50,5 +51,5 @@ def make(loaded: Results) -> Figure:
     plots.at_least(right, 1.0)
     plots.at_least(right, 1.0, axis="y")
     star = Line2D([], [], linestyle="none", marker="*", color=plots.BASE_COLOUR, markersize=8, label="Base model")
-    plots.legend_below(figure, [star, *arm_handles(arm_looks.values(), markers=True)])
+    plots.legend_below(figure, [star, *names])
     return figure

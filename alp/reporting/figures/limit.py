@@ -16,9 +16,9 @@ ARTEFACT = Declaration(
     order=70,
     title="Responses cut at the length limit",
     caption=(
-        "Left: share of the test samples that were cut at the length limit before their end token, after the last "
-        "step; markers are means over seeds, ticks single seeds, the dashed line is the base model. A cut sample "
-        "counts as wrong. Right: the same share of the sampled training responses against step, with a band from the "
+        "First panel: share of the test samples that were cut at the length limit before their end token, after the "
+        "last step; markers are means over seeds, ticks single seeds, the dashed line is the base model. A cut sample "
+        "counts as wrong. Second: the same share of the sampled training responses against step, with a band from the "
         "lowest to the highest seed."
     ),
 )
@@ -47,8 +47,14 @@ def silent(loaded: Results) -> str:
 def make(loaded: Results) -> Figure:
     """Share of cut test samples per arm, and of cut training responses against step."""
     arm_looks = looks(loaded)
-    figure = plots.canvas(1.6 + 0.24 * len(loaded.arms))
-    left, right = figure.subplots(1, 2)
+    names = arm_handles(arm_looks.values(), markers=True)
+    if plots.beside(2) == 2:
+        figure = plots.canvas(1.6 + 0.24 * len(loaded.arms))
+        left, right = figure.subplots(1, 2)
+    else:
+        heights = [0.7 + 0.27 * len(loaded.arms), 2.2]
+        figure = plots.canvas(sum(heights) + 0.17 * (1 + plots.legend_rows(names)))
+        left, right = figure.subplots(2, 1, height_ratios=heights)
     if loaded.base.truncated is not None:
         left.axvline(100 * loaded.base.truncated, color=plots.BASE_COLOUR, linestyle="dashed", linewidth=1)
     for row, arm in enumerate(loaded.arms):
@@ -66,5 +72,5 @@ def make(loaded: Results) -> Figure:
     plots.step_ticks(right)
     for highest, limit in ((left.dataLim.xmax, left.set_xlim), (right.dataLim.ymax, right.set_ylim)):
         limit(-0.04 * max(highest, 1.0), 1.08 * max(highest, 1.0))  # a grid in which nothing was cut still has a scale
-    plots.legend_below(figure, [base_handle(), *arm_handles(arm_looks.values(), markers=True)])
+    plots.legend_below(figure, [base_handle(), *names])
     return figure

@@ -18,12 +18,12 @@ ARTEFACT = Declaration(
     order=110,
     title="Engines compared",
     caption=(
-        "How far each inference engine is from the training code, per method. Left: the KL divergence of the rollout "
-        "policy to the policy that the trainer recomputes, as a mean of log differences (bar) and by the k3 estimator "
-        "(dot); an estimate that came out negative or zero is not drawn. Middle: quantiles of the difference of log-"
-        "probabilities per sampled token. Both are means over steps and seeds. Right: accuracy of the last weights "
-        "(of several evaluation sets the plain mean) with a single 95 % interval of the mean over training seeds on "
-        "these very problems; one seed gives none."
+        "How far each inference engine is from the training code, per method. First panel: the KL divergence of the "
+        "rollout policy to the policy that the trainer recomputes, as a mean of log differences (bar) and by the k3 "
+        "estimator (dot); an estimate that came out negative or zero is not drawn. Second: quantiles of the difference "
+        "of log-probabilities per sampled token. Both are means over steps and seeds. Third: accuracy of the last "
+        "weights (of several evaluation sets the plain mean) with a single 95 % interval of the mean over training "
+        "seeds on these very problems; one seed gives none."
     ),
     condition="compares_engines",
 )
@@ -36,8 +36,9 @@ def make(loaded: Results) -> Figure:
     arm_looks = looks(loaded)
     arms = measures.by_engine(loaded)
     heights = _heights(arms)
-    figure = plots.canvas(1.2 + 0.21 * (heights[-1] + 1))
-    divergence, ratio, accuracy = figure.subplots(1, 3, sharey=True)
+    wide = plots.beside(3) == 3
+    figure = plots.canvas(plots.stacked(3) * (1.2 + (0.21 if wide else 0.27) * (heights[-1] + 1)))
+    divergence, ratio, accuracy = plots.row_of(figure, 3, sharey=True)
     tails = []
     for height, arm in zip(heights, arms, strict=True):
         colour = arm_looks[arm.name].colour
@@ -73,7 +74,7 @@ def _heights(arms: list[ArmRuns]) -> list[float]:
 
 
 def _name_rows(axes: Axes, loaded: Results, arms: list[ArmRuns], heights: list[float]) -> None:
-    labels = [f"{arm.engine} · {measures.method_label(arm, loaded)}" for arm in arms]
+    labels = [plots.name(f"{arm.engine} · {measures.method_label(arm, loaded)}") for arm in arms]
     axes.set_yticks(heights, labels)
     axes.set_ylim(heights[-1] + 0.6, -0.6)
 

@@ -32,7 +32,7 @@ _APART = 0.14  # half the distance of the two probes, of that between two layers
 def make(loaded: Results) -> Figure:
     """One panel per arm that trains under noise."""
     arms, arm_looks = noisy_arms(loaded), looks(loaded)
-    columns = plots.columns_for(len(arms), most=2)
+    columns = plots.columns_for(len(arms), plots.beside(2))
     figure = plots.canvas(0.9 + 2.1 * -(-len(arms) // columns))
     drawing = plots.above_legend(figure)
     for axes, arm in zip(plots.panels(drawing, len(arms), columns, share_y=False), arms, strict=True):

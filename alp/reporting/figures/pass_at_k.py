@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from alp.evaluation import passk
 from alp.rendering import plots
-from alp.reporting.looks import arm_handles, band, base_handle, looks, two_levels
+from alp.reporting.looks import arm_handles, band, base_handle, label_sides, looks, two_levels
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import Results
 
@@ -41,7 +41,6 @@ def make(loaded: Results) -> Figure:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(ks))
         axes.xaxis.set_major_formatter(FixedFormatter([str(k) for k in ks]))
-        axes.set(xlabel="k (samples per problem)")
-    axes_of[0][0].set_ylabel("pass@k on the test set, %")
+    label_sides(axes_of, "k (samples per problem)", "pass@k on the test set, %")
     plots.legend_below(figure, [base_handle(), *arm_handles(arm_looks.values(), markers=True)])
     return figure

@@ -32,12 +32,11 @@ def make(loaded: Results) -> Figure:
     methods = list(dict.fromkeys(arm.arm.method for arm in loaded.arms))
     columns, rows = (list(dict.fromkeys(cell[part] for cell in cells.values())) for part in (0, 1))
     base = loaded.base_interval().mean
-    figure = plots.canvas(1.1 + 1.75 * -(-len(methods) // 3))
+    across = plots.columns_for(len(methods), plots.beside(3, 2))
+    figure = plots.canvas(1.1 + 1.75 * -(-len(methods) // across))
     drawing = plots.above_legend(figure)
     drawn = []
-    for axes, method in zip(
-        plots.panels(drawing, len(methods), plots.columns_for(len(methods), 3)), methods, strict=True
-    ):
+    for axes, method in zip(plots.panels(drawing, len(methods), across), methods, strict=True):
         values = np.full((len(rows), len(columns)), np.nan)
         for arm in loaded.arms:
             if arm.arm.method == method:

@@ -31,7 +31,7 @@ def make(loaded: Results) -> Figure:
     its own."""
     arm_looks = looks(loaded)
     groups = by_level(loaded)
-    columns = max(plots.columns_for(len(arms)) for _, arms in groups)
+    columns = max(plots.columns_for(len(arms), plots.beside(4, 2)) for _, arms in groups)
     rows = [-(-len(arms) // columns) for _, arms in groups]
     heights = [0.35 + 1.35 * count for count in rows]
     figure = plots.canvas(0.6 + sum(heights))
@@ -54,7 +54,7 @@ def _fan(axes: Axes, arm: ArmRuns, look: Look) -> list[Floats]:
     """Draw one fan, averaged over seeds, and the clean policy over it; returns the outermost quantiles for the choice
     of scale."""
     prefix = f"ratio/{arm.ratio_level}/log_"
-    axes.set_title(look.label, fontsize=8)
+    axes.set_title(plots.name(look.label), fontsize=8)
     plots.step_ticks(axes, 4)
     if not arm.series(prefix + "q50")[0].size:
         plots.empty(axes, "not logged")

@@ -27,9 +27,10 @@ def make(loaded: Results) -> Figure:
     """One panel per set, one row per arm: mean, interval and seeds, and the base model as a line. Each panel has a
     scale of its own."""
     arm_looks = looks(loaded)
-    columns = plots.columns_for(len(loaded.sets), most=3)
+    columns = plots.columns_for(len(loaded.sets), most=plots.beside(3))
     rows = -(-len(loaded.sets) // columns)
-    figure = plots.canvas(0.5 + rows * (0.7 + 0.2 * len(loaded.arms)))
+    row = 0.2 if plots.beside(2) == 2 else 0.27
+    figure = plots.canvas(0.5 + rows * (0.7 + row * len(loaded.arms)))
     drawing = plots.above_legend(figure)
     panels = drawing.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes in panels[len(loaded.sets) :]:

@@ -32,7 +32,7 @@ def make(loaded: Results) -> Figure:
     arms = [arm for arm in loaded.arms if arm.learns_noise]
     maps = [noise_map(arm) for arm in arms]
     layers = max(len(names) for names, _, _ in maps)
-    columns = plots.columns_for(len(arms), most=2)
+    columns = plots.columns_for(len(arms), plots.beside(2))
     rows = -(-len(arms) // columns)
     figure = plots.canvas(0.6 + rows * (0.75 + min(0.28 * layers, 2.2)))
     known = np.concatenate([values[values > 0] for _, _, values in maps])
@@ -57,7 +57,8 @@ def make(loaded: Results) -> Figure:
         axes.set_ylabel("layer")
     figure.supxlabel("step (rollout batch)", fontsize=8.5)
     if known.size:
-        bar = figure.colorbar(mesh, ax=shown, label="σ, mean over seeds", fraction=0.05, pad=0.02)
+        aspect = 20 * plots.stacked(rows)  # of one width, however many panels it stands beside
+        bar = figure.colorbar(mesh, ax=shown, label="σ, mean over seeds", fraction=0.05, pad=0.02, aspect=aspect)
         _few_ticks(bar.ax, low, high)
     return figure
 

@@ -27,9 +27,9 @@ ARTEFACT = Declaration(
 def make(loaded: Results) -> Figure:
     """Extreme log-ratio quantiles per arm, and how much narrower they are than Bypass's."""
     arm_looks = looks(loaded)
-    figure = plots.canvas(1.15 + 0.27 * len(loaded.arms))
+    figure = plots.canvas(plots.stacked(2) * (1.15 + 0.27 * len(loaded.arms)))
     titles = {"token": "Log-ratio of a token", "sequence": "Log-ratio of a sequence"}
-    for axes, (level, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+    for axes, (level, title) in zip(plots.row_of(figure, 2, sharey=True), titles.items(), strict=True):
         reference = loaded.tail_reference(level)
         drawn = [_tail(axes, arm, level, row, arm_looks[arm.name], reference) for row, arm in enumerate(loaded.arms)]
         plots.fit_scale(axes, drawn, axis="x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from alp.rendering import plots
-from alp.reporting.looks import arm_handles, band, looks, two_levels
+from alp.reporting.looks import arm_handles, band, label_sides, looks, two_levels
 from alp.reporting.registry import Declaration
 from alp.reporting.runs import Results
 
@@ -31,8 +31,7 @@ def make(loaded: Results) -> Figure:
             look = arm_looks[arm.name]
             measured |= set(steps.tolist())
             band(axes, steps, 100 * values, look, len(arms), markersize=3.5, **look.point())
-        axes.set(xlabel="step (rollout batch)")
     plots.ticks_at(axes_of[0][0], sorted(measured))  # of both: they share the axis
-    axes_of[0][0].set_ylabel("validation accuracy, %")
+    label_sides(axes_of, "step (rollout batch)", "validation accuracy, %")
     plots.legend_below(figure, arm_handles(arm_looks.values(), markers=True))
     return figure
