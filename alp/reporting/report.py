@@ -12,7 +12,7 @@ from typing import Any
 
 from alp.configuration.grid import Grid
 from alp.ownership import claimed
-from alp.rendering.artefact import Artefact, Kind, paths
+from alp.rendering.artefact import PHONE, Artefact, Kind, paths
 from alp.rendering.page import Shown, render, shown_figure, shown_table
 from alp.reporting import arm_cards, records, reference, registry, runs, trajectories
 from alp.reporting.active_settings import SETTINGS, settings
@@ -74,14 +74,17 @@ def _page(loaded: Results, grid: Grid, results: Path) -> str:
 
 def _figure(loaded: Results, results: Path, artefact: Artefact[Grid, Any, Any]) -> Shown:
     grid = loaded.grid
-    path = grid.folder(results) / "figures" / f"{artefact.name}.svg"
-    text = records.read_text(path, f"alp figures {named(grid)} results={results}")
-    return shown_figure(artefact, text.encode(), _files("figures", artefact), artefact.silent(loaded))
+    stem, rebuild = grid.folder(results) / "figures" / artefact.name, f"alp figures {named(grid)} results={results}"
+    wide, narrow = (
+        records.read_text(stem.with_name(artefact.name + ending), rebuild).encode() for ending in (".svg", PHONE)
+    )
+    return shown_figure(artefact, wide, _files("figures", artefact), artefact.silent(loaded), narrow)
 
 
 def _files(kind: Kind, artefact: Artefact[Grid, Any, Any]) -> list[tuple[str, str]]:
-    """Name and address of an artefact's files beside the page."""
-    return [(path.name, path.as_posix()) for path in paths(kind, [artefact])]
+    """Name and address of an artefact's files beside the page, but for those that the page alone shows."""
+    listed = (path for path in paths(kind, [artefact]) if not path.name.endswith(PHONE))
+    return [(path.name, path.as_posix()) for path in listed]
 
 
 def _beside(grid: Grid, path: Path, results: Path) -> tuple[str, str]:

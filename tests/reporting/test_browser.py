@@ -25,6 +25,9 @@ CUT = "[...document.querySelectorAll('.wide')].filter((box) => box.scrollWidth >
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
+WIDE = "[...document.images].every((image) => image.currentSrc === image.src)"
+
+
 @pytest.fixture(scope="module")
 def path(finished: tuple[Grid, Path]) -> Path:
     grid, results = finished
@@ -45,14 +48,20 @@ def test_at_a_desk_nothing_is_cut_and_nothing_complains(browser: Browser, path: 
     assert browser.value("document.images.length") > 8
     assert browser.value(CUT) == 0
     assert browser.value(SIDEWAYS) <= 0
+    assert browser.value(WIDE)
     assert browser.complaints() == []
 
 
-def test_on_a_phone_the_page_stays_put_and_figures_keep_their_size(browser: Browser, path: Path) -> None:
-    """What is wider than the window is moved inside its own box: text of 8 points stays 8 pixels high or so."""
+def test_on_a_phone_nothing_is_moved_sideways_to_see_a_figure(browser: Browser, path: Path) -> None:
+    """Every figure is the one drawn for it, no smaller than it was drawn: text of 8 points is 10 pixels high or so."""
     browser.open(path, width=PHONE)
+    browser.value("Promise.all([...document.images].map((image) => image.decode()))")
     assert browser.value(SIDEWAYS) <= 0
-    assert browser.value("Math.min(...[...document.images].map((image) => image.width))") >= 640
+    assert browser.value("document.images.length") > 8
+    assert browser.value("Math.max(...[...document.images].map((image) => image.naturalWidth))") <= PHONE
+    assert browser.value("Math.min(...[...document.images].map((image) => image.width / image.naturalWidth))") > 0.98
+    boxes = "[...document.querySelectorAll('.plot')]"
+    assert browser.value(f"{boxes}.filter((box) => box.scrollWidth > box.clientWidth + 1).length") == 0
     assert browser.complaints() == []
 
 
@@ -60,12 +69,20 @@ def test_print_holds_every_column_and_what_was_folded(browser: Browser, path: Pa
     browser.open(path, width=PAPER, media="print")
     assert browser.value(CUT) == 0
     assert browser.value(SIDEWAYS) <= 0
+    assert browser.value(WIDE)
     folded = "[...document.querySelectorAll('details')].filter((one) => !one.lastElementChild.checkVisibility()).length"
     assert browser.value(folded) == 0
     browser.send("Emulation.setEmulatedMedia", media="screen")
     assert browser.value(folded) > 5
     browser.send("Emulation.setEmulatedMedia", media="print")
     assert browser.value("getComputedStyle(document.querySelector('.filter')).display") == "none"
+
+
+def test_a_phone_prints_the_figures_of_a_desk(browser: Browser, path: Path) -> None:
+    browser.open(path, width=PHONE)
+    assert not browser.value(WIDE)
+    browser.open(path, width=PHONE, media="print")
+    assert browser.value(WIDE)
 
 
 def test_in_the_dark_figures_are_dark_too(browser: Browser, path: Path) -> None:
@@ -101,9 +118,10 @@ def test_the_pointer_reads_the_numbers_of_the_files(browser: Browser, path: Path
     rows = csv.DictReader(io.StringIO((path.parent / "tables/main.csv").read_text(encoding="utf-8")))
     grpo = next(row for row in rows if row["method"] == "grpo")
     mean, low, high = (f"{100 * float(grpo[f'accuracy_{part}']):.1f}" for part in ("mean", "low", "high"))
-    browser.open(path, width=DESK)
-    _point(browser, "accuracy", 0)
-    assert browser.value("document.querySelector('.tip').textContent") == f"GRPO: {mean} [{low}, {high}]"
+    for width in (PHONE, DESK):
+        browser.open(path, width=width)
+        _point(browser, "accuracy", 0)
+        assert browser.value("document.querySelector('.tip').textContent") == f"GRPO: {mean} [{low}, {high}]"
     _point(browser, "validation", -1)
     said = browser.value("[...document.querySelectorAll('.tip div')].map((line) => line.textContent)")
     assert said[0] == "at 10"
@@ -118,7 +136,7 @@ def _point(browser: Browser, name: str, place: int) -> None:
     """To a point of the figure's first named line, by the file's own places."""
     image = f"document.querySelector('#figure-{name} img')"
     browser.value(f"{image}.scrollIntoView({{block: 'center'}})")
-    file = f"atob({image}.src.split(',')[1])"
+    file = f"atob({image}.currentSrc.split(',')[1])"
     held = f"JSON.parse(new DOMParser().parseFromString({file}, 'image/svg+xml').getElementById('values').textContent)"
     across, down = browser.value(
         f"(() => {{ const area = {image}.getBoundingClientRect(), point = {held}[0].lines[0].points.at({place});"

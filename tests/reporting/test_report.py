@@ -27,7 +27,7 @@ from alp.reporting.report import report
 from .conftest import GRID, fabricate, write_grid
 
 Finished = tuple[Grid, Path]
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "link", "source"}
 
 
 class Page(HTMLParser):
@@ -38,6 +38,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.images: list[str] = []
+        self.sources: list[str] = []  # of the same images, for a phone
         self.links: list[str] = []
         self.ids: list[str] = []
         self.feed(text)
@@ -48,6 +49,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.ids += [found["id"] or ""] if "id" in found else []
         self.images += [found["src"] or ""] if tag == "img" else []
+        self.sources += [found["srcset"] or ""] if tag == "source" else []
         self.links += [found["href"] or ""] if "href" in found else []
         if tag not in VOID:
             self.open.append(tag)
@@ -73,7 +75,7 @@ def test_page_is_well_formed_and_self_contained(page: str) -> None:
     assert "link" not in parsed.tags
     assert len(parsed.ids) == len(set(parsed.ids))
     assert len(page) < 4 * 2**20
-    assert all(image.startswith("data:image/svg+xml;base64,") for image in parsed.images)
+    assert all(image.startswith("data:image/svg+xml;base64,") for image in parsed.images + parsed.sources)
     assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
 
 
@@ -87,6 +89,8 @@ def test_every_link_leads_somewhere(finished: Finished, page: str) -> None:
     files = {link for link in parsed.links if not link.startswith("#")}
     assert all((grid.folder(results) / file).is_file() for file in files)
     run = grid.run_dir(results, "token_alp", 1).relative_to(grid.folder(results)).as_posix()
+    assert "figures/accuracy.png" in files
+    assert not any("_phone" in file for file in files)
     assert {f"{run}/config.yaml", f"{run}/metrics.jsonl", f"{run}/evaluation/test.json", "tables/main.csv"} <= files
 
 
@@ -110,14 +114,25 @@ def test_the_answer_comes_first(page: str) -> None:
 def test_page_holds_every_figure_and_table(finished: Finished, page: str) -> None:
     grid, results = finished
     parsed = Page(page)
-    embedded = [base64.b64decode(image.partition(",")[2]) for image in parsed.images]
+    embedded, narrow = (
+        [base64.b64decode(image.partition(",")[2]) for image in images] for images in (parsed.images, parsed.sources)
+    )
     shown = [name for name in registry.names("figures", grid) if name != "limit"]  # nothing was cut to speak of
     assert "1.0 % of a step&#39;s training responses were cut" in page
     assert embedded == [(grid.folder(results) / "figures" / f"{name}.svg").read_bytes() for name in shown]
-    for svg in embedded:  # nothing to fetch from inside a figure either
+    assert narrow == [(grid.folder(results) / "figures" / f"{name}_phone.svg").read_bytes() for name in shown]
+    for svg in embedded + narrow:  # nothing to fetch from inside a figure either
         references = re.findall(rb'(?:xlink:)?href="([^"]*)"', svg)
         assert all(one.startswith((b"#", b"data:")) for one in references)
     assert parsed.tags.count("table") == 6 + 3 + 3
+
+
+def test_the_page_of_eight_arms_stays_small(tmp_path: Path) -> None:
+    methods = "grpo", "gspo", "token_bypass", "seq_bypass", "token_tis", "seq_mis", "token_alp", "seq_alp"
+    text = GRID.partition("arms:")[0] + "arms:\n" + "".join(f"  - method: {name}\n" for name in methods)
+    grid, results = fabricate(write_grid(tmp_path, text), tmp_path / "results", steps=30)
+    figures(grid, results)
+    assert report(grid, results).stat().st_size < 4 * 2**20
 
 
 def test_page_says_where_it_comes_from(finished: Finished, page: str) -> None:
@@ -211,6 +226,7 @@ def test_one_seed_is_said_to_tell_nothing_from_chance(tmp_path: Path) -> None:
     [
         ("arithmetic/data/leakage.json", "alp prepare task=arithmetic"),
         ("figures/tails.svg", "alp figures grid="),
+        ("figures/tails_phone.svg", "alp figures grid="),
         ("active", "snakemake --cores 2"),
     ],
 )
