@@ -30,7 +30,8 @@ class Shape(Protocol):
 
 
 def random_qwen2(shape: Shape, **more: Any) -> Any:
-    """A Qwen2 with tied embeddings on torch's default device, float32, from seed 0; ``more`` of its configuration."""
+    """A Qwen2 on torch's default device, float32, from seed 0; ``more`` of its configuration, which ties embeddings
+    unless it says otherwise."""
     torch.manual_seed(0)
     return Qwen2ForCausalLM(
         Qwen2Config(
@@ -40,8 +41,7 @@ def random_qwen2(shape: Shape, **more: Any) -> Any:
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
             num_key_value_heads=shape.key_value_heads,
-            tie_word_embeddings=True,
-            **more,
+            **({"tie_word_embeddings": True} | more),
         )
     )
 
