@@ -26,7 +26,8 @@ class Trainer(Strict):
     updates_per_batch: Positive
     """Optimizer steps on a rollout batch, each on an equal part of its prompts."""
     lag: NonNegative
-    """Steps ahead of its own updates at which a rollout batch is sampled; 0: each with the newest weights."""
+    """Steps ahead of its own updates at which a rollout batch is sampled, fewer than ``steps``; 0: each with the newest
+    weights."""
     micro_batch: Positive | None
     """Sequences per forward; null: the whole mini-batch."""
     micro_tokens: Positive | None
@@ -88,6 +89,12 @@ class Trainer(Strict):
                 f"prompts = {self.prompts} is not divisible by updates_per_batch = {self.updates_per_batch}; nearest"
                 f" that is: {best}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _lags_behind_its_steps(self) -> Trainer:
+        if self.lag >= self.steps:
+            raise ValueError(f"lag = {self.lag} is not below steps = {self.steps}; nearest that is: {self.steps - 1}")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from alp.cli import main
 from alp.configuration import compose
 from alp.errors import Interrupted
 from alp.training.ahead import Ahead
@@ -50,6 +51,16 @@ def test_a_lag_is_another_job_and_none_is_the_job_it_was(train_config: Make) -> 
         older[group] = compose._with_content(older[group])
     whole = json.dumps(older, sort_keys=True, separators=(",", ":")).encode()
     assert compose.identity(plain) == hashlib.sha256(whole).hexdigest()
+
+
+def test_a_lag_of_all_steps_is_refused_before_anything_starts(
+    base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"model.path='{base_model}'", f"run.dir='{tmp_path / 'run'}'", "trainer.steps=3"]
+    assert main(["train", *words, "trainer.lag=3"]) == 2
+    assert capsys.readouterr().err == "alp: error: train: trainer: lag = 3 is not below steps = 3; nearest that is: 2\n"
+    assert not (tmp_path / "run").exists()
+    assert compose.load("train", [*words, "trainer.lag=2"]).trainer.lag == 2
 
 
 def test_without_a_lag_nothing_is_sampled_ahead(train_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
