@@ -19,7 +19,7 @@ from alp.reporting.arms import label, phase_of
 from alp.reporting.figures import drift, phase
 
 from .conftest import fabricate, write_grid
-from .test_figures import assert_legible
+from .test_figures import FORMS, assert_legible
 
 HEAD = """
 title: Corrections
@@ -76,13 +76,14 @@ def test_every_arm_is_a_numbered_point_at_its_drift(tmp_path: Path) -> None:
     assert axes.get_xscale() == "log"
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["drift", "phase"])
-def test_text_is_legible(tmp_path: Path, kind: str) -> None:
+def test_text_is_legible(tmp_path: Path, kind: str, form: str) -> None:
     """Thirty arms with points close together, and six small multiples."""
     names = [path.stem for path in sorted((compose.CONFIGS / "method").glob("*.yaml"))][:30]
     text = HEAD + "".join(f"  - method: {name}\n" for name in names) if kind == "drift" else PHASE
     results = loaded(tmp_path, text)
-    with plots.style():
+    with plots.style(), FORMS[form]():
         assert_legible({"drift": drift, "phase": phase}[kind].make(results))
 
 

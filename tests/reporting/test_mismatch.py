@@ -25,7 +25,7 @@ from alp.reporting.tables import mismatch as table
 from alp.reproducibility import write_text
 
 from .conftest import ENGINES, SAMPLES, fabricate, write_grid
-from .test_figures import assert_legible
+from .test_figures import FORMS, assert_legible
 
 Finished = tuple[Grid, Path]
 ORDER = [
@@ -153,9 +153,10 @@ def test_runs_without_old_log_probs_leave_dashes(tmp_path: Path, arms_without: l
     assert "–" in (grid.folder(results) / "tables" / "mismatch.md").read_text(encoding="utf-8")
 
 
-def test_the_figure_is_legible(engines: Finished) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_the_figure_is_legible(engines: Finished, form: str) -> None:
     loaded = runs.load(*engines)
-    with plots.style():
+    with plots.style(), FORMS[form]():
         assert_legible(mismatch.make(loaded))
 
 

@@ -20,7 +20,7 @@ from alp.reporting.arms import label
 from alp.reporting.findings import headline
 
 from .conftest import fabricate, write_grid
-from .test_figures import assert_legible
+from .test_figures import FORMS, assert_legible
 
 GRID = """
 title: Noises
@@ -155,9 +155,10 @@ def _dashed(axes: Any) -> list[Any]:
     return [line for line in axes.lines if line.get_color() == plots.CLEAN["color"]]
 
 
-@pytest.mark.parametrize("name", ["envelope", "ratio_quantiles", "sigma", "tails"])
-def test_figures_are_legible(noises: Finished, name: str) -> None:
-    with plots.style():
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["accuracy", "envelope", "limit", "ratio_quantiles", "sigma", "tails"])
+def test_figures_are_legible(noises: Finished, name: str, form: str) -> None:
+    with plots.style(), FORMS[form]():
         assert_legible(FIGURES[name].make(runs.load(*noises)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -25,7 +26,7 @@ from alp.reporting.report import report
 
 from .conftest import SAMPLES, SETS, SIZES, fabricate, write_grid
 from .test_aggregate import QUANTILE, rows
-from .test_figures import assert_legible
+from .test_figures import FORMS, assert_legible
 
 Finished = tuple[Grid, Path]
 PLACES = {"easy": slice(0, 30), "hard": slice(30, 40)}
@@ -225,8 +226,8 @@ def test_page_and_figures_name_the_sets(several: Finished, tables: Path) -> None
     assert "avg@16, mean of 2 sets, %" in text
     assert {"sets.svg", "sets.png"} <= {path.name for path in (grid.folder(results) / "figures").iterdir()}
     loaded = runs.load(grid, results)
-    with plots.style():
-        for figure in (sets_figure, accuracy, length):
+    for form, figure in itertools.product(FORMS.values(), (sets_figure, accuracy, length)):
+        with plots.style(), form():
             assert_legible(figure.make(loaded))
 
 

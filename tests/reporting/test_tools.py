@@ -14,7 +14,7 @@ from alp.reporting import registry, runs
 from alp.reporting.aggregate import aggregate
 
 from .conftest import fabricate, write_grid
-from .test_figures import assert_legible
+from .test_figures import FORMS, assert_legible
 
 GRID = """
 title: Tools
@@ -69,14 +69,15 @@ def test_the_table_holds_means_over_seeds_and_the_base_model(tools: Finished) ->
     assert float(rows["gspo"]["turns"]) == pytest.approx(2.25)
 
 
-def test_the_figure_draws_what_became_of_the_turns(tools: Finished) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_the_figure_draws_what_became_of_the_turns(tools: Finished, form: str) -> None:
     grid, results = tools
     (artefact,) = [each for each in registry.of_grid("figures", grid) if each.name == "tools"]
-    with plots.style():
+    with plots.style(), FORMS[form]():
         figure = artefact.make(runs.load(grid, results))
         assert_legible(figure)
     panels = [axes for axes in figure.get_axes() if axes.get_title()]
-    titles = [axes.get_title() for axes in panels]
+    titles = [axes.get_title().partition(":")[0] for axes in panels]
     assert titles == ["Training reward", "Tool used", "Valid programs", "Turns", "Void", "Length"]
     assert all(len(axes.get_lines()) == 3 for axes in panels)
 
