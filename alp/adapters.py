@@ -97,6 +97,8 @@ def attach(model: Any, settings: Lora, seed: int) -> None:
         )
     setattr(model, _LAYERS, layers)
     model.eval()  # peft leaves its parts in training mode
+    if next(model.parameters()).is_meta:  # a shape that another rank's values come into
+        return
     with torch.no_grad():
         for name, layer in layers.items():
             low: Tensor = layer.lora_A[_NAME].weight  # type: ignore[assignment]

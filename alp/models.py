@@ -220,10 +220,10 @@ def check_saving(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
 
 
 def skeleton(folder: Path) -> Any:
-    """The model that a folder's configuration describes, without values (on torch's meta device)."""
+    """The model that a folder's configuration describes, float32, without values (on torch's meta device)."""
     config = _load(AutoConfig, folder)
     with reading("model.path", folder), _silent(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
 
 
 def _planned(folder: Path, stored: dict[str, Stored]) -> Any:

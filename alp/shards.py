@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_sharded(model: Any) -> bool:
@@ -22,6 +22,26 @@ def computes_in(model: Any) -> torch.dtype | None:
     """The dtype that a sharded model's parameters are rounded to where they are put together; None: none."""
     dtype: torch.dtype | None = model._get_fsdp_state()._mp_policy.param_dtype if is_sharded(model) else None
     return dtype
+
+
+def tensors_of(parts: Iterable[nn.Module]) -> list[Tensor]:
+    """Parameters, buffers and plain attributes of modules, each once; those of the meta device are given memory first,
+    without values. What was one tensor stays one."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}  # by what was there, which has to stay until all have been seen
+    for part in parts:
+        kinds: list[dict[str, Any]] = [part._parameters, part._buffers, vars(part)]
+        for held in kinds:
+            for name, value in sorted(held.items()):  # what was read from files is held in another order
+                if isinstance(value, Tensor):
+                    if id(value) not in found:
+                        found[id(value)] = value, _in_memory(value) if value.is_meta else value
+                    held[name] = found[id(value)][1]
+    return [now for _, now in found.values()]
+
+
+def _in_memory(value: Tensor) -> Tensor:
+    empty = torch.empty_like(value, device="cpu")
+    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
 def units(model: Any) -> int:
@@ -47,9 +67,9 @@ def local(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def like(whole: Tensor, target: Tensor) -> Tensor:
-    """``whole``, which every rank has, in shards as ``target`` lies; itself where that is plain."""
+    """A copy of ``whole``, which every rank has, in shards as ``target`` lies."""
     if not hasattr(target, "device_mesh"):
-        return whole
+        return whole.clone()
     from torch.distributed.tensor import distribute_tensor
 
     given: Any = target

@@ -107,8 +107,8 @@ def _trained(config: TrainConfig, size: Size) -> int:
 
 
 def _training_memory(config: TrainConfig, size: Size, length: float) -> float:
-    """Of one device: the larger of an update's and a rollout's, which both hold its share of the weights and of the
-    optimizer's moments; of several devices perhaps the whole model, which each reads before it keeps a shard."""
+    """Of one device: the largest of an update's, a rollout's, and of several devices that of a probe, for which each
+    reads the initial model. All hold its share of the weights and of the optimizer's moments."""
     trainer, rollout, devices = config.trainer, config.rollout, config.trainer.devices
     trained, narrow = _trained(config, size), trainer.precision == "bfloat16"
     whole = size.parameters * (BFLOAT16 if narrow and devices == 1 else FLOAT32)
@@ -130,7 +130,8 @@ def _training_memory(config: TrainConfig, size: Size, length: float) -> float:
     sampling = held + engine + _cache(rollout, size, at_once * length)
     asleep = getattr(rollout, "sleep_level", 0) > 0
     awake = 0 if asleep else engine + float(getattr(rollout, "kv_cache_gib", 0) or 0) * GIB
-    return max(sampling, update + awake, FLOAT32 * size.parameters if devices > 1 else 0)
+    probe = held + FLOAT32 * size.parameters if devices > 1 and trainer.probe_every else 0.0
+    return max(sampling, update + awake, probe + awake)
 
 
 def _copy_bytes(rollout: Any, *, borrows: bool = True) -> int:

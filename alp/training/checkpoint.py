@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,12 @@ def usable(run_dir: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, Any]]
     return None
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The state in a checkpoint that is known as whole."""
-    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    return state
+def read(folder: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """The state in a checkpoint that is known as whole. ``mapped``: what is large of it lies in the file until it is
+    used, and ranks of one machine share that memory; it has to be copied while the file is there."""
+    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=mapped)
+    small = {key: deepcopy(value) for key, value in state.items() if mapped and key not in ("model", "updater")}
+    return state | small
 
 
 def prune(run_dir: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from alp import shards
+from alp import models, shards
 from alp.errors import UserError
 from alp.policy.layers import decoder_layers
 from alp.ranks import RENDEZVOUS, started
@@ -121,17 +121,29 @@ class World:
 
     # ---- the model in shards -----------------------------------------------------------------------------------------
 
+    def load(self, folder: Path, device: torch.device) -> Any:
+        """A saved model. Of several ranks, which then :meth:`shard` it, the first alone reads it, into main memory;
+        the others have its shape."""
+        if self.size == 1:
+            return models.load_model(folder, device)
+        return models.load_model(folder, torch.device("cpu")) if self.first else models.skeleton(folder)
+
     def shard(self, model: Any, *, rounded: bool = False) -> None:
-        """Spread a model's parameters over the ranks, each decoder layer by itself; gradients are summed, not averaged.
-        ``rounded``: it computes in bfloat16, and its float32 parameters are stepped (``trainer.precision``)."""
+        """Spread the first rank's model over the ranks, each decoder layer by itself: no device, and of main memory the
+        first rank's alone, ever holds all of it. Gradients are summed, not averaged. ``rounded``: it computes in
+        bfloat16, and its float32 parameters are stepped (``trainer.precision``)."""
         if self.size == 1:
             return
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         dtype = torch.bfloat16 if rounded else None
         policy = MixedPrecisionPolicy(dtype, torch.float32 if rounded else None, cast_forward_inputs=False)
-        units = [*decoder_layers(model), model]
+        units, sent = [*decoder_layers(model), model], set[nn.Module]()
         for unit in units:
+            parts = [part for part in unit.modules() if part not in sent]
+            for value in shards.tensors_of(parts):
+                torch.distributed.broadcast(value.detach().view(-1).view(torch.uint8), src=0, group=self.host)
+            sent.update(parts)
             # The root stays together from its forward to its backward: its head may be called again in between.
             fully_shard(unit, mesh=self.mesh, mp_policy=policy, reshard_after_forward=unit is not model)
         for unit in units:
@@ -172,8 +184,15 @@ class World:
 
     def model_state(self, model: Any, names: Sequence[str]) -> dict[str, Tensor]:
         """Those entries of a model's state dict, whole, on the first rank."""
+        if self.size == 1:
+            whole = model.state_dict()
+            return {name: whole[name] for name in names}
         held = model.state_dict(keep_vars=True)
         return shards.on_host(((name, held[name]) for name in names), keep=self.first)
+
+    def describe(self, model: Any) -> dict[str, Any]:
+        """What ``active.json`` says of several ranks."""
+        return {} if self.size == 1 else {"devices": self.size, "sharded_units": shards.units(model)}
 
     def optimizer_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """An optimizer's state dict with whole tensors, on the first rank; as it is in a world of one."""
@@ -189,7 +208,7 @@ class World:
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         cut = {
             key: {
-                name: shards.like(value, held[key]) if value.shape == held[key].shape else value
+                name: shards.like(value, held[key]) if value.shape == held[key].shape else value.clone()
                 for name, value in values.items()
             }
             for key, values in state["state"].items()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alp import adapters, models, shards
+from alp import adapters, models
 from alp.configuration.compose import to_yaml
 from alp.configuration.rollout_schema import EngineSettings
 from alp.configuration.train_schema import TrainConfig
@@ -135,18 +135,18 @@ class Job:
         self.limits = inputs.check_prompts(
             config, self.folder, self.tokenizer, self.task, self.problems, self.validation_problems
         )
-        self.model = models.load_model(self.folder, self.device)
-        self.read_from: dict[str, int] = self.model.read_from
-        models.check_saving(self.model, self.tokenizer, self.folder)
+        self.model = self.world.load(self.folder, self.device)
+        self.read_from: dict[str, int] = self.world.share(getattr(self.model, "read_from", {}))
         if config.model.lora is not None:
             adapters.attach(self.model, config.model.lora, config.trainer.seed)
         if self.world.first:
+            models.check_saving(self.model, self.tokenizer, self.folder)
             self._check_room()
         if config.model.gradient_checkpointing:
             models.checkpoint_layers(self.model)
         self.reference = None
         if config.trainer.kl and config.model.lora is None:
-            self.reference = models.load_model(self.folder, self.device).requires_grad_(False)
+            self.reference = self.world.load(self.folder, self.device).requires_grad_(False)
         self.masters, rounded = None, config.trainer.precision == "bfloat16"
         if rounded and self.world.size == 1:
             self.masters = Masters(self.model)
@@ -156,10 +156,10 @@ class Job:
         self.compiled = CompiledLayers(self.model) if compiles else None
         self.reference_compiled = CompiledLayers(self.reference) if compiles and self.reference is not None else None
         self.whole_because: str | None = None  # why logits are not computed in chunks although that is asked for
-        self.head, self.reference_head = self._head(self.model), self._head(self.reference)
         for model in (self.model, self.reference):
             if model is not None:
                 self.world.shard(model, rounded=rounded)
+        self.head, self.reference_head = self._head(self.model), self._head(self.reference)
 
     def _head(self, model: Any) -> Head | None:
         """What gives log-probs without all logits at once, where that is asked for and proves right on this model."""
@@ -285,12 +285,12 @@ class Job:
                 yield initial, self.head
 
     def _found(self) -> dict[str, Any] | None:
-        """The newest usable checkpoint: the first rank chooses it, each reads it."""
+        """The newest usable checkpoint: the first rank chooses and reads it, the others read what they need of it."""
         found = checkpoint.usable(self.run_dir, self.origin) if self.world.first else None
         folder = self.world.share(None if found is None else found[0])
         if folder is None:
             return None
-        return checkpoint.read(folder) if found is None else found[1]
+        return checkpoint.read(folder, mapped=True) if found is None else found[1]
 
     def _restore(self, state: dict[str, Any]) -> None:
         adapters.load_state(self.model, state["model"])
@@ -306,10 +306,9 @@ class Job:
 
     def save(self) -> bool:
         """Write a checkpoint of this very moment; whether that worked."""
-        model = adapters.state(self.model) if self.world.size == 1 else self._gathered()
         state = {
             "step": self.done,
-            "model": model | (self.masters.state() if self.masters is not None else {}),
+            "model": self._gathered() | (self.masters.state() if self.masters is not None else {}),
             "updater": self.updater.state_dict(),
             "perturbation": self.perturbation.state_dict() if self.perturbation is not None else None,
             "pending": self.pending.state_dict() if self.pending is not None else None,
@@ -321,7 +320,7 @@ class Job:
         return self.world.share(self.world.first and checkpoint.save(self.run_dir, self.origin, state))
 
     def _gathered(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of the model, put together from its shards, on the first rank."""
+        """What a checkpoint keeps of the model, whole, on the first rank."""
         return self.world.model_state(self.model, list(adapters.state(self.model)))
 
     def finish(self) -> None:
@@ -361,9 +360,7 @@ class Job:
     def _write_settings(self) -> None:
         write_text(self.run_dir / "config.yaml", to_yaml(self.config))
         write_json(self.run_dir / "provenance.json", self.provenance)
-        active = describe_active(self.config, self.engine, self.model, self.updater)
-        if self.world.size > 1:
-            active |= {"devices": self.world.size, "sharded_units": shards.units(self.model)}
+        active = describe_active(self.config, self.engine, self.model, self.updater) | self.world.describe(self.model)
         if self.whole_because is not None:
             active["log_probs_whole_because"] = self.whole_because
         check_active(self.config, active)

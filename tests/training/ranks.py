@@ -86,7 +86,7 @@ def _made_up(_task: Any, _problems: Any, played: list[Any]) -> list[float]:
 @contextmanager
 def _doubled() -> Iterator[None]:
     """Models in float64: what is left of a difference is then no rounding."""
-    load, check, collate = models.load_model, job.check_active, scoring.collate
+    load, shape, check, collate = models.load_model, models.skeleton, job.check_active, scoring.collate
 
     def wide(*arguments: Any, **named: Any) -> Any:
         batch = collate(*arguments, **named)
@@ -94,9 +94,10 @@ def _doubled() -> Iterator[None]:
         return batch.with_(**{name: value.double() for name, value in floats.items()})
 
     models.load_model = lambda *arguments: load(*arguments).double()
+    models.skeleton = lambda *arguments: shape(*arguments).double()
     job.check_active = lambda *_: None  # which asks for float32
     scoring.collate = wide
     try:
         yield
     finally:
-        models.load_model, job.check_active, scoring.collate = load, check, collate
+        models.load_model, models.skeleton, job.check_active, scoring.collate = load, shape, check, collate
