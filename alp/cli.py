@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     hold_standard_streams()  # a process of its own
     speak_utf8()
     end_with_parent()
-    if ranks.is_rank():
+    if ranks.started():
         return ranks.as_rank(run, words)
     if os.environ.get("ALP_WARM"):
         from alp.warm import hand_over  # a workflow's jobs alone need it
@@ -126,7 +126,7 @@ def _run(verb: Verb, rest: list[str]) -> int:
     if show:
         print(compose.to_yaml(config), end="")
         return 0
-    if not ranks.is_rank():
+    if ranks.is_first() and not ranks.is_rank():
         print(shlex.join(["alp", verb.name, *rest]), file=sys.stderr, flush=True)
     return launch.run([verb.name, *rest], size) if (size := _ranks(config)) else _said(_call(verb, config))
 

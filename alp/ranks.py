@@ -11,14 +11,25 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from alp.lifetime import end_with
 
 LAUNCHER, FOLDER = "ALP_RANKS_OF", "ALP_RANKS_IN"  # the process that started this rank, and where ranks leave word
 RENDEZVOUS = "ALP_RENDEZVOUS"  # where ranks of this machine meet; under torchrun it is env://
+_OF_TORCHRUN = "TORCHELASTIC_ERROR_FILE"  # <folder of this machine's ranks>/<rank>/error.json
+# What tells a process its place: names, and the beginnings and ends of the names that torchrun sets.
+_PLACES = ("MASTER_ADDR", "MASTER_PORT", "ROLE_NAME", RENDEZVOUS, LAUNCHER, FOLDER)
+_BEGINS, _ENDS = "TORCHELASTIC_", ("RANK", "WORLD_SIZE")
 _WORD = 1.0  # seconds until a rank whose neighbour was killed knows it
+
+
+def apart(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that is no rank though one starts it: an engine that found a rank's place would look
+    for the other ranks."""
+    told = [key for key in environment if key in _PLACES or key.startswith(_BEGINS) or key.endswith(_ENDS)]
+    return {key: value for key, value in environment.items() if key not in told}
 
 
 def is_rank() -> bool:
@@ -38,8 +49,9 @@ def started() -> bool:
 
 def as_rank(work: Callable[[list[str]], int], words: list[str]) -> int:
     """Do ``work`` as the rank that the environment says. The others than the first are silent but for warnings; of
-    several that fail only the one that did so first is heard (:func:`say`)."""
-    end_with(int(os.environ[LAUNCHER]), signal.SIGTERM)
+    several on a machine that fail only the one that did so first is heard (:func:`say`)."""
+    if is_rank():
+        end_with(int(os.environ[LAUNCHER]), signal.SIGTERM)
     if rank := int(os.environ["RANK"]):
         logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s rank {rank}: %(name)s: %(message)s")
         logging.getLogger("py.warnings").setLevel(logging.ERROR)  # the first rank's say the same
@@ -54,11 +66,17 @@ def as_rank(work: Callable[[list[str]], int], words: list[str]) -> int:
 
 def say(text: str, code: int) -> int:
     """Print to standard error what ends this process, unless another rank has ended the job; returns ``code``."""
-    if not is_rank():
-        print(text, file=sys.stderr)
-    elif first_to_fail(Path(os.environ[FOLDER]), rank := int(os.environ["RANK"]), code):
-        print(f"{text} (rank {rank})" if rank else text, file=sys.__stderr__, flush=True)
+    folder, rank = _folder(), int(os.environ["RANK"]) if started() else 0
+    if folder is None or first_to_fail(folder, rank, code):
+        print(f"{text} (rank {rank})" if rank else text, file=sys.__stderr__ if rank else sys.stderr, flush=True)
     return code
+
+
+def _folder() -> Path | None:
+    """Where the ranks of this machine leave word; None of a process that is none, or was told of no such place."""
+    if file := os.environ.get(_OF_TORCHRUN):
+        return Path(file).parent.parent
+    return Path(os.environ[FOLDER]) if is_rank() else None
 
 
 def first_to_fail(folder: Path, rank: int, code: int) -> bool:

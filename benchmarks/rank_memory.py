@@ -1,7 +1,7 @@
 """Memory of each rank of a job on several devices, accounted without a value: no weights, no second process, no GPU.
 
-    python -m benchmarks.rank_memory                     the table of docs/distributed.md (two minutes)
-    python -m benchmarks.rank_memory --sizes 7B --devices 8
+    python -m benchmarks.rank_memory                     Qwen2.5's shapes of 1.5 B, 7 B and 32 B on eight devices
+    python -m benchmarks.rank_memory --sizes 7B          the table of docs/distributed.md
 
 A model of the shape is made of fake tensors, which have a shape and a dtype and no memory, and cut for a process group
 that sends nothing, by the job's own rule (``World.shard``). Then its own forward and backward run on it, and every

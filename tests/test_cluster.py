@@ -130,3 +130,32 @@ def test_the_executor_reads_the_page_s_partitions(executor: ModuleType, tmp_path
     path = tmp_path / "partitions.yaml"
     path.write_text(re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[0], encoding="utf-8")
     assert [partition.name for partition in executor.read_partition_file(path)] == ["cpu", "gpu"]
+
+
+@pytest.mark.parametrize(("devices", "each", "count"), [(8, None, 1), (8, 8, 1), (2, 8, 1), (16, 8, 2), (6, 2, 3)])
+def test_machines_are_filled(devices: int, each: int | None, count: int) -> None:
+    assert cluster.machines(devices, each) == count
+
+
+@pytest.mark.parametrize(("devices", "each", "nearest"), [(12, 8, 16), (9, 8, 8), (7, 2, 8)])
+def test_devices_that_fill_no_machine_are_refused(devices: int, each: int, nearest: int) -> None:
+    with pytest.raises(UserError, match=rf"trainer.devices = {devices} .*nearest that is: {nearest}$"):
+        cluster.machines(devices, each)
+
+
+@pytest.mark.parametrize("said", ["", "none", "-1", "0", "1.5"])
+def test_the_devices_of_a_machine_are_a_number(said: str) -> None:
+    with pytest.raises(UserError, match=r"^key: an integer above 0 expected"):
+        cluster.devices_per_node(said, "key")
+    assert (cluster.devices_per_node("8", "key"), cluster.devices_per_node(None, "key")) == (8, None)
+
+
+def test_several_machines_are_those_of_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UserError, match=r"takes 2 machines of 8 devices .*: start it in an allocation of Slurm"):
+        cluster.over_machines(["train"], 2, 8)
+    monkeypatch.setenv("SLURM_JOB_ID", "12345")
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    words = cluster.over_machines(["train", "method=grpo"], 2, 8)
+    assert {"--nodes=2", "--ntasks=2", "--nnodes=2", "--nproc-per-node=8"} <= set(words)
+    assert words[-3:] == ["alp.cli", "train", "method=grpo"]

@@ -84,8 +84,11 @@ class Grid:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of everything the file says."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of everything the file says that results may follow from."""
+        plain = asdict(self)
+        for said, key in [(arm, "overrides") for arm in plain["arms"]] + [(plain["_overrides"], "train")]:
+            said |= {key: [word for word in said[key] if bears_on_results(word)]} if key in said else {}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def arm(self, name: str) -> Arm:
         """The arm of that folder name."""
@@ -150,6 +153,11 @@ class Grid:
         if verb == "train":  # evaluations are logged by `alp track`, all at once: importing MLflow takes seconds
             words.append(f"run.tracking={quoted(self.tracking_uri(results))}")
         return words
+
+
+def bears_on_results(word: str) -> bool:
+    """Whether a ``key=value`` word may change what a job computes, not its speed and memory alone."""
+    return word.partition("=")[0].lstrip("+") != "trainer.devices"
 
 
 @cache

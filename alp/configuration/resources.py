@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from alp.cluster import machines
 from alp.configuration.model_schema import Model
 
 _MINUTES = {"prepare": 60, "fetch": 120, "pretrain": 60, "train": 240, "evaluate": 120}  # of a first attempt
@@ -28,21 +29,26 @@ _COPIES = {  # float32 models held at the same time
 _OF_A_RANK = 2  # float32 models beyond its share, of each rank but the first
 
 
-def threads(verb: str, config: Any) -> int:
-    """Threads that the configuration fixes, of all ranks; a rollout engine of its own computes while the trainer
-    waits."""
+def nodes(config: Any, each: int | None) -> int:
+    """Machines of a training job, where one has ``each`` devices. Raises UserError where that does not divide."""
+    return machines(config.trainer.devices, each)
+
+
+def threads(verb: str, config: Any, nodes: int = 1) -> int:
+    """Threads that the configuration fixes, of all ranks on one of the ``nodes``; a rollout engine of its own computes
+    while the trainer waits."""
     if verb == "train":
-        return int(config.trainer.devices * max(config.trainer.threads, getattr(config.rollout, "threads", 1)))
+        return int(config.trainer.devices // nodes * max(config.trainer.threads, getattr(config.rollout, "threads", 1)))
     section = {"pretrain": "pretrain", "evaluate": "evaluation"}.get(verb)
     return int(getattr(config, section).threads) if section else 1
 
 
-def memory_mb(verb: str, config: Any, attempt: int = 1) -> int:
-    """MiB of main memory; half as much again with every further attempt."""
+def memory_mb(verb: str, config: Any, attempt: int = 1, nodes: int = 1) -> int:
+    """MiB of main memory on each of the ``nodes``; half as much again with every further attempt."""
     if verb not in _COPIES:
         return _ANALYSIS_MB * attempt
-    copies, ranks = _COPIES[verb], int(config.trainer.devices) if verb == "train" else 1
-    # Each rank reads the whole model before it keeps a shard, and has an engine's copy; the rest is there once.
+    copies, ranks = _COPIES[verb], int(config.trainer.devices) // nodes if verb == "train" else 1
+    # Each rank has an engine's copy, and reads the initial model for a probe; the rest is there once.
     copies += (ranks - 1) * _OF_A_RANK
     weights = copies * _parameters(config.model) * _FLOAT32_MB if copies else 0.0
     return int((ranks * _PROCESS_MB + weights) * (1 + (attempt - 1) / 2))

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from alp.ranks import apart
 from alp.reproducibility import ROOT, note
 from alp.rollout.wire import Channel, Closed, TimedOut
 
@@ -168,9 +169,9 @@ def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def _environment(added: dict[str, str], folder: Path) -> dict[str, str]:
-    """This code first on the Python path, temporary files in the process's own folder alone."""
+    """This code first on the Python path, temporary files in the process's own folder alone; no rank of a job."""
     return (
-        os.environ
+        apart(os.environ)
         | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder)),

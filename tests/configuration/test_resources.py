@@ -45,6 +45,16 @@ def test_threads_are_those_of_the_configuration() -> None:
     assert resources.threads("evaluate", compose.load("evaluate", ["evaluation.threads=2"])) == 2
 
 
+def test_of_several_machines_each_gives_its_part() -> None:
+    sixteen = compose.load("train", ["model=qwen2_5_7b", "trainer.devices=16", "trainer.threads=3"])
+    nodes = resources.nodes(sixteen, 8)
+    assert (nodes, resources.nodes(sixteen, None)) == (2, 1)
+    assert resources.threads("train", sixteen, nodes) == 24
+    eight = compose.load("train", ["model=qwen2_5_7b", "trainer.devices=8"])
+    assert resources.memory_mb("train", sixteen, 1, nodes) == resources.memory_mb("train", eight)
+    assert resources.gpus("train", sixteen) == 16
+
+
 def test_memory_grows_with_the_model() -> None:
     small, large = (compose.load("train", [f"model={name}"]) for name in ("arithmetic_tiny", "qwen2_5_7b"))
     assert resources.memory_mb("train", small) < 2100

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from alp.configuration import compose
 from alp.errors import TRY_AGAIN, UserError
+from alp.rollout import process
 from alp.training.distributed import evened, joined
 from tests.conftest import TINY_TASK
 from tests.training.ranks import on_ranks, trained
@@ -108,6 +109,16 @@ def test_groups_are_halved_until_every_rank_has_as_many() -> None:
     assert evened([[0, 1, 2, 3]], [5, 5, 5, 5], 2) == [[0, 1], [2, 3]]
     assert evened([[0, 1], [2], [3, 4]], [9, 9, 1, 2, 2], 4) == [[0], [1], [2], [3, 4]]
     assert evened([[0], [1], [2]], [1, 1, 1], 2) == [[0], [1], [2]], "a single row stays"
+
+
+def test_an_engine_that_a_rank_starts_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun it would wait for a store of its own that nobody opens."""
+    told = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_WORLD_SIZE", "MASTER_PORT")
+    for name in (*told, "TORCHELASTIC_USE_AGENT_STORE", "ALP_RANKS_OF", "ALP_RENDEZVOUS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "1")
+    given = process._environment({"OMP_NUM_THREADS": "1"}, tmp_path)
+    assert not {*told, "TORCHELASTIC_USE_AGENT_STORE", "ALP_RANKS_OF", "ALP_RENDEZVOUS"} & given.keys()
+    assert given["CUDA_VISIBLE_DEVICES"] == "1", "the rank's device is the engine's"
 
 
 def test_a_world_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ sys.path.insert(
 )  # the `alp` beside this Snakefile, wherever the results go
 
 from alp import cluster as alp_cluster
+from alp import launch as alp_launch
 from alp import warm as alp_warm
 from alp.configuration import compose as alp_config
 from alp.configuration import grid as alp_grid
@@ -39,10 +40,10 @@ try:
     RESULTS = alp_grid.results_root(config.get("results", "results"))
     alp_grid.check_checkout(ROOT, Path(sys.executable).parent)
     GRID = alp_grid.load(NAMED)
-    unknown = sorted(set(config) - {"grid", "results", "share"})
+    unknown = sorted(set(config) - {"devices_per_node", "grid", "results", "share"})
     if unknown:
         raise UserError(
-            f"--config: unknown key '{unknown[0]}'; choose from grid, results, share"
+            f"--config: unknown key '{unknown[0]}'; choose from devices_per_node, grid, results, share"
         )
     said = str(
         config.get("share", True)
@@ -50,6 +51,12 @@ try:
     if said not in ("true", "false"):
         raise UserError(f"--config: share is true or false, not '{config['share']}'")
     SHARE = said == "true"
+    # What a machine of the cluster has: a training job of more asks for several (docs/distributed.md).
+    EACH = alp_cluster.devices_per_node(
+        config.get("devices_per_node"), "--config devices_per_node"
+    )
+    for arm in GRID.arms if EACH else ():
+        alp_resources.nodes(alp_grid.job_of(GRID, arm), EACH)
     FOLDER = str(GRID.folder(RESULTS))
     GRID.tracking_uri(RESULTS)  # refuses what MLflow would read as another database
     alp_trackers.asked()  # refuses a tracker that is unknown or not installed
@@ -88,7 +95,9 @@ def set_prefix(*more):
             [
                 f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
                 f"PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
-                *("ALP_PARENT=$PPID", "ALP_SHELL=$$", *more, "; "),
+                *("ALP_PARENT=$PPID", "ALP_SHELL=$$"),
+                *([f"{alp_launch.PER_MACHINE}={EACH}"] if EACH else []),
+                *(*more, "; "),
             ]
         )
         .replace("{", "{{")
@@ -199,8 +208,10 @@ def resolved(verb, wildcards):
 
 
 def words(verb):
-    """A params function: the words of a job, quoted for the shell."""
-    return lambda wildcards: shlex.join(overrides(verb, wildcards))
+    """A params function: the words of a job that its results follow from, quoted for the shell."""
+    return lambda wildcards: shlex.join(
+        word for word in overrides(verb, wildcards) if alp_grid.bears_on_results(word)
+    )
 
 
 def share(wildcards, threads):
@@ -209,16 +220,46 @@ def share(wildcards, threads):
     return "" if SHARE else "run.share=false"
 
 
+def unrecorded(wildcards, threads):
+    """The same of a training job, with the number of its devices: that is no reason either."""
+    others = [
+        word
+        for word in overrides("train", wildcards)
+        if not alp_grid.bears_on_results(word)
+    ]
+    return shlex.join([*others, *filter(None, [share(wildcards, threads)])])
+
+
 def thread_count(verb):
-    """A threads function; a verb that works on the whole grid takes one."""
-    return lambda wildcards: alp_resources.threads(verb, resolved(verb, wildcards))
+    """A threads function, of one machine; a verb that works on the whole grid takes one."""
+    return lambda wildcards: alp_resources.threads(
+        verb, resolved(verb, wildcards), machines(verb, wildcards)
+    )
 
 
 def memory(verb):
-    """A resources function: MiB."""
+    """A resources function: MiB of one machine."""
     return lambda wildcards, attempt: alp_resources.memory_mb(
-        verb, resolved(verb, wildcards), attempt
+        verb, resolved(verb, wildcards), attempt, machines(verb, wildcards)
     )
+
+
+def machines(verb, wildcards):
+    """How many machines a job takes."""
+    if verb != "train":
+        return 1
+    return alp_resources.nodes(resolved(verb, wildcards), EACH)
+
+
+def nodes(wildcards):
+    """A resources function: machines, all devices of a job on one of them unless `devices_per_node` says otherwise."""
+    return machines("train", wildcards)
+
+
+def mpi(wildcards):
+    """A resources function, of none where a job takes one machine: has the executor start it outside of any job step, so that
+    it can have one of its own over all its machines (alp/cluster.py)."""
+    return "srun" if machines("train", wildcards) > 1 else None
 
 
 @functools.cache

@@ -25,11 +25,15 @@ rule train:
         mem_mb=memory("train"),
         runtime=minutes("train"),
         gpu=gpus("train"),
+        nodes=nodes,
+        tasks=nodes, # one on each, which starts the ranks there
+        tasks_per_gpu=0,
+        mpi=mpi,
     params:
         words=words("train"),
         config=identity("train"),
         code=code("train"),
-        share=share,
+        share=unrecorded,
     message:
         "train {wildcards.arm} seed {wildcards.seed}"
     shell:
