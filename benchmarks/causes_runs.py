@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +216,16 @@ class Run:
 
     def _draft_model(self, strength: int) -> Pair:
         """Some tokens carry the log-probs of the model that proposed them."""
-        draft = self.lab.score(rounded(self.lab.model, 3), self.prompts, self.responses)
         part = (0.2, 0.4, 0.6)[strength]
-        pairs = zip(self.rollout, draft, strict=True)
+        pairs = zip(self.rollout, self.draft, strict=True)
         return self.old, [
             [b if self.random.random() < part else a for a, b in zip(row, other, strict=True)] for row, other in pairs
         ]
+
+    @cached_property
+    def draft(self) -> list[list[float]]:
+        """What a model of 3 bits gives the same tokens."""
+        return self.lab.score(rounded(self.lab.model, 3), self.prompts, self.responses)
 
     def _wrong_head(self, strength: int) -> Pair:
         """The trainer's head is another one: the right matrix and a random one of its size, mixed."""
