@@ -1,25 +1,27 @@
-"""One self-contained page of tables and figures: nothing to fetch, nothing hidden without its script, no clock and no
-host name."""
+"""One page of tables and figures, self-contained but for figures that would make it too large: nothing to fetch from
+elsewhere, nothing hidden without its script, no clock and no host name."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from alp.rendering.artefact import Artefact
+from alp.rendering.artefact import PHONE, Artefact
 from alp.rendering.tables import Table, to_html
+
+ROOM = 3_000_000  # characters of figures in a page, which leaves a million for its tables and texts
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure or table of the page: ``content`` is a data URI or finished HTML; ``files`` are names and relative
-    addresses of its files; a figure that carries no signal says so in ``silent``, and is not drawn. ``narrow`` is the
-    figure once more, for a phone, and ``healthy`` what it looks like where nothing is wrong."""
+    """A figure or table of the page: ``content`` is a data URI, the address of a file, or finished HTML; ``files`` are
+    names and relative addresses of its files; a figure that carries no signal says so in ``silent``, and is not drawn.
+    ``narrow`` is the figure once more, for a phone, and ``healthy`` what it looks like where nothing is wrong."""
 
     name: str
     title: str
@@ -56,6 +58,21 @@ def shown_figure(
         small if narrow else "",
         artefact.healthy,
     )
+
+
+def within(figures: Sequence[Shown], room: int) -> list[Shown]:
+    """Figures in their order, each in the page as long as all of them take at most ``room`` characters; one that does
+    not fit is shown from its files beside the page."""
+    kept = []
+    for figure in figures:
+        size = 0 if figure.silent else len(figure.content) + len(figure.narrow)
+        if size <= room:
+            room -= size
+            kept.append(figure)
+        else:
+            wide = next(address for _, address in figure.files if address.endswith(".svg"))
+            kept.append(replace(figure, content=wide, narrow=wide.removesuffix(".svg") + PHONE))
+    return kept
 
 
 def render(template: Path, **values: Any) -> str:

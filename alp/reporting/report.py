@@ -13,7 +13,7 @@ from typing import Any
 from alp.configuration.grid import Grid
 from alp.ownership import claimed
 from alp.rendering.artefact import PHONE, Artefact, Kind, paths
-from alp.rendering.page import Shown, render, shown_figure, shown_table
+from alp.rendering.page import ROOM, Shown, render, shown_figure, shown_table, within
 from alp.reporting import arm_cards, records, reference, registry, runs, trajectories
 from alp.reporting.active_settings import SETTINGS, settings
 from alp.reporting.aggregate import build
@@ -43,7 +43,8 @@ def _page(loaded: Results, grid: Grid, results: Path) -> str:
         shown_table(artefact, tables[artefact.name], _files("tables", artefact))
         for artefact in registry.of_grid("tables", grid)
     )
-    first, *figures = (_figure(loaded, results, artefact) for artefact in registry.of_grid("figures", grid))
+    drawn = [_figure(loaded, results, artefact) for artefact in registry.of_grid("figures", grid)]
+    first, *figures = within(drawn, ROOM)
     leakage = shown_table(
         LEAKAGE, LEAKAGE.make((grid, results)), [_beside(grid, grid.data_dir(results) / "leakage.json", results)]
     )

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict
 
+from alp.configuration.method_schema import Method
+from alp.policy.method import Level
 from alp.rendering.numbers import number, significant
 from alp.reporting.arms import label
 from alp.reporting.records import Number, damaged, read_lines
@@ -131,24 +133,26 @@ def _arm(arm: ArmRuns, run: Run, lines: list[dict[str, Any]]) -> Shown:
         name=arm.name,
         label=label(arm.name),
         seed=run.seed,
-        ratio=_ratio(arm),
+        ratio=ratio_words(arm.method),
         steps=[(step, [_card(arm, line) for line in by_step[step]]) for step in steps],
     )
 
 
-def _ratio(arm: ArmRuns) -> str:
+LEVELS: dict[Level, str] = {
+    "token": "one r a token",
+    "sequence": "one r a sequence, the product of its tokens'",
+    "sequence_geometric": "one r a sequence, the geometric mean of its tokens'",
+    "prefix": "the r of a token is the product up to it",
+    "turn": "the r of a token is the product up to the end of its turn",
+    "turn_geometric": "one r a turn, the geometric mean of its tokens'",
+}
+
+
+def ratio_words(method: Method) -> str:
     """What r is, in words."""
-    method = arm.method
     numerator = "π_θ,δ" if method.numerator == "perturbed" else "π_θ"
     denominator = "μ" if method.denominator == "rollout" else "π_old"
-    level = {
-        "token": "one r a token",
-        "sequence": "one r a sequence, the product of its tokens'",
-        "sequence_geometric": "one r a sequence, the geometric mean of its tokens'",
-        "prefix": "the r of a token is the product up to it",
-        "turn": "the r of a token is the product up to the end of its turn",
-    }[method.level]
-    return f"r = {numerator} / {denominator}, {level}"
+    return f"r = {numerator} / {denominator}, {LEVELS[method.level]}"
 
 
 # ---- a trajectory ----------------------------------------------------------------------------------------------------

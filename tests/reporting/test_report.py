@@ -135,6 +135,24 @@ def test_the_page_of_eight_arms_stays_small(tmp_path: Path) -> None:
     assert report(grid, results).stat().st_size < 4 * 2**20
 
 
+def test_figures_beyond_the_room_are_shown_from_their_files(
+    finished: Finished, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a grid of many arms: the first figures are in the page, the others beside it, and the page says so."""
+    grid, results = finished
+    first = Page(page).images[0], Page(page).sources[0]
+    monkeypatch.setattr("alp.reporting.report.ROOM", sum(map(len, first)))
+    path = report(grid, results)
+    short = Page(path.read_text(encoding="utf-8"))
+    monkeypatch.undo()
+    report(grid, results)
+    assert (short.images[0], short.sources[0]) == first
+    assert len(short.images) == len(Page(page).images)
+    for image in short.images[1:] + short.sources[1:]:
+        assert (path.parent / image).is_file()
+    assert path.read_text(encoding="utf-8") == page
+
+
 def test_page_says_where_it_comes_from(finished: Finished, page: str) -> None:
     """What each run was trained with, by its own record, not what is checked out when the page is made."""
     _, results = finished

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,11 +14,12 @@ import pytest
 from alp.configuration import compose
 from alp.configuration.grid import Grid
 from alp.errors import UserError
+from alp.policy.method import Level
 from alp.reporting import runs
 from alp.reporting.aggregate import aggregate
 from alp.reporting.draw import figures
 from alp.reporting.report import report
-from alp.reporting.trajectories import BOUNDS, classes, shown, visible
+from alp.reporting.trajectories import BOUNDS, LEVELS, classes, ratio_words, shown, visible
 
 from .conftest import GRID, fabricate, trajectory, write_grid
 from .test_report import Page
@@ -171,3 +172,14 @@ def test_a_line_that_is_no_json_is_one_line_too(fresh: Finished) -> None:
     _file(fresh, "grpo").write_text('{"step": 1', encoding="utf-8")
     with pytest.raises(UserError, match="is no valid JSON at line 1"):
         shown(runs.load(*fresh))
+
+
+@pytest.mark.parametrize("preset", compose.choices("method"))
+def test_every_preset_s_ratio_has_words(preset: str) -> None:
+    """A level that the method knows and the page does not would cost the report of a finished grid."""
+    method = compose.load("train", [f"method={preset}"]).method
+    assert ratio_words(method).startswith("r = π_θ")
+
+
+def test_every_level_has_words() -> None:
+    assert set(LEVELS) == set(get_args(Level))
