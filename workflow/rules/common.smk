@@ -350,7 +350,9 @@ def shown(kind):
     files = []
     for name in alp_registry.paths_of(kind, GRID):
         path = f"{FOLDER}/{name}"
-        if name.suffix in (".csv", ".svg") and name.stem in titles:  # not the figure for a phone
+        if (
+            name.suffix in (".csv", ".svg") and name.stem in titles
+        ):  # not the figure for a phone
             labels = {"title": titles[name.stem]}
             path = report(path, category=kind.capitalize(), labels=labels)
         files.append(path)

@@ -26,7 +26,7 @@ rule train:
         runtime=minutes("train"),
         gpu=gpus("train"),
         nodes=nodes,
-        tasks=nodes, # one on each, which starts the ranks there
+        tasks=nodes,  # one on each, which starts the ranks there
         tasks_per_gpu=0,
         mpi=mpi,
     params:

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from alp import presets
 from alp.evaluation.statistics import Interval
@@ -37,6 +38,13 @@ _HUES = dict(zip(presets.GROUPS, ("#572a00", "#4a7aee", "#b53d5a", "#35268f"), s
 _ROW = 0.14  # inches of a name
 _SIZE = 8  # points of names and numbers
 _DIGIT = 5.5  # points, its width
+_HALF = 20  # characters of a name that has half of a phone's width
+_TICKS = (
+    (0.5, (1, 1.5, 2, 3, 4, 5, 6, 8)),
+    (1.7, (1, 2, 3, 5)),
+    (3, (1, 3)),
+    (math.inf, (1,)),
+)  # up to so many decades
 # Where a number may stand beside its point, in points from it to its middle: the nearest place that is free.
 _PLACES = [
     (reach * math.cos(turn * math.pi / 6 + 0.4), reach * math.sin(turn * math.pi / 6 + 0.4))
@@ -48,13 +56,13 @@ _PLACES = [
 def make(loaded: Results) -> Figure:
     """Accuracy with its interval against the mean k3 of the clean policy to the rollout policy."""
     ranked = sorted(loaded.arms, key=lambda arm: -loaded.mean(arm.accuracy))
-    figure, axes, names, listed = _canvas(len(ranked))
+    figure, axes, names, listed = _canvas(len(ranked), longest=max(len(label(arm.name)) for arm in ranked))
     base = loaded.base_interval()
     known = [(number, arm) for number, arm in enumerate(ranked, 1) if arm.step_mean(_KEY)]
     for _, arm in known:
         _point(axes, arm, loaded.interval(arm.accuracy), collapsed=_collapsed(loaded, arm, base))
     if known:
-        axes.set_xscale("log")
+        _logarithmic(axes)
     else:
         plots.empty(axes, "not logged")
     axes.set(xlabel="divergence of the policy from μ, nats per token", ylabel=f"accuracy, {loaded.average} at T = 1, %")
@@ -70,15 +78,26 @@ def make(loaded: Results) -> Figure:
     return figure
 
 
-def _canvas(arms: int) -> tuple[Figure, Axes, Axes, int]:
-    """The figure, the panel of points, the panel of names at its right, or below it in two columns where it is narrow,
-    and how many names a column has room for."""
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic x axis with as many ticks as its width has room for, as plain numbers."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low)
+    subs = next(subs for most, subs in _TICKS if decades < most)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _canvas(arms: int, *, longest: int) -> tuple[Figure, Axes, Axes, int]:
+    """The figure, the panel of points, the panel of names at its right, or below it where it is narrow, in two columns
+    if the ``longest`` leaves room for them, and how many names a column has room for."""
     if plots.beside(2) == 2:
         figure = plots.canvas(max(3.4, 0.8 + _ROW * arms))
         axes, names = figure.subplots(1, 2, width_ratios=[2.6, 1])
         return figure, axes, names, max(arms, 20)
-    listed = -(-arms // 2)
-    heights = [3.4, _ROW * listed]
+    listed = -(-arms // 2) if longest <= _HALF else arms
+    heights = [max(3.4, 0.09 * arms), _ROW * listed]
     figure = plots.canvas(sum(heights) + 0.6)
     axes, names = figure.subplots(2, 1, height_ratios=heights)
     return figure, axes, names, listed
