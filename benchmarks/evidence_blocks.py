@@ -114,15 +114,16 @@ def summary(found: dict[str, Any]) -> str:
     lines = [line.strip("|").split("|") for line in found["tables"]["main"].splitlines()]
     kept = [place for place, heading in enumerate(lines[0]) if heading.strip().startswith(wanted)]
     table = "\n".join("|" + "|".join(cells[place] for place in kept) + "|" for cells in lines)
-    return f"{table}\n\n{answer(found)}"
+    return f"{table}\n\n" + "".join(map(_sentence, found["verdict"]))
 
 
 def answer(found: dict[str, Any]) -> str:
-    """The verdict alone."""
-    sentences = (
-        textwrap.fill(f"- {text}", WIDTH, subsequent_indent="  ", break_on_hyphens=False) for text in found["verdict"]
-    )
-    return "".join(f"{lines}\n" for lines in sentences)
+    """Of the verdict, who differs from the reference."""
+    return _sentence(found["verdict"][0])
+
+
+def _sentence(text: str) -> str:
+    return textwrap.fill(f"- {text}", WIDTH, subsequent_indent="  ", break_on_hyphens=False) + "\n"
 
 
 def rates(found: dict[str, Any]) -> str:
