@@ -16,8 +16,9 @@ from tests.training.ranks import on_ranks
 # 26 M parameters; the vocabulary divides by no number of ranks, so that shards are padded.
 SAVING = Size(8, 512, 1408, 8, 2, 4095, False, rows=4, tokens=128, chunk=64)
 PLAIN = replace(SAVING, tied=True, chunk=None, checkpointing=False, rounded=False)
-# Of the work of a micro-batch: buffers inside of kernels are no tensors that the account sees.
-TOLERANCE = 0.05
+# Of the work of a micro-batch: buffers inside of kernels, each CPU's own, are no tensors that the account sees. Now and
+# then parameters that were put together are given up only after the next are: those of a unit come on top.
+TOLERANCE = 0.1
 
 
 def _measured() -> list[Taken]:
@@ -32,7 +33,8 @@ def test_the_account_is_what_two_processes_hold() -> None:
         account = rank_memory.accounted(size, 2)
         assert replace(taken, work=0) == replace(account, work=0)
         assert (other.weights, other.gradients) <= (account.weights, account.gradients)
-        assert taken.work == pytest.approx(account.work, rel=TOLERANCE)
+        assert (1 - TOLERANCE) * account.work <= taken.work
+        assert taken.work <= (1 + TOLERANCE) * account.work + account.together
         assert account.whole / 2 <= account.weights < 1.01 * account.whole / 2
     assert first[0].work < first[1].work
 

@@ -219,7 +219,10 @@ def test_mlflow_holds_one_finished_run_per_job(house: Path) -> None:
     ("words", "message"),
     [
         (["grid=smok"], "alp: error: unknown grid 'smok'; did you mean 'smoke'?"),
-        (["grid=smoke", "cores=2"], "alp: error: --config: unknown key 'cores'; choose from grid, results, share"),
+        (
+            ["grid=smoke", "cores=2"],
+            "alp: error: --config: unknown key 'cores'; choose from devices_per_node, grid, results, share",
+        ),
         (["grid=smoke", "share=nein"], "alp: error: --config: share is true or false, not 'nein'"),
     ],
 )
