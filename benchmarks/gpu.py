@@ -49,7 +49,7 @@ from alp.training.head import proven_head
 from alp.training.loop import train
 from alp.training.masters import Masters
 from alp.training.update import Updater
-from benchmarks.shapes import fixed_probe, random_qwen2
+from benchmarks.shapes import Shape, fixed_probe, random_qwen2
 
 TESTS = ("tests/policy/test_kernels.py", "tests/policy/test_perturbation_gradients.py", "tests/training/test_head.py")
 TESTS = (*TESTS, "tests/training/test_attention.py", "tests/training/test_precision.py", "tests/rollout/test_static.py")
@@ -58,15 +58,9 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Shape:
+class Size(Shape):
     """A random Qwen2, and how much of it is done."""
 
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
     tokens: int  # of a sequence
     sequences: int  # of an update
     chunk: int  # tokens whose logits are there at a time
@@ -78,10 +72,10 @@ class Shape:
             return random_qwen2(self, pad_token_id=0, eos_token_id=1).to(dtype).eval()
 
 
-LARGE = Shape(28, 1536, 8960, 12, 2, 151936, 4096, 4, 4096, (64, 128))  # Qwen2.5-1.5B
-SMALL = Shape(30, 576, 1536, 9, 3, 49152, 256, 4, 512, (64, 32))  # SmolLM2-135M
-TOY = Shape(2, 64, 96, 2, 2, 64, 32, 4, 16, (4, 4))
-WIDE_TOY = Shape(2, 128, 96, 2, 2, 64, 32, 4, 16, (4, 4))  # heads that vLLM has kernels for
+LARGE = Size(28, 1536, 8960, 12, 2, 151936, 4096, 4, 4096, (64, 128))  # Qwen2.5-1.5B
+SMALL = Size(30, 576, 1536, 9, 3, 49152, 256, 4, 512, (64, 32))  # SmolLM2-135M
+TOY = Size(2, 64, 96, 2, 2, 64, 32, 4, 16, (4, 4))
+WIDE_TOY = Size(2, 128, 96, 2, 2, 64, 32, 4, 16, (4, 4))  # heads that vLLM has kernels for
 
 
 class Run:
@@ -303,7 +297,7 @@ def tests(_run: Run) -> dict[str, Any]:
     return {"closing_line": done.stdout.strip().splitlines()[-1]}
 
 
-def _batch(shape: Shape, device: torch.device) -> Batch:
+def _batch(shape: Size, device: torch.device) -> Batch:
     """Random sequences, all response but their first eighth, with advantages of both signs."""
     random = torch.Generator().manual_seed(1)
     start = shape.tokens // 8

@@ -32,21 +32,15 @@ from torch import Tensor, nn
 from alp.policy import LayerwisePerturbation, LossInputs, Method
 from alp.policy.layers import decoder_layers
 from benchmarks.memory import peak_bytes
-from benchmarks.shapes import random_qwen2
+from benchmarks.shapes import Shape, random_qwen2
 
 WAYS = ("none", "ours", "textbook")
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(Shape):
     """A random Qwen2 and a batch for it."""
 
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
     sequences: int
     tokens: int
     checkpointing: bool = False

@@ -39,23 +39,17 @@ from alp.training.batch import Batch
 from alp.training.distributed import World
 from alp.training.forward import token_log_probs
 from alp.training.head import Head
-from benchmarks.shapes import random_qwen2
+from benchmarks.shapes import Shape, random_qwen2
 
 GIB = 2**30
 Peak = Callable[[Callable[[], object]], int]
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(Shape):
     """A Qwen2, and what one device takes at a time: ``rows`` sequences of ``tokens``; ``chunk`` as
     ``trainer.logits_chunk``, ``rounded`` as ``trainer.precision=bfloat16``."""
 
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
     tied: bool
     rows: int
     tokens: int

@@ -30,7 +30,7 @@ from alp.configuration import compose
 from alp.models import character_tokenizer
 from alp.rollout import registry, vllm
 from alp.rollout.engine import Engine, Host, Request, Sampling
-from benchmarks.shapes import fixed_probe, random_qwen2
+from benchmarks.shapes import Shape, fixed_probe, random_qwen2
 
 CPU = torch.device("cpu")
 END = 1
@@ -38,15 +38,9 @@ SAMPLES = 8  # of each prompt
 
 
 @dataclass(frozen=True)
-class Size:
+class Size(Shape):
     """A random Qwen2 with heads that vLLM has kernels for, and what is sampled from it."""
 
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    key_value_heads: int
-    vocabulary: int
     prompt: int
     response: int
     batches: tuple[int, ...]

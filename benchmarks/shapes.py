@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -12,21 +13,16 @@ from alp.rollout.engine import Probe
 from alp.training.forward import sequence_log_probs
 
 
-class Shape(Protocol):
-    """What a benchmark's own description of a size has."""
+@dataclass(frozen=True)
+class Shape:
+    """A random Qwen2; what is done with it a benchmark's own description of a size adds."""
 
-    @property
-    def layers(self) -> int: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def intermediate(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def key_value_heads(self) -> int: ...
-    @property
-    def vocabulary(self) -> int: ...
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
 
 
 def random_qwen2(shape: Shape, **more: Any) -> Any:

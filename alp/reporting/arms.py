@@ -22,43 +22,13 @@ SHIPPED = frozenset(  # presets that are no user's own
     )
 )
 
-_ACRONYMS = {
-    *(
-        "grpo",
-        "gspo",
-        "mis",
-        "tis",
-        "alp",
-        "dapo",
-        "luspo",
-        "so",
-        "trl",
-        "rs",
-        "opsm",
-        "trm",
-        "dppo",
-        "tv",
-        "kl",
-        "ipo",
-    ),
-    *(
-        "m2po",
-        "pspo",
-        "cispo",
-        "pg",
-        "is",
-        "topr",
-        "vespo",
-        "dro",
-        "sapo",
-        "spo",
-        "gmpo",
-        "apmpo",
-        "bapo",
-        "ce",
-        "gppo",
-    ),
-}
+_ACRONYMS = frozenset(
+    re.findall(
+        r"\w+",
+        "grpo gspo mis tis alp dapo luspo so trl rs opsm trm dppo tv kl ipo m2po pspo cispo pg is topr vespo dro "
+        "sapo spo gmpo apmpo bapo ce gppo",
+    )
+)
 _SPELT = {"icepop": "IcePop", "kpop": "KPop", "k2": "k2", "k3": "k3"}
 _VARIANTS = {
     "sigma0": "σ₀ = 0",
