@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml $(LOCK) locks/overrides.txt locks/uv.sh
 	$$uv pip install --compile-bytecode --constraint $$lock $$overrides --editable ".[$$extras]"
 	@touch $(STAMP)
 
-grid: install ## rebuild a grid end to end (GRID=quick), 14 minutes on 2 free cores
+grid: install ## rebuild a grid end to end (GRID=quick), 14 minutes on 2 free cores, 29 where they lack AVX-512
 	export ALP_PARENT=$$PPID ALP_SHELL=$$$$; exec $(BIN)/snakemake --cores $(CORES) --config grid=$(GRID)
 	@echo "report: results/$(notdir $(basename $(GRID)))/report.html"
 

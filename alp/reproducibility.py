@@ -161,7 +161,7 @@ def fix_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # its longer-named twin imports all of torch.compile, two seconds
     if torch.get_num_threads() != threads:
         raise RuntimeError(
             f"torch runs {torch.get_num_threads()} threads instead of the {threads} the configuration fixes"

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from alp.diagnosis import checking
-from alp.diagnosis.causes import causes
+from alp.diagnosis.causes import OTHER_WEIGHTS, causes
 from alp.diagnosis.dumps import FIELDS, Dump, Raw
 from benchmarks.causes_runs import ENGINES, LABS, OF_MODEL, ROUTING, STEPS, STRENGTHS, Lab, Run, teach_experts
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT, PAGE = ROOT / "docs" / "evidence" / "causes.csv", ROOT / "docs" / "causes.md"
-FIRST_SEED = {"tuning": 1000, "held_out": 2000}
+FIRST_SEED = {"tuning": 1000, "held_out": 3000}
 FEW = "a few tokens far out (routing of experts)"
 RIGHT = {  # the fault, and what names it rightly
     "temperature": ("temperature on one side",),
@@ -45,7 +45,7 @@ RIGHT = {  # the fault, and what names it rightly
     "padding": ("padding in the mask",),
     "wrong sequences": ("wrong sequences",),
     "draft model": ("log-probs of two models (speculative decoding)",),
-    "wrong head": ("other weights (quantised, stale, another head)",),
+    "wrong head": (OTHER_WEIGHTS,),
     ROUTING: (FEW,),
 }
 CLEAN = dict.fromkeys(ENGINES, ("agreement", "rounding")) | {
@@ -72,6 +72,11 @@ class Judged:
         if self.fault != "none":
             return self.name in RIGHT[self.fault]
         return self.name in CLEAN[self.strength] or (self.model == "experts" and self.name == FEW)
+
+    @property
+    def wide(self) -> bool:
+        """Whether the name is right, or that of several faults of which this is one."""
+        return self.right or (self.name == OTHER_WEIGHTS and self.fault in ("quantised", "stale"))
 
 
 # ---- runs on disk ----------------------------------------------------------------------------------------------------
@@ -132,11 +137,11 @@ def runs(given: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for model in given.get("models", "embedded,experts,SmolLM2").split(","):
         steps = int(given.get("steps", 1000))
-        if model == "embedded" and not (folder / "model").is_dir():
+        if model == "embedded" and not (folder / "embedded" / "model").is_dir():
             from alp.configuration import compose
             from alp.training.pretrain import pretrain
 
-            pretrain(compose.load("pretrain", [f"pretrain.steps={steps}", f"run.dir='{folder}'"]))
+            pretrain(compose.load("pretrain", [f"pretrain.steps={steps}", f"run.dir='{folder / 'embedded'}'"]))
         if model == "experts" and not (folder / "experts").is_dir():
             teach_experts(folder, steps)
         make(folder, model, half, int(given.get("seeds", 4)), int(given.get("clean", 20)))
@@ -155,10 +160,10 @@ def judged(folder: Path, half: str) -> list[Judged]:
     return found
 
 
-def share_right(rows: Sequence[Judged]) -> tuple[int, int]:
-    """Of faults at the two larger strengths: named rightly, and all."""
+def share_right(rows: Sequence[Judged], *, wide: bool = False) -> tuple[int, int]:
+    """Of faults at the two larger strengths: named rightly (with ``wide`` also by a name that covers it), and all."""
     larger = [row for row in rows if row.fault != "none" and row.strength != "0"]
-    return sum(row.right for row in larger), len(larger)
+    return sum(row.wide if wide else row.right for row in larger), len(larger)
 
 
 def false_alarms(rows: Sequence[Judged]) -> tuple[int, int]:
@@ -197,22 +202,25 @@ def page(rows: Sequence[Judged]) -> str:
         "seeds, was judged once, after that. The goal: 90 % named rightly at the two larger strengths, and at most 2 %",
         "false alarms.",
         "",
-        "| half | model | faults named rightly, strengths 1 and 2 | clean runs with a false alarm |",
-        "|---|---|---|---|",
+        "| half | model | faults named rightly, strengths 1 and 2 | with a wider name | clean runs, false alarms |",
+        "|---|---|---|---|---|",
     ]
     for half in FIRST_SEED:
         for model in [*LABS, "all"]:
             here = [row for row in rows if row.half == half and model in (row.model, "all")]
             if here:
-                lines.append(f"| {half} | {model} | {_percent(share_right(here))} | {_percent(false_alarms(here))} |")
+                shares = [share_right(here), share_right(here, wide=True), false_alarms(here)]
+                lines.append(f"| {half} | {model} | {' | '.join(map(_percent, shares))} |")
     lines += [
         "",
         "A clean run is named rightly as agreement or rounding; an engine with int8 weights also as quantised, a",
-        "mixture of experts also as tokens that are routed otherwise: both are.",
+        "mixture of experts also as tokens that are routed otherwise: both are. The wider name is that of other",
+        "weights, which counts as right for another head alone: from a certain size on the differences do not say",
+        "whether weights were quantised, are old, or are another head's.",
         "",
-        "Thresholds were frozen before SmolLM2's faults were made: neither half of them had a part in any. Its runs",
-        "are short, 8 steps of 4 responses of at most 12 tokens: one wrong sequence is 3 % of them, and there is one",
-        "at every strength. Its training is left out, and stale weights with it.",
+        "SmolLM2's runs are short, 8 steps of 4 responses of at most 24 tokens: one wrong sequence is 3 % of them, and",
+        "there is one at every strength. Another prompt moves all tokens alike, the first no more than the last,",
+        "and is taken for other weights; so are weights of 4 and 5 bits a row, which move its logits by one to two.",
         *_not_made(rows),
         "",
         "## The held-out half",

@@ -18,8 +18,11 @@ from alp.diagnosis.pattern import BFLOAT16, FAR, FLOAT32, ROUNDING, SURE, Patter
 from alp.rendering.numbers import share, significant
 
 NONE = "none of these"
+OTHER_WEIGHTS = "other weights (quantised, stale, another head)"
 _SMALL = 1e-12
 ENOUGH = 100  # tokens: fewer show no pattern
+RETOKENISED = 0.02  # share of the sequences that break off: fewer are sequences of their own
+ADRIFT = 3.0  # nats that the tokens of a wrong sequence differ by together: experts that flip, or few bits, make less
 SOME = 0.06  # share of the sequences: up to it they are some wrong ones, beyond it is a way of handling text
 QUANTISED = 0.17  # noise of a logit: four bits a weight make less of it, another head more
 FEW = 0.05  # share of tokens far apart up to which they are exceptions
@@ -119,7 +122,7 @@ def shifted(pattern: Pattern) -> Cause | None:
 def retokenised(pattern: Pattern) -> Cause | None:
     """Agreement up to a place that differs from sequence to sequence, none behind it."""
     broken, wrong = pattern.breaks
-    if broken.sum() < 3 or broken.mean() < 0.02 or broken.sum() < 1.5 * wrong.sum():
+    if broken.sum() < 3 or broken.mean() < RETOKENISED or broken.sum() < 1.5 * wrong.sum():
         return None
     quiet = pattern.typical if broken.mean() < 0.3 else pattern.noise
     if quiet > 5 * ROUNDING:
@@ -134,18 +137,21 @@ def retokenised(pattern: Pattern) -> Cause | None:
 def wrong_sequence(pattern: Pattern) -> Cause | None:
     """All that differs stands in a few sequences, and makes much of each of them."""
     broken, wrong = pattern.breaks
-    loud = np.bincount(pattern.sequence, pattern.loud, len(pattern.lengths))
-    hit = (loud >= 2) & (pattern.loud_share >= 0.1)
-    if not hit.any() or broken.sum() > wrong.sum() + 1 or hit.mean() > SOME or pattern.typical > 5 * ROUNDING:
+    nats = np.bincount(pattern.sequence, pattern.loud * np.abs(pattern.gap), len(pattern.lengths))
+    hit = (pattern.loud_share >= 0.1) & (nats >= ADRIFT)
+    if not hit.any() or hit.mean() > SOME or pattern.typical > 5 * ROUNDING:
         return None
-    if loud[hit].sum() < 0.6 * loud.sum():
+    if broken.mean() >= RETOKENISED and broken.sum() > wrong.sum() + 1:
+        return None
+    held = float(nats[hit].sum() / nats.sum())
+    if held < 0.6:
         return None
     rows = ", ".join(map(str, np.flatnonzero(hit)[:3].tolist()))
     return Cause(
         "wrong sequences",
         0.92,
-        f"{int(hit.sum())} of {len(hit)} sequences (index {rows}) hold {share(float(loud[hit].sum() / loud.sum()))} %"
-        " of the tokens that differ by more than rounding",
+        f"{int(hit.sum())} of {len(hit)} sequences (index {rows}) hold {share(held)} %"
+        " of what tokens differ by beyond rounding, in nats",
     )
 
 
@@ -155,8 +161,9 @@ def other_prompt(pattern: Pattern) -> Cause | None:
     if first.sum() < 20 or later.sum() < 20:
         return None
     early, late = float(np.median(pattern.size[first])), float(np.median(pattern.size[later]))
-    if early < 3 * late or early < FAR or np.quantile(pattern.size[first], 0.25) < ROUNDING:
-        return None  # where some of the first tokens agree it is no other prompt
+    lowest = [float(np.quantile(pattern.size[part], 0.25)) for part in (first, later)]
+    if early < 3 * late or early < FAR or lowest[0] < max(ROUNDING, 2 * lowest[1]):
+        return None  # where some of the first tokens agree as others do it is no other prompt
     return Cause(
         "another prompt (chat template)",
         0.8,
@@ -233,14 +240,17 @@ def stale(pattern: Pattern) -> Cause | None:
 
 def draft(pattern: Pattern) -> Cause | None:
     """Many tokens far apart between many that agree: log-probs of two models in one response."""
-    part = pattern.scattered
-    if part is None or part <= FEW or pattern.quantile(0.9) < 20 * pattern.noise:
+    part, quiet = pattern.scattered, pattern.quantile(0.1)
+    if part is None or part <= FEW:
+        return None
+    apart = pattern.quantile(0.9)
+    if not (pattern.noise <= ROUNDING and apart >= 20 * pattern.noise) and apart < 500 * quiet:
         return None
     return Cause(
         "log-probs of two models (speculative decoding)",
         0.75,
         f"{share(part)} % of the uncertain tokens are far apart, all over the sequences, between others that agree to"
-        f" {significant(pattern.noise)}",
+        f" {significant(quiet)}",
     )
 
 
@@ -264,7 +274,7 @@ def other_weights(pattern: Pattern) -> Cause | None:
     sizes = pattern.per_step
     flat = sizes is not None and sizes.max() < 2.5 * sizes.min()
     small = flat and pattern.typical < QUANTISED
-    name = "quantised rollouts" if small else "other weights (quantised, stale, another head)"
+    name = "quantised rollouts" if small else OTHER_WEIGHTS
     over = "; the same at every step" if flat else ""
     return Cause(
         name, 0.6, f"a logit's noise of {significant(pattern.typical)}, beyond bfloat16's, on all tokens{over}"

@@ -80,6 +80,7 @@ def _histograms(dump: Dump, figures: Figures, level: str, reduce: Callable[[Floa
         _thin_out(panels[0])
     panels[0].yaxis.set_major_locator(LogLocator(numticks=5))
     panels[0].yaxis.set_minor_locator(NullLocator())
+    plots.name_powers(panels[0].yaxis)
     panels[-1].set_xlabel("log-ratio, nats" if level == "token" else "log-ratio summed over the sequence, nats")
     drawing.supylabel(f"share of the {level}s per nat", fontsize=8.5)
     labels = {"solid": "median", "dashed": "1 % and 99 %", "dotted": "0.1 % and 99.9 %"}

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from alp.diagnosis.dumps import Floats, Ints, placeholders
 
+NEARLY = -1e-3  # nats: of a token that a policy is as good as sure of
 OPEN = 0.98  # probability from which a token says little
 SURE = 0.999  # and from which its size is not to be divided by what is left
+MOVED = (0.02, 0.05)  # nats: more than most rounding makes; more than a bfloat16 model with large logits makes
 WIDEST = 2.0  # nats: what a cut of the vocabulary moves a log-prob by at most
 FAR = 0.15  # noise of a logit
 FLOAT32, ROUNDING = 2e-5, 0.03  # noise of a logit: below the first nothing differs, up to the second it is rounding
@@ -70,7 +72,12 @@ class Pattern:
     def support(self) -> tuple[str, float, float] | None:
         """Whether one side is renormalised over a part of the vocabulary: its name, the largest difference, and the
         share of the differences on its side. None where not."""
-        moved = (np.abs(self.gap) > 0.02) & (self.numerator != 0) & (self.denominator != 0)
+        quiet, large = (self._support(least) for least in MOVED)
+        return quiet or large
+
+    def _support(self, least: float) -> tuple[str, float, float] | None:
+        """The same from tokens that differ by more than ``least`` nats."""
+        moved = (np.abs(self.gap) > least) & (self.numerator != 0) & (self.denominator != 0)
         if moved.sum() < 30:
             return None
         gap = self.gap[moved]
@@ -112,7 +119,12 @@ class Pattern:
             (placeholders(self.denominator, self.numerator), self.names[1]),
             (placeholders(self.numerator, self.denominator), self.names[0]),
         )
-        return max(sides, key=lambda side: side[0].sum())
+        found, name = max(sides, key=lambda side: side[0].sum())
+        policy, other = (self.numerator, self.denominator)[:: 1 if name == self.names[0] else -1]
+        nearly = placeholders(np.where(policy > NEARLY, 0.0, policy), other)
+        if nearly.sum() > 1.5 * found.sum():  # it is sure of these tokens by itself: of others it nearly is
+            found = np.zeros_like(found)
+        return found, name
 
     @cached_property
     def trailing(self) -> NDArray[np.bool_]:
@@ -157,7 +169,7 @@ class Pattern:
         """Share of open tokens far apart, where they stand between tokens that agree, all over the sequences; else
         None."""
         part = float(self.far[self.open].mean()) if self.open.any() else 0.0
-        if not part or self.noise > ROUNDING:
-            return None
+        if not part or self.quantile(0.1) > BFLOAT16 / 2:
+            return None  # of rounding's sizes a quarter is below half its median; up to six tokens in ten are another's
         rows = np.unique(self.sequence[self.far])
         return part if len(rows) > 0.5 * min(len(self.lengths), int(self.far.sum())) else None

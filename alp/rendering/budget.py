@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
+from alp.rendering import plots
 from alp.rendering.numbers import significant
 
 MISMATCH_COLOUR = "#222222"
@@ -125,4 +126,4 @@ def _ticks(axes: Axes, names: Sequence[str], last: float) -> None:
     axes.grid(visible=False, axis="x")
     axes.yaxis.set_major_locator(LogLocator(numticks=7))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plots.name_powers(axes.yaxis)

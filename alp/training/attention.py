@@ -1,6 +1,6 @@
 """Attention on a GPU whose backward gives the same bits twice (``trainer.deterministic_attention``).
 
-In the mode that all jobs run in (``use_deterministic_algorithms(True, warn_only=True)``) torch only warns of attention:
+In the mode that all jobs run in (``set_deterministic_debug_mode("warn")``) torch only warns of attention:
 its choice may fall on cuDNN's, whose backward is not deterministic, and the backward of the flash and the
 memory-efficient kernels is their deterministic one in strict mode alone (``check_cudnn_deterministic`` in
 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, and attention_backward.cu beside it).

@@ -32,6 +32,9 @@ class CompiledLayers:
             raise UserError(
                 f"trainer.compile: widths are multiples of {MULTIPLE}, the model knows {positions} positions"
             )
+        import torch._inductor.config as inductor  # slow to import, and of no use to other jobs
+
+        inductor.deterministic = True  # as torch.use_deterministic_algorithms has it
         dynamo: Any = torch._dynamo.config
         dynamo.recompile_limit = dynamo.accumulated_recompile_limit = _SHAPES
         dynamo.fail_on_recompile_limit_hit = True
