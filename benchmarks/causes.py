@@ -31,7 +31,7 @@ from benchmarks.causes_runs import ENGINES, LABS, OF_MODEL, ROUTING, STEPS, STRE
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT, PAGE = ROOT / "docs" / "evidence" / "causes.csv", ROOT / "docs" / "causes.md"
-FIRST_SEED = {"tuning": 1000, "held_out": 3000}
+FIRST_SEED = {"tuning": 1000, "held_out": 4000}
 FEW = "a few tokens far out (routing of experts)"
 RIGHT = {  # the fault, and what names it rightly
     "temperature": ("temperature on one side",),

@@ -25,7 +25,7 @@ RETOKENISED = 0.02  # share of the sequences that break off: fewer are sequences
 ADRIFT = 3.0  # nats that the tokens of a wrong sequence differ by together: experts that flip, or few bits, make less
 SOME = 0.06  # share of the sequences: up to it they are some wrong ones, beyond it is a way of handling text
 QUANTISED = 0.17  # noise of a logit: four bits a weight make less of it, another head more
-FEW = 0.05  # share of tokens far apart up to which they are exceptions
+FEW = 0.1  # share of tokens far apart up to which they are exceptions
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def shifted(pattern: Pattern) -> Cause | None:
     here = np.bincount(of, np.minimum(gap[1:], gap[:-1] + gap[1:])[inner], count)
     later_sum, earlier_sum = np.bincount(of, later, count), np.bincount(of, earlier, count)
     best = np.minimum(later_sum, earlier_sum)
-    telling = (pattern.lengths >= 4) & (here > 0.5)
+    rounded = min(pattern.noise, BFLOAT16) * np.bincount(pattern.sequence, pattern.room, count)
+    telling = (pattern.lengths >= 4) & (here > np.maximum(0.5, 4 * rounded))
     hit = telling & (best < 0.2 * here)
     if hit.sum() < 3 or hit.sum() < 0.6 * telling.sum() or hit.sum() < 0.02 * count:
         return None
@@ -162,7 +163,7 @@ def other_prompt(pattern: Pattern) -> Cause | None:
         return None
     early, late = float(np.median(pattern.size[first])), float(np.median(pattern.size[later]))
     lowest = [float(np.quantile(pattern.size[part], 0.25)) for part in (first, later)]
-    if early < 3 * late or early < FAR or lowest[0] < max(ROUNDING, 2 * lowest[1]):
+    if early < 4 * late or early < FAR or lowest[0] < max(ROUNDING, 2 * lowest[1]):
         return None  # where some of the first tokens agree as others do it is no other prompt
     return Cause(
         "another prompt (chat template)",

@@ -39,9 +39,15 @@ class Pattern:
     @cached_property
     def size(self) -> Floats:
         """Its size in units of a logit's noise: a token of probability p moves by (1 - p) of it."""
-        room = 1 - np.exp(np.minimum(np.maximum(self.numerator, self.denominator), 0))
-        size: Floats = np.abs(self.gap) / np.maximum(room, 1 - SURE)
+        size: Floats = np.abs(self.gap) / self.room
         return size
+
+    @cached_property
+    def room(self) -> Floats:
+        """What is left of the probability beside a token, at least a thousandth."""
+        rest = 1 - np.exp(np.minimum(np.maximum(self.numerator, self.denominator), 0))
+        room: Floats = np.maximum(rest, 1 - SURE)
+        return room
 
     @cached_property
     def open(self) -> NDArray[np.bool_]:
