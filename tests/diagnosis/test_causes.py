@@ -120,6 +120,54 @@ def test_weights_that_grow_apart_are_stale_and_others_are_not(size: float, other
     assert named(made, made.scored(made.logits + size * noise), rollout)[0] == otherwise
 
 
+def test_a_few_sequences_that_agree_at_first_are_wrong_ones() -> None:
+    """Too few to be a way of handling text, wherever they break off."""
+    made = Made()
+    rollout, other = made.scored(made.noisy(3e-3)), made.scored(made.logits, torch.flip(made.tokens, [0]))
+    hit = (torch.arange(SEQUENCES) % 60 == 7)[:, None] & (torch.arange(TOKENS) >= 2)
+    assert named(made, torch.where(hit, other, made.scored(made.logits)), rollout)[0] == "wrong sequences"
+
+
+def test_experts_that_flip_make_no_wrong_sequence() -> None:
+    """Two tokens of one sequence, a few tenths of a nat each, and nothing else beyond rounding."""
+    made = Made()
+    rollout = made.scored(made.noisy(3e-3))
+    flipped = rollout.clone()
+    flipped[7, :2] -= 0.3
+    assert "wrong sequences" not in named(made, made.scored(made.logits), flipped)
+    flipped[7, :4] -= 3.0
+    assert named(made, made.scored(made.logits), flipped)[0] == "wrong sequences"
+
+
+def test_faults_of_a_model_that_rounds_loudly() -> None:
+    """bfloat16 of a model with large logits, five times what the embedded one makes: the faults have their names."""
+    made = Made()
+    loud = 0.06
+    kept = made.logits.masked_fill(made.logits < made.logits.topk(3).values[..., -1:], -torch.inf)
+    noisy = kept + made.noisy(loud) - made.logits
+    made.tokens = made.drawn(kept)
+    assert named(made, made.scored(made.logits), made.scored(noisy))[0] == "top-k or top-p on one side"
+
+    made = Made()
+    old, rollout = made.scored(made.logits), made.scored(made.noisy(loud))
+    assert named(made, old, rollout) == ["rounding"]
+    part = torch.rand(rollout.shape, generator=made.random)
+    mixed = torch.where(part < 0.5, made.scored(made.noisy(30.0)), rollout)
+    assert named(made, old, mixed)[0] == "log-probs of two models (speculative decoding)"
+    half = (torch.arange(SEQUENCES) % 2 == 0)[:, None]
+    assert named(made, old, torch.where(half, rollout.roll(1, dims=1), rollout))[0] == "off by one token"
+
+
+def test_a_policy_that_is_sure_by_itself_holds_no_placeholders() -> None:
+    """A model that collapsed gives some tokens a log-prob that rounds to 0, and others nearly."""
+    made = Made()
+    rollout = made.scored(made.noisy(3e-3))
+    sure = -torch.rand(rollout.shape, generator=made.random, dtype=torch.float64) * 1e-5
+    old = torch.where(sure > -2e-6, 0.0, sure)
+    assert "placeholders" not in named(made, old, rollout)
+    assert named(made, torch.where(sure > -2e-6, 0.0, made.scored(made.logits)), rollout)[0] == "placeholders"
+
+
 def test_two_models_and_a_few_tokens_far_out() -> None:
     made = Made()
     old, rollout = made.scored(made.logits), made.scored(made.noisy(3e-3))
