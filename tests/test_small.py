@@ -80,6 +80,7 @@ def test_the_presets_read_from_their_files_are_the_composed_ones() -> None:
     assert [repr(method) for method in read] == [repr(method) for method in presets.known()]
 
 
+@pytest.mark.long
 def test_the_page_is_that_of_the_whole_package(laid_out: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     done = run(laid_out, "demo")
     assert done.returncode == 0, done.stderr

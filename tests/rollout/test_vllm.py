@@ -362,6 +362,7 @@ def test_a_start_that_dies_is_one_line_and_not_tried_for_ever(
     assert not list(scratch.iterdir())
 
 
+@pytest.mark.long
 def test_small_layers_packed_as_on_amx(
     folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -566,6 +567,7 @@ def _job(folder: Path, run_dir: Path, *words: str) -> Any:
     return compose.load("train", [*SMALL, *TASK, *steps, *watch, *place, "method=token_alp", *words])
 
 
+@pytest.mark.long
 def test_an_adapter_is_served_merged(folder: Path, tmp_path: Path) -> None:
     run = train(_job(folder, tmp_path / "run", "model.lora={rank: 4, alpha: 32}", "rollout.dtype=float32"))
     active = json.loads((run / "active.json").read_text(encoding="utf-8"))

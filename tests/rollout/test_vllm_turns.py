@@ -77,6 +77,7 @@ def test_it_stops_where_a_turn_ends(engine: VLLMEngine, folder: Path) -> None:
         assert made.token_ids == full.token_ids[: request.limit]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bubblewrap here: make sandbox")
 def test_it_trains_with_a_tool_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     found = []

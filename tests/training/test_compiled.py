@@ -110,6 +110,7 @@ EVERYTHING = [
 ]
 
 
+@pytest.mark.long
 def test_all_switches_together_and_killed_in_between(train_config: Make, tmp_path: Path) -> None:
     class Killed(Exception):
         pass
@@ -125,6 +126,7 @@ def test_all_switches_together_and_killed_in_between(train_config: Make, tmp_pat
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_an_adapter_is_compiled_with_its_layers(train_config: Make, tmp_path: Path) -> None:
     words = ["method=token_alp", "model.lora={rank: 2, alpha: 4}", "trainer.kl=0.1", "trainer.steps=2"]
     lines = []

@@ -167,6 +167,7 @@ def own_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [f"{group}{word}" for group in ("rollout", "validation") for word in own]
 
 
+@pytest.mark.long
 def test_a_rank_that_fails_ends_the_job_and_any_number_goes_on(
     own_engine: list[str], base_model: Path, tmp_path: Path
 ) -> None:

@@ -10,8 +10,10 @@ import torch
 
 from benchmarks import gpu
 
+SHORT = [part for part in gpu.PARTS if part not in (gpu.tests, gpu.vllm_engine, gpu.update)]
 
-@pytest.mark.parametrize("part", [part for part in gpu.PARTS if part not in (gpu.tests, gpu.vllm_engine)])
+
+@pytest.mark.parametrize("part", [*SHORT, pytest.param(gpu.update, marks=pytest.mark.long)])
 def test_a_part_runs(part: Callable[[gpu.Run], dict[str, Any]]) -> None:
     assert part(gpu.Run(torch.device("cpu"), 60.0))
 

@@ -26,6 +26,7 @@ def _measured() -> list[Taken]:
         return [rank_memory.taken(size, world, peak_bytes) for size in (SAVING, PLAIN)]
 
 
+@pytest.mark.long
 def test_the_account_is_what_two_processes_hold() -> None:
     """Weights, gradients, moments to the byte; what a micro-batch needs besides within the tolerance."""
     first, second = on_ranks(2, _measured)

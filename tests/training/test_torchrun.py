@@ -92,6 +92,7 @@ def test_another_number_of_processes_is_one_line(words: list[str], tmp_path: Pat
     assert not folder.exists()
 
 
+@pytest.mark.long
 def test_two_machines_of_an_allocation_make_the_same_bytes(
     words: list[str], ours: dict[str, bytes], tmp_path: Path
 ) -> None:
