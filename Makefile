@@ -68,7 +68,7 @@ check: install ## lint, types, and the tests that need no training, engine or wo
 unit:
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
-test: install ## lint and all tests, the smoke grid through the real workflow included (15 minutes on 2 free cores)
+test: install ## lint and all tests, the smoke grid through the real workflow included (20 minutes on 2 free cores, 40 where they lack AVX-512)
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not long"
 

@@ -78,8 +78,7 @@ class Pattern:
     def support(self) -> tuple[str, float, float] | None:
         """Whether one side is renormalised over a part of the vocabulary: its name, the largest difference, and the
         share of the differences on its side. None where not."""
-        quiet, large = (self._support(least) for least in MOVED)
-        return quiet or large
+        return next(filter(None, map(self._support, MOVED)), None)
 
     def _support(self, least: float) -> tuple[str, float, float] | None:
         """The same from tokens that differ by more than ``least`` nats."""
@@ -121,12 +120,9 @@ class Pattern:
     @cached_property
     def zeros(self) -> tuple[NDArray[np.bool_], str]:
         """Tokens of exact 0 where the other policy is far from it, and whose they are."""
-        sides = (
-            (placeholders(self.denominator, self.numerator), self.names[1]),
-            (placeholders(self.numerator, self.denominator), self.names[0]),
-        )
-        found, name = max(sides, key=lambda side: side[0].sum())
-        policy, other = (self.numerator, self.denominator)[:: 1 if name == self.names[0] else -1]
+        sides = ((self.denominator, self.numerator, self.names[1]), (self.numerator, self.denominator, self.names[0]))
+        policy, other, name = max(sides, key=lambda side: placeholders(side[0], side[1]).sum())
+        found = placeholders(policy, other)
         nearly = placeholders(np.where(policy > NEARLY, 0.0, policy), other)
         if nearly.sum() > 1.5 * found.sum():  # it is sure of these tokens by itself: of others it nearly is
             found = np.zeros_like(found)
